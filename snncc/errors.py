@@ -1,0 +1,130 @@
+"""Exception classes of snncc and the one renderer of their text.
+
+An error is part of the interface: it shows the user's own line with a caret, says what happened in
+one sentence, why (``Note:``) and what to do about it (``Hint:``), and carries a stable code.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A span in the user's source: file, 1-based line, 0-based columns, enclosing function."""
+
+    file: str
+    line: int
+    column: int | None = None
+    end_column: int | None = None
+    function: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    @property
+    def source(self) -> str:
+        """The text of the line, or an empty string where the file cannot be read."""
+        return linecache.getline(self.file, self.line).rstrip("\n")
+
+
+class SnnccError(Exception):
+    """Base of every error that snncc raises on purpose.
+
+    Args:
+        message: One sentence that ends in a period; the user's names in single quotes.
+        code: Stable identifier, listed in ``docs/errors.md``.
+        location: The user's line that is at fault, where there is one.
+        notes: Why it happened.
+        hints: What to do about it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        location: Location | None = None,
+        notes: Sequence[str] = (),
+        hints: Sequence[str] = (),
+    ) -> None:
+        self.message = message
+        self.code = code
+        self.location = location
+        self.notes = tuple(notes)
+        self.hints = tuple(hints)
+        super().__init__(render(self))
+
+
+class OptionError(SnnccError):
+    """A value or combination of options is not possible."""
+
+
+class CaptureError(SnnccError):
+    """The model's Python cannot be captured."""
+
+
+class UnsupportedError(SnnccError):
+    """The model or the request is outside what snncc can do exactly."""
+
+
+class FormError(SnnccError):
+    """The requested form is not legal for this recurrence."""
+
+
+class TargetError(SnnccError):
+    """The target is missing on this machine or cannot express this kernel."""
+
+
+class BuildError(SnnccError):
+    """The compiler of the host failed."""
+
+
+class LaunchError(SnnccError):
+    """The arguments do not fit the kernel."""
+
+
+class EquivalenceError(SnnccError):
+    """Results differ beyond the contract."""
+
+
+class InternalError(Exception):
+    """A fault of snncc itself: an invariant does not hold. Please report it."""
+
+
+class SnnccWarning(UserWarning):
+    """Base of the warnings that snncc issues."""
+
+
+class FallbackWarning(SnnccWarning):
+    """Part of the model runs serially because the user allowed it."""
+
+
+def render(error: SnnccError) -> str:
+    """Return the full text of an error: headline, span, notes, hints and code."""
+    lines = [error.message]
+    if error.location is not None:
+        lines += _render_location(error.location)
+    lines += [f"  Note: {note}" for note in error.notes]
+    lines += [f"  Hint: {hint}" for hint in error.hints]
+    lines.append(f"  Code: {error.code}")
+    return "\n".join(lines)
+
+
+def _render_location(location: Location) -> list[str]:
+    place = f'  File "{location.file}", line {location.line}'
+    if location.function:
+        place += f", in {location.function}"
+    source = location.source
+    if not source.strip():
+        return [place]
+    indent = len(source) - len(source.lstrip())
+    gutter = f"    {location.line} | "
+    lines = [place, gutter + source.strip()]
+    if location.column is not None and location.end_column is not None:
+        start = max(location.column - indent, 0)
+        width = max(min(location.end_column, len(source)) - location.column, 1)
+        lines.append(" " * (len(gutter) - 2) + "| " + " " * start + "^" * width)
+    return lines

@@ -1,0 +1,184 @@
+"""The reference interpreter of recurrences: torch operations, one step after another.
+
+It defines the meaning of the IR.  It never reads ``form``.  Run on tensors that require gradients
+it is differentiable, with the user's surrogate gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, assert_never
+
+import torch
+from torch import Tensor
+
+from snncc.ir.nodes import (
+    Binary,
+    Const,
+    Detach,
+    Expr,
+    Let,
+    Op,
+    Recurrence,
+    Select,
+    Surrogate,
+    Unary,
+    Var,
+)
+
+UNARY: Mapping[Op, Callable[[Tensor], Tensor]] = {
+    Op.NEG: torch.neg,
+    Op.ABS: torch.abs,
+    Op.SIGN: torch.sign,
+    Op.EXP: torch.exp,
+    Op.LOG: torch.log,
+    Op.SQRT: torch.sqrt,
+    Op.SIGMOID: torch.sigmoid,
+    Op.TANH: torch.tanh,
+    Op.SIN: torch.sin,
+    Op.COS: torch.cos,
+    Op.FLOOR: torch.floor,
+    Op.CEIL: torch.ceil,
+    Op.ROUND: torch.round,
+    Op.NOT: torch.logical_not,
+}
+BINARY: Mapping[Op, Callable[[Tensor, Tensor], Tensor]] = {
+    Op.ADD: torch.add,
+    Op.SUB: torch.sub,
+    Op.MUL: torch.mul,
+    Op.DIV: torch.div,
+    Op.POW: torch.pow,
+    Op.MIN: torch.minimum,
+    Op.MAX: torch.maximum,
+    Op.LT: torch.lt,
+    Op.LE: torch.le,
+    Op.GT: torch.gt,
+    Op.GE: torch.ge,
+    Op.EQ: torch.eq,
+    Op.NE: torch.ne,
+    Op.AND: torch.logical_and,
+    Op.OR: torch.logical_or,
+    Op.XOR: torch.logical_xor,
+}
+
+
+def run(
+    recurrence: Recurrence, inputs: Mapping[str, Tensor], length: int | None = None
+) -> dict[str, Tensor]:
+    """Run a recurrence over time, one step after another.
+
+    Args:
+        recurrence: The recurrence; its ``form`` is ignored.
+        inputs: For each STEP input a tensor that broadcasts to [T, *lanes], for each LANE input
+            one that broadcasts to [*lanes]; all of one float dtype.
+        length: T, needed only where the recurrence has no STEP input.
+
+    Returns:
+        For each output a tensor of shape [T, *lanes], for each final one of shape [*lanes].
+    """
+    steps = {name: inputs[name] for name in recurrence.step_inputs}
+    lanes = {name: inputs[name] for name in recurrence.lane_inputs}
+    length = next(iter(steps.values())).shape[0] if steps else int(length or 0)
+    shape = torch.broadcast_shapes(
+        *(x.shape[1:] for x in steps.values()), *(p.shape for p in lanes.values())
+    )
+    like = next(iter(inputs.values()))
+    state = {
+        s.name: evaluate(s.initial, lanes, like).expand(shape) for s in recurrence.states
+    }
+    history: dict[str, list[Tensor]] = {name: [] for name in recurrence.outputs}
+    order = range(length - 1, -1, -1) if recurrence.reverse else range(length)
+    for t in order:
+        values = run_step(recurrence, {n: x[t] for n, x in steps.items()} | lanes, state)
+        for name, seen in history.items():
+            seen.append(_float(values[name], like).expand(shape))
+        state = {s.name: values[s.update] for s in recurrence.states}
+    results = {name: _stack(seen, recurrence, shape, like) for name, seen in history.items()}
+    return results | {name: state[name].expand(shape) for name in recurrence.finals}
+
+
+def run_step(
+    recurrence: Recurrence, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Evaluate every let of one step and return all values by name."""
+    values = {**inputs, **state}
+    like = next(iter(values.values()))
+    for let in recurrence.lets:
+        values[let.name] = evaluate_let(let, values, like)
+    return values
+
+
+def evaluate_let(let: Let, values: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Evaluate a let; where it has a surrogate, the result carries the surrogate's gradient."""
+    if let.surrogate is None:
+        return evaluate(let.expr, values, like)
+    rule = let.surrogate
+    with torch.no_grad():
+        value = evaluate(let.expr, values, like)
+    args = tuple(values[name] for name in rule.args)
+    if not any(arg.requires_grad for arg in args):
+        return value
+    scope = {name: x.detach() for name, x in values.items()} | {let.name: value}
+    return _SurrogateFunction.apply(rule, scope, value, *args)  # type: ignore[no-any-return]
+
+
+class _SurrogateFunction(torch.autograd.Function):
+    """Returns a value computed elsewhere; its gradient is the surrogate's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rule: Surrogate, scope: dict[str, Tensor], value: Tensor, *args: Tensor
+    ) -> Tensor:
+        ctx.rule, ctx.scope = rule, scope
+        ctx.shapes = tuple(arg.shape for arg in args)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        values = ctx.scope | {ctx.rule.cotangent: cotangents[0]}
+        for let in ctx.rule.lets:
+            values[let.name] = evaluate(let.expr, values, cotangents[0])
+        results = (evaluate(r, values, cotangents[0]) for r in ctx.rule.results)
+        shaped = (r.expand(cotangents[0].shape).sum_to_size(s)
+                  for r, s in zip(results, ctx.shapes, strict=True))
+        return (None, None, None, *shaped)
+
+
+def evaluate(expr: Expr, values: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Evaluate an expression; literals take the dtype and device of ``like``."""
+    match expr:
+        case Const(value):
+            dtype = torch.bool if isinstance(value, bool) else like.dtype
+            return torch.tensor(value, dtype=dtype, device=like.device)
+        case Var(name):
+            return values[name]
+        case Unary(Op.FLOAT, arg):
+            return evaluate(arg, values, like).to(like.dtype)
+        case Unary(op, arg):
+            return UNARY[op](evaluate(arg, values, like))
+        case Binary(Op.POW, base, Const(exponent)):
+            return torch.pow(evaluate(base, values, like), exponent)
+        case Binary(op, lhs, rhs):
+            return BINARY[op](evaluate(lhs, values, like), evaluate(rhs, values, like))
+        case Select(condition, if_true, if_false):
+            return torch.where(
+                evaluate(condition, values, like),
+                evaluate(if_true, values, like),
+                evaluate(if_false, values, like),
+            )
+        case Detach(arg):
+            return evaluate(arg, values, like).detach()
+        case _:
+            assert_never(expr)
+
+
+def _float(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype) if value.dtype == torch.bool else value
+
+
+def _stack(
+    seen: list[Tensor], recurrence: Recurrence, shape: torch.Size, like: Tensor
+) -> Tensor:
+    if not seen:
+        return torch.empty((0, *shape), dtype=like.dtype, device=like.device)
+    return torch.stack(seen[::-1] if recurrence.reverse else seen)

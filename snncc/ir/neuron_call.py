@@ -1,0 +1,34 @@
+"""The call of a recurrence inside a sequence graph (L2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from snncc.ir import interpret
+from snncc.ir.program import NeuronProgram
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronCall:
+    """Target of a ``call_function`` node: ``call(length, *steps, *lanes)``.
+
+    Its arguments are T, one tensor for each STEP input (broadcastable to [T, *lanes]) and one for
+    each LANE input (broadcastable to [*lanes]), in the order of the recurrence; its result is a
+    tuple, the outputs [T, *lanes] followed by the finals [*lanes].  Calling it runs the reference
+    interpreter.
+    """
+
+    program: NeuronProgram
+
+    @property
+    def __name__(self) -> str:
+        return self.program.forward.name
+
+    def __call__(self, length: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Run the recurrence by the reference interpreter."""
+        forward = self.program.forward
+        names = (*forward.step_inputs, *forward.lane_inputs)
+        values = interpret.run(forward, dict(zip(names, arguments, strict=True)), length)
+        return tuple(values[name] for name in (*forward.outputs, *forward.finals))

@@ -1,0 +1,71 @@
+"""What the passes hand to code generation: a recurrence, its adjoint, and what is stored between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from snncc.ir.nodes import Recurrence
+
+
+@dataclass(frozen=True, slots=True)
+class Adjoint:
+    """The reverse-time recurrence that computes the gradients of a forward recurrence.
+
+    ``recurrence`` runs from T-1 down to 0.  Its STEP inputs are the cotangents of the forward
+    outputs and the ``residuals``: forward names (step inputs, states *before* the step, lets) whose
+    values at the same step the adjoint reads.  Its LANE inputs are forward lane inputs under their
+    own names and the cotangents of the forward finals.  Its outputs are the gradients of the
+    forward step inputs, and its finals the gradients of the forward lane inputs.
+
+    Attributes:
+        recurrence: The adjoint itself.
+        residuals: Forward names that are STEP inputs of ``recurrence``, under the same name.
+        output_cotangents: For each forward output the STEP input that holds its cotangent.
+        final_cotangents: For each forward final the LANE input that holds its cotangent.
+        step_gradients: For each forward step input the output name of its gradient, or None.
+        lane_gradients: For each forward lane input the finals whose sum is its gradient.
+    """
+
+    recurrence: Recurrence
+    residuals: tuple[str, ...]
+    output_cotangents: tuple[str, ...]
+    final_cotangents: tuple[str, ...]
+    step_gradients: tuple[str | None, ...]
+    lane_gradients: tuple[tuple[str, ...], ...]
+
+
+class Place(Enum):
+    """Where the values live that the reverse sweep needs from the forward sweep."""
+
+    SCRATCH = "scratch"  # not kept: the backward kernel runs forward again, tile by tile, in cache
+    MEMORY = "memory"  # written by the forward kernel, one value for each step and lane
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What connects the forward sweep to the reverse sweep.
+
+    Attributes:
+        place: Recomputed into a cache-sized scratch, or stored in memory.
+        saved: Forward states (their value before the step) and lets kept for each step and lane.
+            A bool takes one bit in memory.
+        recomputed: Forward lets evaluated again in each reverse step, in order of evaluation, from
+            ``saved``, the inputs and one another; together they cover the adjoint's residuals.
+    """
+
+    place: Place
+    saved: tuple[str, ...]
+    recomputed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronProgram:
+    """One neuron layer, ready for code generation.
+
+    ``adjoint`` and ``storage`` are None where the layer can only be run without gradients.
+    """
+
+    forward: Recurrence
+    adjoint: Adjoint | None = None
+    storage: Storage | None = None

@@ -1,0 +1,129 @@
+"""Operators of the sequence graph (L2) that exist only because time became an axis.
+
+They are plain functions on tensors with views wherever torch allows one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snncc.errors import Location, UnsupportedError
+
+
+def time_view(x: Tensor, dim: int, start: int, stride: int, length: int) -> Tensor:
+    """Return the per-step slices ``x.select(dim, start + stride * k)`` as one [T, *] tensor.
+
+    Args:
+        x: The tensor that the loop indexes.
+        dim: Its time axis.
+        start: Index at step 0; negative counts from the end.
+        stride: Change of the index from step to step; may be negative.
+        length: T.
+    """
+    size = x.shape[dim]
+    first = start + size if start < 0 else start
+    last = first + stride * (length - 1)
+    if length and not (0 <= first < size and 0 <= last < size):
+        raise IndexError(
+            f"step {length - 1} of the loop reads index {last} of an axis of size {size}"
+        )
+    moved = x.movedim(dim, 0)
+    if stride == 1:
+        return moved[first : first + length]
+    if stride > 1:
+        return moved[first : last + 1 : stride]
+    indices = torch.arange(length, device=x.device) * stride + first
+    return moved.index_select(0, indices)
+
+
+def align(x: Tensor, rank: int) -> Tensor:
+    """Insert axes of size 1 after time, so that [T, *] broadcasts against lanes of ``rank``."""
+    missing = rank + 1 - x.dim()
+    return x.reshape(x.shape[:1] + (1,) * missing + x.shape[1:]) if missing > 0 else x
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """An operator on batches, applied to all steps at once: time is folded into the batch."""
+
+    operator: Callable[..., Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return f"{self.operator.__name__}_over_time"
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the operator to [T, B, *] as to [T * B, *]."""
+        y = self.operator(x.flatten(0, 1), *args, **kwargs)
+        return y.unflatten(0, x.shape[:2])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear layer to [T, *, in], in the memory order that x has.
+
+    A sequence that is a view of batch-first memory is multiplied in that order: rows are
+    independent, and a copy would cost as much as the neuron.
+    """
+    if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
+        return torch.nn.functional.linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def repeat_time(x: Tensor, length: int) -> Tensor:
+    """Repeat a value that is the same at all steps: [*] to [T, *], as a view."""
+    return x.expand(length, *x.shape)
+
+
+def step_numbers(values: Sequence[float], rank: int, like: Tensor) -> Tensor:
+    """Return Python numbers, one a step, as [T, 1, ...] with the dtype of ``like``."""
+    numbers = torch.tensor(values, dtype=like.dtype, device=like.device)
+    return numbers.reshape(-1, *(1,) * rank)
+
+
+def shift_time(x: Tensor, initial: Tensor | float) -> Tensor:
+    """Return the values of the step before: ``initial``, x[0], ..., x[T-2]."""
+    if isinstance(initial, Tensor):
+        first = initial.to(x.dtype).expand(x.shape[1:])
+    else:
+        first = torch.full_like(x[0], initial)
+    return torch.cat([first.unsqueeze(0), x[:-1]])
+
+
+def last_step(x: Tensor) -> Tensor:
+    """Return the value of the last step of [T, *]."""
+    return x[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class TripLength:
+    """The number of steps of a loop over axis ``dim`` of a tensor, plus ``offset``."""
+
+    dim: int
+    offset: int
+    where: Location | None = None
+
+    @property
+    def __name__(self) -> str:
+        return "trip_length"
+
+    def __call__(self, x: Tensor) -> int:
+        """Return the number of steps.
+
+        Raises:
+            UnsupportedError: There is no step at all.
+        """
+        length = int(x.shape[self.dim]) + self.offset
+        if length < 1:
+            raise UnsupportedError(
+                "The time axis of the input has no step.",
+                code="unsupported.empty-sequence",
+                location=self.where,
+                notes=[f"the loop runs over axis {self.dim} of a tensor of {tuple(x.shape)}"],
+                hints=["Pass at least one time step."],
+            )
+        return length

@@ -1,0 +1,103 @@
+"""L0: the flat record of one run of the user's model, as a ``torch.fx.Graph``.
+
+The graph is a pure function of tensors.  Its nodes are
+
+* ``placeholder``: one for each tensor that the run read and did not compute, in the order of
+  `Tape.sources`;
+* ``call_function``: a *canonical* operator (`snncc.frontend.canonical`): no methods, no in-place
+  operators, no operator dunders, no writes through views.  Arguments are nodes, literals, and
+  (nested) tuples, lists and slices of them.  Integers read off shapes are nodes too
+  (``size(tensor, dim)``) and so is integer arithmetic on them;
+* ``output``: a flat tuple, the leaves of the user's return value followed by the values of
+  `Tape.writes`.
+
+Every ``call_function`` and ``placeholder`` node carries in ``node.meta``:
+
+=============  ====================================================================================
+``where``      `snncc.errors.Location` of the user's line, or None
+``path``       tuple of ints that identifies the call path: equal for two runs of the same statement
+               reached through the same calls, whatever the iteration
+``shape``      tuple of ints as seen in the run; absent for values that are not tensors
+``dtype``      torch dtype as seen; absent for values that are not tensors
+``value``      the integer as seen, for values that are integers
+``grad``       False where the run was under ``torch.no_grad``; True otherwise
+``impure``     True for operators that draw random numbers or change a buffer behind the scenes
+=============  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.fx
+from torch.utils import _pytree as pytree
+
+
+class SourceKind(Enum):
+    """Where a tensor that the run read comes from."""
+
+    INPUT = "input"  # a leaf of the arguments
+    PARAMETER = "parameter"  # of the model, by qualified name
+    BUFFER = "buffer"  # of the model, by qualified name
+    ATTRIBUTE = "attribute"  # a plain tensor attribute of a module: state carried between calls
+    CONSTANT = "constant"  # created outside the run, or made from Python data during the run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A tensor that the run read and did not compute.
+
+    Attributes:
+        kind: Where it comes from.
+        name: For INPUT the leaf's path in the arguments (``x``, ``args[1].v``), else the qualified
+            name of the parameter, buffer or attribute (``lif1.v``), or a unique name.
+        index: For INPUT the position among the flattened arguments.
+        tensor: For CONSTANT the tensor itself, held by reference so that later changes of its
+            value are seen.
+    """
+
+    kind: SourceKind
+    name: str
+    index: int | None = None
+    tensor: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    """A change that the run left behind: the value that a buffer or attribute has after it.
+
+    ``value`` is the position of the new value among the outputs of the graph.  ``in_place`` tells
+    whether the user's code changed the tensor object itself (``buf.add_(1)``) or rebound the
+    attribute (``self.v = v``).
+    """
+
+    source: Source
+    value: int
+    in_place: bool
+
+
+@dataclass(eq=False)
+class Tape:
+    """One recorded run.
+
+    Attributes:
+        graph: The flat graph.
+        sources: For each placeholder of the graph, in order, where its tensor comes from.
+        in_spec: How ``(args, kwargs)`` flatten; INPUT sources index the flattened leaves.
+        out_spec: How the user's return value unflattens from the leading graph outputs.
+        output_leaves: For each leaf of the return value: the position among the graph outputs, or
+            a plain Python object that was returned as it is.
+        writes: What the run left behind in buffers and attributes.
+        result: What the user's code returned in the recorded run.
+    """
+
+    graph: torch.fx.Graph
+    sources: tuple[Source, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    output_leaves: tuple[int | Any, ...]
+    writes: tuple[Write, ...] = ()
+    result: Any = field(default=None, repr=False)

@@ -1,0 +1,23 @@
+"""The passes on sequence graphs, in the order in which they run."""
+
+from __future__ import annotations
+
+from snncc.ir.program import Place
+from snncc.passes.base import Pass, Rejection
+from snncc.passes.differentiate import Differentiate
+from snncc.passes.fuse_time import FuseTime
+from snncc.passes.hoist_stateless import HoistStateless
+from snncc.passes.plan_storage import PlanStorage
+from snncc.passes.simplify_step import SimplifyStep
+
+__all__ = ["Pass", "Rejection", "passes_for"]
+
+
+def passes_for(place: Place | None, leaves: tuple[bool, ...]) -> tuple[Pass, ...]:
+    """Return the passes of the fused mode.
+
+    Args:
+        place: Where forward leaves what backward needs; None chooses by bytes moved.
+        leaves: For each placeholder of the graph whether its tensor requires gradients.
+    """
+    return (HoistStateless(), SimplifyStep(), FuseTime(), Differentiate(leaves), PlanStorage(place))

@@ -1,0 +1,288 @@
+"""How a stateless operator is applied to a whole sequence at once.
+
+One rule for each operator that knows the time axis: from the call at one step to the call on
+[T, *].  A rule answers with a node, or with a `Rejection`; the operator is then mapped over time,
+one call a step, which is always exact.
+
+Numerics: a rule that changes how many rows a matrix product has is listed in ``REASSOCIATED``,
+because the library may then sum in another order; all others are bitwise.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F  # noqa: N812
+
+from snncc.frontend.canonical import size
+from snncc.ir import sequence_ops
+from snncc.passes.base import Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value of the body, as it exists outside of the loop.
+
+    ``rank`` is the number of axes at one step; ``stacked`` tells whether time is in front of them.
+    """
+
+    node: Any
+    rank: int
+    stacked: bool
+
+
+Emit = Callable[..., torch.fx.Node]
+Rule = Callable[[Emit, torch.fx.Node, list[Any], dict[str, Any]], torch.fx.Node | Rejection]
+
+MAPPED = Rejection("mapped", "no rule applies it to all steps at once")
+
+
+def elementwise_rule(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node:
+    """Broadcast: align what has time, leave what has not."""
+    rank = len(node.meta["shape"])
+
+    def aligned(value: Any) -> Any:
+        if not isinstance(value, Value):
+            return value
+        if value.stacked and value.rank < rank:
+            return emit(sequence_ops.align, value.node, rank)
+        return value.node
+
+    target: Any = node.target
+    return emit(target, *map(aligned, args), **{k: aligned(v) for k, v in kwargs.items()})
+
+
+def _linear(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    if _stacked(args[1:]) or kwargs:
+        return MAPPED
+    return emit(sequence_ops.linear, *plain(args))
+
+
+def _folded(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    """Fold time into the batch around the operator."""
+    x = args[0]
+    batched = len(node.meta["shape"]) == x.rank and x.rank >= _batched_rank(node.target)
+    if not batched or _stacked(args[1:]) or _stacked(list(kwargs.values())):
+        return MAPPED
+    target: Any = node.target
+    return emit(sequence_ops.Folded(target), x.node, *plain(args[1:]), **kwargs)
+
+
+def _batched_rank(target: Any) -> int:
+    name = getattr(target, "__name__", "")
+    return next((d + 2 for d in (1, 2, 3) if f"{d}d" in name), 2)
+
+
+def _batch_norm(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    training = args[5] if len(args) > 5 else kwargs.get("training", False)
+    if training:
+        return Rejection("train-norm", "each step has its own batch statistics")
+    return _folded(emit, node, args, kwargs)
+
+
+def _dropout(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    training = args[2] if len(args) > 2 else kwargs.get("training", True)
+    result: torch.fx.Node | Rejection = MAPPED if training else args[0].node
+    return result
+
+
+def _shift_dims(*positions: int) -> Rule:
+    """Move the dims at these argument positions behind time; absent ones are not touched."""
+
+    def rule(
+        emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+    ) -> torch.fx.Node | Rejection:
+        if _stacked(args[1:]) or "dim" in kwargs or not set(positions) & set(range(len(args))):
+            return MAPPED
+        shifted = [_behind(a) if i in positions else a for i, a in enumerate(plain(args))]
+        target: Any = node.target
+        return emit(target, *shifted, **kwargs)
+
+    return rule
+
+
+def _behind(dim: Any) -> Any:
+    if isinstance(dim, tuple | list):
+        return tuple(_behind(d) for d in dim)
+    return dim + 1 if isinstance(dim, int) and dim >= 0 else dim
+
+
+def _reduce(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    """Reduce over given dims, or over all of one step."""
+    x = args[0]
+    dim = args[1] if len(args) > 1 else kwargs.pop("dim", None)
+    if _stacked(args[1:]):
+        return MAPPED
+    everything = tuple(range(1, x.rank + 1))
+    if dim is None and not everything:
+        return MAPPED
+    dims = everything if dim is None else _behind(dim)
+    target: Any = node.target
+    return emit(target, x.node, dims, *args[2:], **kwargs)
+
+
+def _reshape(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    if kwargs:
+        return MAPPED
+    sizes = args[1] if isinstance(args[1], tuple | list) else args[1:]
+    length = emit(size, args[0].node, 0)
+    return emit(torch.reshape, args[0].node, (length, *plain(sizes)))
+
+
+def _flatten(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    start = args[1] if len(args) > 1 else kwargs.get("start_dim", 0)
+    end = args[2] if len(args) > 2 else kwargs.get("end_dim", -1)
+    return emit(torch.flatten, args[0].node, _behind(start), _behind(end))
+
+
+def _permute(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    x = args[0]
+    dims = tuple(d % x.rank + 1 for d in args[1])
+    return emit(torch.permute, x.node, (0, *dims))
+
+
+def _getitem(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    index = args[1]
+    if _stacked([index]) or not isinstance(index, int | slice | tuple):
+        return MAPPED
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(p, int | slice) or p is None or p is Ellipsis for p in parts):
+        return MAPPED
+    return emit(operator.getitem, args[0].node, (slice(None), *parts))
+
+
+def _gather(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    """Concatenate or stack; what has no time is repeated."""
+    parts = args[0]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    first = next((p for p in parts if isinstance(p, Value) and p.stacked), None)
+    if first is None:
+        return MAPPED
+    length = emit(size, first.node, 0)
+    repeated = [
+        p.node if p.stacked else emit(sequence_ops.repeat_time, p.node, length) for p in parts
+    ]
+    target: Any = node.target
+    return emit(target, repeated, _behind(dim))
+
+
+def _matmul(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    a, b = args
+    rows = a.stacked and not b.stacked and b.rank <= 2
+    both = a.stacked and b.stacked and a.rank == b.rank >= 2
+    left = b.stacked and not a.stacked and b.rank == a.rank == 2
+    return emit(torch.matmul, a.node, b.node) if rows or both or left else MAPPED
+
+
+def _direct(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    """Apply an operator that treats leading axes alike as it is."""
+    if _stacked(args[1:]):
+        return MAPPED
+    target: Any = node.target
+    return emit(target, *plain(args), **kwargs)
+
+
+def _size(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    return emit(size, args[0].node, _behind(args[1]))
+
+
+def _stacked(values: Any) -> bool:
+    return any(isinstance(v, Value) and v.stacked for v in _flat(values))
+
+
+def _flat(values: Any) -> list[Any]:
+    if isinstance(values, tuple | list):
+        return [v for item in values for v in _flat(item)]
+    return [values]
+
+
+def plain(values: Any) -> list[Any]:
+    """Return arguments with the nodes in place of the values."""
+    return [
+        tuple(plain(v)) if isinstance(v, tuple | list) else v.node if isinstance(v, Value) else v
+        for v in values
+    ]
+
+
+FOLDED = (
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.lp_pool2d,
+    torch.conv1d, torch.conv2d, torch.conv3d, F.interpolate, F.pad, F.group_norm,
+)  # fmt: skip
+
+# Elementwise for torch, though without a scalar form here.
+POINTWISE = (
+    F.gelu, F.silu, F.softplus, F.leaky_relu, F.elu, F.hardtanh, F.hardsigmoid, F.softsign,
+    torch.erf, torch.expm1, torch.log1p, torch.rsqrt, torch.tan, torch.atan, torch.sinh, torch.cosh,
+)  # fmt: skip
+
+RULES: Mapping[Any, Rule] = {
+    F.linear: _linear,
+    **{target: _folded for target in FOLDED},
+    F.batch_norm: _batch_norm,
+    F.dropout: _dropout,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    torch.bmm: _matmul,
+    torch.reshape: _reshape,
+    torch.flatten: _flatten,
+    torch.permute: _permute,
+    torch.transpose: _shift_dims(1, 2),
+    torch.movedim: _shift_dims(1, 2),
+    torch.unsqueeze: _shift_dims(1),
+    torch.squeeze: _shift_dims(1),
+    torch.select: _shift_dims(1),
+    torch.softmax: _shift_dims(1),
+    torch.log_softmax: _shift_dims(1),
+    F.softmax: _shift_dims(1),
+    F.log_softmax: _shift_dims(1),
+    F.layer_norm: _direct,
+    **{target: _direct for target in POINTWISE},
+    torch.sum: _reduce,
+    torch.mean: _reduce,
+    torch.amax: _reduce,
+    torch.amin: _reduce,
+    torch.cat: _gather,
+    torch.stack: _gather,
+    operator.getitem: _getitem,
+    size: _size,
+}
+
+# Operators whose sums may be taken in another order once time is folded in.
+REASSOCIATED = frozenset(
+    {F.linear, torch.matmul, torch.mm, torch.bmm, torch.sum, torch.mean, *FOLDED[:6], *FOLDED[16:19]}
+)

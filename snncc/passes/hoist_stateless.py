@@ -1,0 +1,388 @@
+"""Take a time loop apart: ``for t: for layer`` becomes ``for layer: all t``.
+
+Before, one loop runs the whole network step by step.  After, every operator without state runs once
+over the whole sequence, each neuron is one call over the whole sequence, and only what feeds back
+through a matrix product or a reduction is left as a (smaller) loop.  It is legal because a body node
+reads, at step t, only values of step t and carries; the groups of `find_recurrences` are closed
+under those dependencies, so running them one after another over all t computes the same values.
+
+Numerics: bitwise, except for matrix products and reductions over more rows than one step has
+(`batch_rules.REASSOCIATED`).
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx
+
+from snncc.errors import InternalError
+from snncc.frontend.canonical import cast, size
+from snncc.ir import sequence_ops
+from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.numerics import Numerics
+from snncc.ir.program import NeuronProgram
+from snncc.ir.time_loop import Carry, Fill, Invariant, Result, Step, TimeLoop, Trip
+from snncc.passes.base import Rejection
+from snncc.passes.batch_rules import REASSOCIATED, RULES, Value, elementwise_rule
+from snncc.passes.find_recurrences import Group, Kind, elementwise, find_recurrences
+from snncc.passes.scalarize import scalarize
+
+
+@dataclass(frozen=True, slots=True)
+class HoistStateless:
+    """Replace every time loop by sequence operators, neuron calls and residual loops."""
+
+    name = "hoist-stateless"
+    numerics = Numerics.REASSOCIATED
+
+    def run(self, graph: torch.fx.Graph) -> torch.fx.Graph | Rejection:
+        """Return the sequence graph of a graph with time loops."""
+        loops = [n for n in graph.nodes if isinstance(n.target, TimeLoop)]
+        if not loops:
+            return Rejection("no-time-loop", "the model has no loop over time")
+        result = torch.fx.Graph()
+        result.output(result.graph_copy(graph, {}))
+        for node in result.nodes:
+            if isinstance(node.target, TimeLoop):
+                _Split(result, node, node.target).run()
+        result.eliminate_dead_code()
+        result.lint()
+        return result
+
+
+@dataclass
+class _Split:
+    """Takes one loop apart; ``env`` maps body nodes to the values that exist outside of it."""
+
+    graph: torch.fx.Graph
+    call: torch.fx.Node
+    loop: TimeLoop
+    env: dict[torch.fx.Node, Value] = field(default_factory=dict)
+    tables: dict[torch.fx.Node, tuple[float, ...]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Emit the groups in order, then connect the results."""
+        loop = self.loop
+        self.body = {n.name: n for n in loop.body.nodes}
+        self.carries = {self.body[c.name]: (c, self.body[c.update]) for c in loop.carries}
+        self.operands = list(self.call.args)
+        self.lasts: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.where: Any = None
+        with self.graph.inserting_before(self.call):
+            self.length = self.emit_length()
+            self.bind_inputs()
+            for group in find_recurrences(loop):
+                self.emit_group(group)
+            self.connect()
+
+    def emit(self, target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
+        """Add a call to the sequence graph."""
+        node = self.graph.call_function(target, args, kwargs)
+        node.meta["where"] = self.where
+        return node
+
+    def emit_length(self) -> Any:
+        trip = self.loop.trip
+        if trip.operand is None:
+            return trip.seen
+        first = next((n for n in self.loop.body.nodes if n.meta.get("where")), None)
+        where = first.meta["where"] if first is not None else None
+        count = sequence_ops.TripLength(trip.dim, trip.offset, where)
+        return self.emit(count, self.operands[trip.operand])
+
+    def bind_inputs(self) -> None:
+        """Give the placeholders of the body their values."""
+        for step in self.loop.steps:
+            node = self.body[step.name]
+            view = self.emit(
+                sequence_ops.time_view,
+                self.operands[step.operand],
+                step.dim,
+                step.start,
+                step.stride,
+                self.length,
+            )
+            self.bind(node, view, stacked=True)
+        for invariant in self.loop.invariants:
+            self.bind(self.body[invariant.name], self.operands[invariant.operand], stacked=False)
+        for table in self.loop.tables:
+            self.tables[self.body[table.name]] = table.values
+
+    def bind(self, node: torch.fx.Node, value: Any, *, stacked: bool) -> None:
+        """Note the value of a body node and pass on what is known of it."""
+        self.env[node] = Value(value, len(node.meta.get("shape", ())), stacked)
+        if isinstance(value, torch.fx.Node):
+            value.meta.setdefault("where", node.meta.get("where"))
+            value.meta.setdefault("dtype", node.meta.get("dtype"))
+
+    def emit_group(self, group: Group) -> None:
+        first = next((n for n in group.nodes if n.op == "call_function"), None)
+        self.where = first.meta.get("where") if first is not None else None
+        if group.kind is Kind.NEURON:
+            self.emit_neuron(group)
+        elif group.kind is Kind.SERIAL:
+            self.emit_serial(group.nodes, group.reason, group.culprit)
+        elif group.kind is Kind.INVARIANT:
+            node = group.nodes[0]
+            args, kwargs = self.arguments(node, lambda v: v.node)
+            self.bind(node, self.emit(node.target, *args, **kwargs), stacked=False)
+        else:
+            self.emit_stateless(group.nodes[0])
+
+    def emit_stateless(self, node: torch.fx.Node) -> None:
+        """Apply one operator to the whole sequence, or map it over time."""
+        if node.target is size:
+            source = self.env[node.args[0]]  # type: ignore[index]
+            dim: Any = node.args[1]
+            behind = dim + 1 if source.stacked and dim >= 0 else dim
+            self.bind(node, self.emit(size, source.node, behind), stacked=False)
+            return
+        if not node.meta.get("impure") and not any(map(self.is_stacked, node.all_input_nodes)):
+            args, kwargs = self.arguments(node, lambda v: v.node)
+            self.bind(node, self.emit(node.target, *args, **kwargs), stacked=False)
+            return
+        rank = len(node.meta.get("shape", ()))
+        args, kwargs = self.arguments(node, lambda v: v, rank)
+        result: torch.fx.Node | Rejection = Rejection("effect", "it changes state each time")
+        rule = elementwise_rule if elementwise(node) is None else RULES.get(node.target)
+        stacked = [a for a in args if isinstance(a, Value) and a.stacked]
+        if rule is not None and (stacked or not node.all_input_nodes or _lists(args)):
+            result = rule(self.emit, node, args, kwargs)
+        elif rule is None:
+            result = Rejection("mapped", "no rule applies it to all steps at once")
+        if isinstance(result, Rejection):
+            self.emit_serial((node,), result, node)
+            return
+        if node.target in REASSOCIATED:
+            result.meta["numerics"] = Numerics.REASSOCIATED
+            result.meta["stacked"] = tuple(isinstance(a, Value) and a.stacked for a in args)
+        self.bind(node, result, stacked=True)
+
+    def arguments(self, node: torch.fx.Node, read: Any, rank: int = 0) -> tuple[Any, Any]:
+        """Return the arguments of a body node with its inputs replaced."""
+
+        def replace(value: Any) -> Any:
+            if isinstance(value, torch.fx.Node):
+                return self.numbers(value, rank) if value in self.tables else read(self.env[value])
+            if isinstance(value, slice):
+                return slice(*(replace(p) for p in (value.start, value.stop, value.step)))
+            if isinstance(value, tuple | list):
+                return type(value)(replace(v) for v in value)
+            return value
+
+        args = [replace(a) for a in node.args]
+        return args, {k: replace(v) for k, v in node.kwargs.items()}
+
+    def numbers(self, node: torch.fx.Node, rank: int) -> Value:
+        """Return the numbers of a table as a sequence that broadcasts against ``rank`` axes."""
+        like = next(v.node for v in self.env.values() if v.stacked)
+        values = self.emit(sequence_ops.step_numbers, self.tables[node], rank, like)
+        return Value(values, rank, stacked=True)
+
+    def emit_neuron(self, group: Group) -> None:
+        """Emit one call for a neuron and bind its outputs."""
+        wanted = self.needed(group.nodes)
+        neuron = scalarize(
+            self.neuron_name(),
+            group.nodes,
+            {n: self.carries[n] for n in group.nodes if n in self.carries},
+            self.is_stacked,
+            wanted,
+        )
+        call = NeuronCall(NeuronProgram(neuron.recurrence))
+        member = next(n for n in group.nodes if n in self.carries)
+        update = self.carries[member][1]
+        rank, dtype = len(update.meta["shape"]), update.meta["dtype"]
+        steps = [self.step_argument(n, rank, dtype) for n in neuron.steps]
+        lanes = [self.lane_argument(n, dtype) for n in neuron.lanes]
+        result = self.emit(call, self.length, *steps, *lanes)
+        result.meta["dtype"] = dtype
+        for position, node in enumerate((*neuron.outputs, *neuron.finals)):
+            value = self.emit(operator.getitem, result, position)
+            value.meta["dtype"] = dtype
+            if node.meta.get("dtype") == torch.bool:
+                value = self.emit(cast, value, torch.bool)
+            if position < len(neuron.outputs):
+                self.bind(node, value, stacked=True)
+            else:
+                self.lasts[node] = value
+
+    def is_stacked(self, node: torch.fx.Node) -> bool:
+        return node in self.tables or self.env[node].stacked
+
+    def neuron_name(self) -> str:
+        taken = sum(isinstance(n.target, NeuronCall) for n in self.graph.nodes)
+        return f"neuron{taken + 1}"
+
+    def step_argument(self, node: torch.fx.Node, rank: int, dtype: torch.dtype) -> Any:
+        value = self.numbers(node, rank) if node in self.tables else self.env[node]
+        result = self.in_dtype(value.node, node, dtype)
+        return self.emit(sequence_ops.align, result, rank) if value.rank < rank else result
+
+    def lane_argument(self, node: torch.fx.Node | Carry, dtype: torch.dtype) -> Any:
+        if isinstance(node, Carry):
+            assert isinstance(node.initial, int)
+            operand = self.operands[node.initial]
+            return self.in_dtype(operand, operand, dtype)
+        return self.in_dtype(self.env[node].node, node, dtype)
+
+    def in_dtype(self, value: Any, node: Any, dtype: torch.dtype) -> Any:
+        """Convert what torch would have promoted: bools and scalars of another float type."""
+        seen = node.meta.get("dtype", dtype) if isinstance(node, torch.fx.Node) else dtype
+        return value if seen == dtype else self.emit(cast, value, dtype)
+
+    def emit_serial(
+        self,
+        nodes: tuple[torch.fx.Node, ...],
+        reason: Rejection | None,
+        culprit: torch.fx.Node | None,
+    ) -> None:
+        """Leave nodes as a loop of their own, over the sequences computed before."""
+        residual = _Residual(self, nodes)
+        every, last = self.needed(nodes)
+        loop = residual.build([*every], [*last])
+        result = self.emit(loop, *residual.operands)
+        result.meta["rejection"] = reason
+        result.meta["culprit"] = culprit
+        for position, node in enumerate((*every, *last)):
+            value = self.emit(operator.getitem, result, position)
+            if position < len(every):
+                self.bind(node, value, stacked=True)
+            else:
+                self.lasts[node] = value
+
+    def needed(
+        self, nodes: tuple[torch.fx.Node, ...]
+    ) -> tuple[list[torch.fx.Node], list[torch.fx.Node]]:
+        """Return which nodes of a group are read at every step, and whose last value is."""
+        inside = set(nodes)
+        updates_outside = {
+            update for carry, (_, update) in self.carries.items() if carry not in inside
+        }
+        stacked = {r.node for r in self.loop.results if r.stacked}
+        every = [
+            n
+            for n in nodes
+            if n.name in stacked or n in updates_outside or any(u not in inside for u in n.users)
+        ]
+        last = {r.node for r in self.loop.results if not r.stacked}
+        return every, [n for n in nodes if n.name in last]
+
+    def connect(self) -> None:
+        """Replace the results of the loop by the values that exist now."""
+        for user in list(self.call.users):
+            if user.target is not operator.getitem:
+                raise InternalError(f"'{user}' reads the loop '{self.loop.name}' as a whole")
+            result = self.loop.results[int(user.args[1])]  # type: ignore[arg-type]
+            user.replace_all_uses_with(self.result(result))
+            self.graph.erase_node(user)
+        self.graph.erase_node(self.call)
+
+    def result(self, result: Result) -> Any:
+        node = self.body[result.node]
+        if not result.stacked and node in self.lasts:
+            return self.lasts[node]
+        value = self.env[node]
+        if result.stacked:
+            if value.stacked:
+                return value.node
+            return self.emit(sequence_ops.repeat_time, value.node, self.length)
+        return self.emit(sequence_ops.last_step, value.node) if value.stacked else value.node
+
+
+def _lists(args: list[Any]) -> bool:
+    return any(isinstance(a, tuple | list) for a in args)
+
+
+class _Residual:
+    """Builds the smaller loop of the nodes that stay one step after another."""
+
+    def __init__(self, split: _Split, nodes: tuple[torch.fx.Node, ...]) -> None:
+        self.split = split
+        self.nodes = nodes
+        self.body = torch.fx.Graph()
+        self.copies: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.operands: list[Any] = []
+        self.length_operand = 0
+        self.steps: list[Step] = []
+        self.invariants: list[Invariant] = []
+        self.tables = tuple(
+            t for t in split.loop.tables if any(n in split.tables for n in self.inputs())
+        )
+
+    def inputs(self) -> list[torch.fx.Node]:
+        """Return the outside nodes that the loop reads."""
+        inside = set(self.nodes)
+        reads = [i for n in self.nodes for i in n.all_input_nodes]
+        for carry, update in (self.split.carries[n] for n in self.nodes if n in self.split.carries):
+            reads.append(update)
+            if isinstance(carry.initial, Fill) and carry.initial.like is not None:
+                reads.append(self.split.body[carry.initial.like])
+        return [n for n in dict.fromkeys(reads) if n not in inside]
+
+    def build(self, every: list[torch.fx.Node], last: list[torch.fx.Node]) -> TimeLoop:
+        """Return the loop; its operands are in `operands`."""
+        split = self.split
+        members = [n for n in self.nodes if n in split.carries]
+        for node in (*self.inputs(), *members):
+            self.copies[node] = copy = self.body.placeholder(node.name)
+            copy.meta = dict(node.meta)
+        for node in self.inputs():
+            self.add_input(node)
+        self.add_length()
+        for node in self.nodes:
+            if node.op == "call_function":
+                self.copies[node] = self.body.node_copy(node, self.copies.__getitem__)
+        carries = [self.carry(n) for n in members]
+        results = [Result(self.copies[n].name, stacked=True) for n in every]
+        results += [Result(self.copies[n].name, stacked=False) for n in last]
+        return TimeLoop(
+            name=f"{split.loop.name}_{self.copies[self.nodes[-1]].name}",
+            body=self.body,
+            trip=Trip(split.loop.trip.seen, self.length_operand, 0),
+            operands=len(self.operands),
+            carries=tuple(carries),
+            steps=tuple(self.steps),
+            tables=self.tables,
+            invariants=tuple(self.invariants),
+            results=tuple(results),
+        )
+
+    def add_input(self, node: torch.fx.Node) -> None:
+        if node in self.split.tables:
+            return
+        value = self.split.env[node]
+        name, position = self.copies[node].name, len(self.operands)
+        if value.stacked:
+            self.steps.append(Step(name, position, 0, 0, 1))
+        else:
+            self.invariants.append(Invariant(name, position))
+        self.operands.append(value.node)
+
+    def add_length(self) -> None:
+        """Pass T as the last operand: a view that has it as its size costs nothing."""
+        split = self.split
+        self.length_operand = len(self.operands)
+        self.operands.append(split.emit(torch.arange, split.length))
+
+    def carry(self, node: torch.fx.Node) -> Carry:
+        carry, update = self.split.carries[node]
+        initial: int | Fill
+        if isinstance(carry.initial, Fill):
+            initial = self.fill(carry.initial)
+        else:
+            initial = len(self.operands)
+            self.operands.insert(initial, self.split.operands[carry.initial])
+        return Carry(self.copies[node].name, initial, self.copies[update].name)
+
+    def fill(self, fill: Fill) -> Fill:
+        """Name the copy of the node whose shape the initial value takes."""
+        if fill.like is None:
+            return fill
+        like = self.split.body[fill.like]
+        copy = self.copies.get(like)
+        return Fill(fill.value, None if copy is None else copy.name)

@@ -1,0 +1,144 @@
+"""What the backward kernel gets from the forward kernel: chosen by bytes moved.
+
+The reverse step reads some forward values (its *residuals*).  Either the backward kernel runs
+forward again, tile by tile in cache, from the inputs (`Place.SCRATCH`: each step input is read once
+more), or the forward kernel stores a *basis* in memory from which one step's residuals follow
+(`Place.MEMORY`: each saved value is written once and read once; a bool takes one bit).
+
+A basis is any set of states and lets from which, with the inputs, every residual can be evaluated
+within the step.  Neuron kernels are bound by memory, so the cheaper one in bytes wins; operations
+that cost as much as a memory access (exp, log, ...) are charged as such.
+
+Numerics: bitwise; recomputed values come from the same operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch.fx
+
+from snncc.ir.nodes import TRANSCENDENTAL, Binary, Let, Recurrence, Unary
+from snncc.ir.numerics import Numerics
+from snncc.ir.program import Adjoint, NeuronProgram, Place, Storage
+from snncc.ir.walk import bool_lets, let_reads, operations, subexpressions
+from snncc.passes.neurons import rewrite_neurons
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStorage:
+    """Choose for every neuron what is stored between forward and backward.
+
+    ``place`` overrides the choice by bytes moved.
+    """
+
+    place: Place | None = None
+    name = "plan-storage"
+    numerics = Numerics.BITWISE
+
+    def run(self, graph: torch.fx.Graph) -> torch.fx.Graph:
+        """Return the graph with a storage plan for each neuron that has an adjoint."""
+        return rewrite_neurons(graph, self._plan)
+
+    def _plan(self, program: NeuronProgram, _node: torch.fx.Node) -> NeuronProgram:
+        if program.adjoint is None:
+            return program
+        storage = plan_storage(program.forward, program.adjoint, self.place)
+        return replace(program, storage=storage)
+
+
+# Bytes that one value costs to write and read again, by type, in float32.
+FLOAT_BYTES = 4.0
+BIT_BYTES = 0.125
+# A transcendental costs about as much time as moving this many bytes at full bandwidth.
+TRANSCENDENTAL_BYTES = 8.0
+
+
+def plan_storage(forward: Recurrence, adjoint: Adjoint, place: Place | None = None) -> Storage:
+    """Choose what is stored between forward and backward.
+
+    Args:
+        forward: The forward recurrence.
+        adjoint: Its adjoint.
+        place: Where to keep the values; None chooses by bytes moved.
+    """
+    candidates = list(_candidates(forward, adjoint))
+    best = {
+        where: min(candidates, key=lambda basis: _traffic(forward, adjoint, basis, where))
+        for where in Place
+    }
+    if place is None:
+        place = min(Place, key=lambda p: _traffic(forward, adjoint, best[p], p))
+    saved = best[place]
+    return Storage(place, saved, tuple(_recomputed(forward, adjoint, saved)))
+
+
+def backward_bytes(forward: Recurrence, adjoint: Adjoint, storage: Storage) -> float:
+    """Return the bytes moved for a neuron-step in float32 by storing and by the backward kernel.
+
+    Counted are the cotangents read, the gradients written, and what `storage` costs.
+    """
+    fixed = FLOAT_BYTES * (len(adjoint.output_cotangents) + len(adjoint.recurrence.outputs))
+    return fixed + _bytes(forward, adjoint, storage.saved, storage.place)
+
+
+def _candidates(forward: Recurrence, adjoint: Adjoint) -> Iterator[tuple[str, ...]]:
+    """Yield the bases: all states that matter, one let alone, or the residuals themselves."""
+    states = tuple(s.name for s in forward.states)
+    needed = _slice(forward, adjoint, ())
+    yield tuple(name for name in states if name in needed)
+    inputs = {i.name for i in forward.inputs}
+    yield tuple(name for name in adjoint.residuals if name not in inputs)
+    for let in forward.lets:
+        if not _slice(forward, adjoint, (let.name,)) & set(states):
+            yield (let.name,)
+
+
+def _slice(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...]) -> set[str]:
+    """Return every name that evaluating the residuals reads, stopping at the saved ones."""
+    needed = {name for name in adjoint.residuals if name not in saved}
+    for let in reversed(forward.lets):
+        if let.name in needed:
+            needed |= _reads(let) - set(saved)
+    return needed
+
+
+def _reads(let: Let) -> set[str]:
+    return let_reads(Let(let.name, let.expr))
+
+
+def _recomputed(
+    forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...]
+) -> Iterator[str]:
+    needed = _slice(forward, adjoint, saved)
+    return (let.name for let in forward.lets if let.name in needed)
+
+
+def _traffic(
+    forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place
+) -> float:
+    """Return the bytes of a choice, with the price of its arithmetic."""
+    recomputed = set(_recomputed(forward, adjoint, saved))
+    costly = sum(
+        isinstance(e, Unary | Binary) and e.op in TRANSCENDENTAL
+        for let in forward.lets
+        if let.name in recomputed
+        for e in subexpressions(let.expr)
+    )
+    if place is Place.SCRATCH:
+        costly += sum(op in TRANSCENDENTAL for op in operations(forward))
+    # In cache the size of the basis still matters, though far less than memory traffic.
+    cache = 0.01 * len(saved) if place is Place.SCRATCH else 0.0
+    return _bytes(forward, adjoint, saved, place) + TRANSCENDENTAL_BYTES * costly + cache
+
+
+def _bytes(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place) -> float:
+    steps = set(forward.step_inputs)
+    if place is Place.SCRATCH:
+        rerun = bool(saved)
+        read = steps if rerun else steps & _slice(forward, adjoint, saved)
+        return FLOAT_BYTES * len(read)
+    bools = bool_lets(forward.lets)
+    stored = sum(BIT_BYTES if name in bools else FLOAT_BYTES for name in saved)
+    return 2 * stored + FLOAT_BYTES * len(steps & _slice(forward, adjoint, saved))
