@@ -1,0 +1,1 @@
+"""The levels of the program between the user's code and the kernels."""

@@ -79,13 +79,11 @@ def run(
     steps = {name: inputs[name] for name in recurrence.step_inputs}
     lanes = {name: inputs[name] for name in recurrence.lane_inputs}
     length = next(iter(steps.values())).shape[0] if steps else int(length or 0)
-    shape = torch.broadcast_shapes(
+    shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
         *(x.shape[1:] for x in steps.values()), *(p.shape for p in lanes.values())
     )
     like = next(iter(inputs.values()))
-    state = {
-        s.name: evaluate(s.initial, lanes, like).expand(shape) for s in recurrence.states
-    }
+    state = {s.name: evaluate(s.initial, lanes, like).expand(shape) for s in recurrence.states}
     history: dict[str, list[Tensor]] = {name: [] for name in recurrence.outputs}
     order = range(length - 1, -1, -1) if recurrence.reverse else range(length)
     for t in order:
@@ -139,8 +137,10 @@ class _SurrogateFunction(torch.autograd.Function):
         for let in ctx.rule.lets:
             values[let.name] = evaluate(let.expr, values, cotangents[0])
         results = (evaluate(r, values, cotangents[0]) for r in ctx.rule.results)
-        shaped = (r.expand(cotangents[0].shape).sum_to_size(s)
-                  for r, s in zip(results, ctx.shapes, strict=True))
+        shaped = (
+            r.expand(cotangents[0].shape).sum_to_size(s)
+            for r, s in zip(results, ctx.shapes, strict=True)
+        )
         return (None, None, None, *shaped)
 
 
@@ -176,9 +176,7 @@ def _float(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype) if value.dtype == torch.bool else value
 
 
-def _stack(
-    seen: list[Tensor], recurrence: Recurrence, shape: torch.Size, like: Tensor
-) -> Tensor:
+def _stack(seen: list[Tensor], recurrence: Recurrence, shape: torch.Size, like: Tensor) -> Tensor:
     if not seen:
         return torch.empty((0, *shape), dtype=like.dtype, device=like.device)
     return torch.stack(seen[::-1] if recurrence.reverse else seen)

@@ -60,9 +60,7 @@ class Op(Enum):
 COMPARISONS = frozenset({Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, Op.NE})
 LOGICAL = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})
 # Operations whose result differs by units in the last place between maths libraries.
-TRANSCENDENTAL = frozenset(
-    {Op.EXP, Op.LOG, Op.SIGMOID, Op.TANH, Op.SIN, Op.COS, Op.POW}
-)
+TRANSCENDENTAL = frozenset({Op.EXP, Op.LOG, Op.SIGMOID, Op.TANH, Op.SIN, Op.COS, Op.POW})
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,9 +85,7 @@ def _spell(expr: Expr, dialect: Dialect) -> tuple[str, int]:
             assert_never(expr)
 
 
-def _apply(
-    spelling: Spelling, operands: tuple[Expr, ...], dialect: Dialect
-) -> tuple[str, int]:
+def _apply(spelling: Spelling, operands: tuple[Expr, ...], dialect: Dialect) -> tuple[str, int]:
     texts = []
     for position, operand in enumerate(operands):
         text, level = _spell(operand, dialect)

@@ -1,4 +1,4 @@
-"""What the passes hand to code generation: a recurrence, its adjoint, and what is stored between."""
+"""What passes hand to code generation: a recurrence, its adjoint, what is stored between."""
 
 from __future__ import annotations
 

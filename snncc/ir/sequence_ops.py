@@ -60,7 +60,7 @@ class Folded:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the operator to [T, B, *] as to [T * B, *]."""
         y = self.operator(x.flatten(0, 1), *args, **kwargs)
-        return y.unflatten(0, x.shape[:2])
+        return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -79,6 +79,31 @@ class Write:
     in_place: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Stands for an output of the graph; ``as_number`` is its ``.item()``."""
+
+    index: int
+    as_number: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binding:
+    """An attribute whose value after the run is not the one before: how to bind it again.
+
+    Attributes:
+        name: Its name.
+        spec: How its value unflattens.
+        leaves: A `Position` for what the graph computes, else a plain Python object.
+        in_place: Whether the container itself was changed (``self.states.append(v)``).
+    """
+
+    name: str
+    spec: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+    in_place: bool
+
+
 @dataclass(eq=False)
 class Tape:
     """One recorded run.
@@ -89,8 +114,10 @@ class Tape:
         in_spec: How ``(args, kwargs)`` flatten; INPUT sources index the flattened leaves.
         out_spec: How the user's return value unflattens from the leading graph outputs.
         output_leaves: For each leaf of the return value: the position among the graph outputs, or
-            a plain Python object that was returned as it is.
-        writes: What the run left behind in buffers and attributes.
+            a plain Python object that was returned as it is.  Integers are outputs of the graph.
+        writes: What the run left behind in buffers and attributes, tensor by tensor.
+        bindings: The attributes that were bound anew, with their Python structure; an attribute
+            that was only changed in place is in ``writes`` alone.
         result: What the user's code returned in the recorded run.
     """
 
@@ -100,4 +127,5 @@ class Tape:
     out_spec: pytree.TreeSpec
     output_leaves: tuple[int | Any, ...]
     writes: tuple[Write, ...] = ()
+    bindings: tuple[Binding, ...] = ()
     result: Any = field(default=None, repr=False)

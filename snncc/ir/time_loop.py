@@ -122,7 +122,8 @@ class TimeLoop:
 
     def node(self, name: str) -> torch.fx.Node:
         """Return the body node of that name."""
-        return next(n for n in self.body.nodes if n.name == name)
+        found: torch.fx.Node = next(n for n in self.body.nodes if n.name == name)
+        return found
 
     def length(self, arguments: tuple[Any, ...]) -> int:
         """Return the number of steps for these arguments."""
@@ -141,8 +142,7 @@ class TimeLoop:
                 seen.append(values[node])
             carried = {c.name: values[c.update] for c in self.carries}
         return tuple(
-            torch.stack(history[r.node]) if r.stacked else history[r.node][-1]
-            for r in self.results
+            torch.stack(history[r.node]) if r.stacked else history[r.node][-1] for r in self.results
         )
 
     def _initial(self, carry: Carry, arguments: tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""The numbered invariants of a recurrence; checked after every pass in tests, always before codegen.
+"""The numbered invariants of a recurrence, checked before code generation.
 
 V1 every name is defined once: inputs, states and lets do not collide
 V2 every name that is read is defined earlier

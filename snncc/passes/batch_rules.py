@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from snncc.frontend.canonical import size
 from snncc.ir import sequence_ops
@@ -252,7 +252,7 @@ POINTWISE = (
 
 RULES: Mapping[Any, Rule] = {
     F.linear: _linear,
-    **{target: _folded for target in FOLDED},
+    **dict.fromkeys(FOLDED, _folded),
     F.batch_norm: _batch_norm,
     F.dropout: _dropout,
     torch.matmul: _matmul,
@@ -271,7 +271,7 @@ RULES: Mapping[Any, Rule] = {
     F.softmax: _shift_dims(1),
     F.log_softmax: _shift_dims(1),
     F.layer_norm: _direct,
-    **{target: _direct for target in POINTWISE},
+    **dict.fromkeys(POINTWISE, _direct),
     torch.sum: _reduce,
     torch.mean: _reduce,
     torch.amax: _reduce,
@@ -284,5 +284,14 @@ RULES: Mapping[Any, Rule] = {
 
 # Operators whose sums may be taken in another order once time is folded in.
 REASSOCIATED = frozenset(
-    {F.linear, torch.matmul, torch.mm, torch.bmm, torch.sum, torch.mean, *FOLDED[:6], *FOLDED[16:19]}
+    {
+        F.linear,
+        torch.matmul,
+        torch.mm,
+        torch.bmm,
+        torch.sum,
+        torch.mean,
+        *FOLDED[:6],
+        *FOLDED[16:19],
+    }
 )

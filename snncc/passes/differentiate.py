@@ -262,7 +262,9 @@ class _Builder:
         if not isinstance(update, Var):
             update = self.bind(f"g_{state.name}_before", update)
         final = self.final_names.get(state.name)
-        return State(self.state_names[state.name], ZERO if final is None else Var(final), update.name)
+        return State(
+            self.state_names[state.name], ZERO if final is None else Var(final), update.name
+        )
 
     def assemble(
         self, states: list[State], outputs: tuple[str, ...], kept: set[str]

@@ -8,7 +8,7 @@ the carry.  What a component makes of time decides how it can run:
 * state fed back through anything else (a matrix product, a convolution, a reduction): the steps
   depend on each other across lanes and stay one after another.
 
-Elementwise neighbours of a neuron join it, so that one kernel reads the input and writes the spikes:
+Elementwise neighbours of a neuron join it, so that one kernel reads the input and writes spikes:
 components of the same lane shape are merged where no other operator lies between them.
 """
 
@@ -61,6 +61,8 @@ def find_recurrences(loop: TimeLoop) -> tuple[Group, ...]:
 def elementwise(node: torch.fx.Node) -> Rejection | None:
     """Tell why a body node cannot be part of a scalar recurrence; None where it can."""
     if isinstance(node.target, CustomGradient):
+        if isinstance(node.target.forward.output_node().args[0], tuple | list):
+            return Rejection("operator", f"'{_spelled(node)}' has several results")
         inner = [n for g in (node.target.forward, node.target.backward) for n in g.nodes]
         bad = [n for n in inner if n.op == "call_function" and n.target not in SCALAR_OPS]
         if bad:
@@ -103,9 +105,7 @@ class _Partition:
         self.invariant = self._find_invariant()
         self.flow = self._data_flow()
         self.parts = nx.condensation(self.flow)
-        self.rejections = {
-            n: elementwise(n) for n in self.flow if n.op == "call_function"
-        }
+        self.rejections = {n: elementwise(n) for n in self.flow if n.op == "call_function"}
 
     def _find_invariant(self) -> set[torch.fx.Node]:
         """Return the nodes that have the same value at every step."""
@@ -168,9 +168,7 @@ class _Partition:
         union = nx.Graph()
         union.add_nodes_from(self.parts)
         union.add_edges_from(
-            (a, b)
-            for a, b in self.parts.edges
-            if depth[a] == depth[b] and not self._barrier(a, b)
+            (a, b) for a, b in self.parts.edges if depth[a] == depth[b] and not self._barrier(a, b)
         )
         label = {
             part: number

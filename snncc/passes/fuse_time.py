@@ -5,7 +5,7 @@ each input once and writes each output once.  Legal for every recurrence, becaus
 no other lane.
 
 Numerics: bitwise; the same operations in the same order.
-Source: Li et al. 2024, Towards Scalable GPU-Accelerated SNN Training via Temporal Fusion, section 3.
+Source: Li et al. 2024, Towards Scalable GPU-Accelerated SNN Training via Temporal Fusion, sec. 3.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Before, one loop runs the whole network step by step.  After, every operator without state runs once
 over the whole sequence, each neuron is one call over the whole sequence, and only what feeds back
-through a matrix product or a reduction is left as a (smaller) loop.  It is legal because a body node
-reads, at step t, only values of step t and carries; the groups of `find_recurrences` are closed
-under those dependencies, so running them one after another over all t computes the same values.
+through a matrix product or a reduction is left as a (smaller) loop.  It is legal because a node of
+the body reads, at step t, only values of step t and carries; the groups of `find_recurrences` are
+closed under those dependencies, so running them one after another over all t computes the same.
 
 Numerics: bitwise, except for matrix products and reductions over more rows than one step has
 (`batch_rules.REASSOCIATED`).

@@ -108,16 +108,12 @@ def _reads(let: Let) -> set[str]:
     return let_reads(Let(let.name, let.expr))
 
 
-def _recomputed(
-    forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...]
-) -> Iterator[str]:
+def _recomputed(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...]) -> Iterator[str]:
     needed = _slice(forward, adjoint, saved)
     return (let.name for let in forward.lets if let.name in needed)
 
 
-def _traffic(
-    forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place
-) -> float:
+def _traffic(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place) -> float:
     """Return the bytes of a choice, with the price of its arithmetic."""
     recomputed = set(_recomputed(forward, adjoint, saved))
     costly = sum(

@@ -70,7 +70,9 @@ def _additive(op: Op) -> Builder:
     return build
 
 
-def _divide(scope: Scope, x: Expr, y: Expr, *, rounding_mode: str | None = None) -> Expr | Rejection:
+def _divide(
+    scope: Scope, x: Expr, y: Expr, *, rounding_mode: str | None = None
+) -> Expr | Rejection:
     if rounding_mode is not None:
         return Rejection("rounding-mode", "division with a rounding mode is not elementwise here")
     return Binary(Op.DIV, scope.as_float(x), scope.as_float(y))

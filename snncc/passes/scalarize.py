@@ -34,10 +34,14 @@ from snncc.passes.scalar_ops import SCALAR_OPS, Scope
 
 # Names that a let must not have in any of the languages that recurrences are printed to.
 RESERVED = frozenset(
-    """auto break case char const continue default do double else enum extern float for goto if
-    inline int long register restrict return short signed sizeof static struct switch typedef union
-    unsigned void volatile while bool true false t T n N row lane tile width start""".split()
-)
+    {
+        "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
+        "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register",
+        "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch",
+        "typedef", "union", "unsigned", "void", "volatile", "while", "bool", "true", "false", "t",
+        "T", "n", "N", "row", "lane", "tile", "width", "start"
+    }
+)  # fmt: skip
 
 
 @dataclass
@@ -246,5 +250,3 @@ class _Builder:
 def literal(value: Any) -> Any:
     """Return a number as a constant of the IR; anything else as it is."""
     return Const(value) if isinstance(value, bool | int | float) else value
-
-

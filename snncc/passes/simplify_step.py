@@ -106,9 +106,7 @@ def _merge_equal(recurrence: Recurrence) -> Recurrence:
     return _with_updates(recurrence, lets, same)
 
 
-def _with_updates(
-    recurrence: Recurrence, lets: list[Let], same: dict[str, Expr]
-) -> Recurrence:
+def _with_updates(recurrence: Recurrence, lets: list[Let], same: dict[str, Expr]) -> Recurrence:
     """Rename what the states become; a constant update keeps a let of its own."""
     states: list[State] = []
     for state in recurrence.states:

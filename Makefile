@@ -1,0 +1,75 @@
+# Developer commands; `make` lists them. Each command that needs a virtual environment makes it first.
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	>/dev/null 2>&1 && echo $$python && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := snncc tests examples benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup fmt lint types size pytest check golden bench examples clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## train a spiking network on speech, serial and compiled, and compare
+	$(RUN) examples/speech.py --out out/speech
+
+test: check  ## everything CI runs: lint, types, sizes, all tests
+
+setup: $(VENV)/.setup  ## virtual environment with everything the tests and benchmarks need
+
+fmt: $(VENV)/.setup  ## format and apply safe fixes
+	$(RUN) -m ruff format $(SOURCES)
+	$(RUN) -m ruff check --fix $(SOURCES)
+
+lint: $(VENV)/.setup  ## ruff, without changing anything
+	$(RUN) -m ruff check $(SOURCES)
+	$(RUN) -m ruff format --check $(SOURCES)
+
+types: $(VENV)/.setup  ## mypy --strict on the package
+	$(RUN) -m mypy
+
+size:  ## no file of the package over 400 lines
+	@find snncc -name '*.py' -exec wc -l {} + | awk '$$2 != "total" && $$1 > 400 \
+		{print $$2 ": " $$1 " lines, 400 allowed"; bad = 1} END {exit bad}'
+
+pytest: $(VENV)/.setup  ## all tests, documentation and examples included
+	$(RUN) -m pytest
+
+check: lint types size pytest  ## what `make test` runs
+
+golden: $(VENV)/.setup  ## rewrite the stored kernels and show what changed
+	$(RUN) -m pytest tests/codegen --update-golden
+	git diff --stat tests/golden
+
+bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
+	$(RUN) -m benchmarks.neuron
+	$(RUN) -m benchmarks.network
+	$(RUN) -m benchmarks.compile_time
+
+examples: $(VENV)/.setup  ## run every example
+	$(RUN) examples/speech.py --out out/speech
+	$(RUN) examples/digits.py --out out/digits
+
+clean:  ## remove what the tools wrote; the virtual environment stays
+	rm -rf out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than the files it was made from, so a change of pins installs again. torch goes
+# first: with it pinned in place, nothing that comes later can pull another one in.
+$(VENV)/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "snncc needs Python 3.11 or newer with venv; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[examples]"
+	@touch $@
+
+$(VENV)/.setup: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[dev,examples,export,triton,bench]"
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that time variants side by side, such as ``python -m benchmarks.neuron``."""

@@ -1,0 +1,5 @@
+"""Entry point of ``python -m snncc``."""
+
+from snncc.cli import main
+
+main()

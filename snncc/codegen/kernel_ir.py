@@ -1,0 +1,97 @@
+"""Kernel IR: what one kernel does for a tile of lanes, in whatever language it is written.
+
+A kernel is one or two `Sweep`s over time.  Each sweep runs one `Step`, a straight line of scalar
+code for one lane, at every time step.  Nothing here says how lanes are spread over threads and
+vector registers: that is the target's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snncc.codegen.base import Argument, FloatType
+from snncc.ir.nodes import Const, Let, Var
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read a value of this step and lane: ``name`` from an argument, or from the scratch."""
+
+    name: str
+    argument: Argument | None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write the value ``name`` of this step and lane to an argument, or to the scratch."""
+
+    name: str
+    argument: Argument | None
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """A value that a sweep carries from step to step.
+
+    Attributes:
+        name: Its value before the step.
+        update: The name of its value after the step.
+        initial: Its value before the first step: a number, or a LANE input by its IR name.
+    """
+
+    name: str
+    update: str
+    initial: Const | Var
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One time step of one lane: loads, then lets in order, then stores and the new carries."""
+
+    loads: tuple[Load, ...]
+    carries: tuple[Carry, ...]
+    lets: tuple[Let, ...]
+    bools: frozenset[str]
+    stores: tuple[Store, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A step at every time step.
+
+    Attributes:
+        name: What it does, in one word.
+        step: The step.
+        finals: Carries whose value after the last step is written, by their argument's ``value``.
+        backwards: Whether it runs against the direction of the forward recurrence.
+    """
+
+    name: str
+    step: Step
+    finals: tuple[Store, ...] = ()
+    backwards: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One generated function.
+
+    Attributes:
+        name: A C identifier.
+        comment: The IR text of what it computes, for the reader.
+        dtype: The working type.
+        arguments: Every array, in order.
+        recompute: The forward sweep that fills the scratch, in kernels that have one.
+        advance: The same sweep without stores: it only moves the carries.
+        main: The sweep that writes the results.
+        scratch: The names of the values that ``recompute`` leaves to ``main``, in order.
+    """
+
+    name: str
+    comment: str
+    dtype: FloatType
+    arguments: tuple[Argument, ...]
+    main: Sweep
+    recompute: Sweep | None = None
+    advance: Sweep | None = None
+    scratch: tuple[str, ...] = ()

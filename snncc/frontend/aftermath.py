@@ -1,0 +1,161 @@
+"""What a run returned and what it left behind, as outputs of its graph."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import torch.fx
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from snncc.errors import CaptureError
+from snncc.frontend.origin import Outside
+from snncc.frontend.paths import tensors_below
+from snncc.frontend.recorder import Recorder
+from snncc.frontend.session import quiet
+from snncc.frontend.sources import Snapshot
+from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
+from snncc.ir.tape import Binding, Position, Source, SourceKind, Write
+
+_ABSENT = object()
+
+
+class Aftermath:
+    """Collects the outputs of a graph after the run.
+
+    Args:
+        recorder: The recorder of the run.
+        outside: The sources of the run.
+        before: The state of the model before it.
+    """
+
+    def __init__(self, recorder: Recorder, outside: Outside, before: Snapshot) -> None:
+        self._recorder = recorder
+        self._outside = outside
+        self._before = before
+        self._copies = {id(container): copy for container, copy in before.contents}
+        self._outputs: list[Any] = []
+        self._rebound: list[Write] = []
+        recorder.start_call()
+
+    def _add(self, output: Any) -> int:
+        self._outputs.append(output)
+        return len(self._outputs) - 1
+
+    def _node(self, tensor: Tensor) -> Node:
+        with quiet():
+            return self._recorder.node(tensor)
+
+    def output_leaf(self, leaf: Any) -> Any:
+        """Return the position of a leaf of the return value, or the leaf where it is a constant."""
+        if isinstance(leaf, Tensor):
+            return self._add(self._node(leaf))
+        if isinstance(leaf, TracedFloat | TracedItem):
+            refuse_leaked(leaf, "is returned")
+        if isinstance(leaf, int) and not isinstance(leaf, bool):
+            return self._add(self._recorder.lower(leaf))
+        if any(self._recorder.find(t) is not None for t in _tensors_inside(leaf)):
+            self._refuse_output(leaf)
+        return leaf
+
+    def _refuse_output(self, leaf: Any) -> NoReturn:
+        raise CaptureError(
+            f"The model returns tensors inside an object of class '{type(leaf).__name__}'.",
+            code="capture.output",
+            notes=["Tuples, lists, dicts and named tuples of tensors can be returned."],
+            hints=["Register the class with 'torch.utils._pytree.register_pytree_node'."],
+        )
+
+    def bindings(self) -> Iterator[Binding]:
+        """Yield the attributes that are bound to something else than before the run."""
+        for holder, entries in zip(self._before.holders, self._before.entries, strict=True):
+            for key, value in holder.items():
+                before = entries.get(key, _ABSENT)
+                if not self._is_unchanged(value, before):
+                    yield self._binding(holder.name(key), holder.kind, value, before)
+
+    def _binding(self, name: str, kind: SourceKind, value: Any, before: Any) -> Binding:
+        leaves, spec = pytree.tree_flatten(value)
+        names = dict(_named_leaves(value, name))
+        old = {id(t) for _, t in tensors_below(self._original(before), name)}
+        found = []
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                position = self._add(self._node(leaf))
+                found.append(Position(position))
+                if id(leaf) not in old and id(leaf) in names:
+                    source = Source(kind, names[id(leaf)])
+                    self._rebound.append(Write(source, position, in_place=False))
+            else:
+                found.append(self._plain_leaf(leaf))
+        return Binding(name, spec, tuple(found), value is before)
+
+    def _plain_leaf(self, leaf: Any) -> Any:
+        if isinstance(leaf, TracedInt):
+            return Position(self._add(self._recorder.lower(leaf)))
+        if isinstance(leaf, TracedFloat | TracedItem):
+            if leaf.node is None:
+                refuse_leaked(leaf, "is kept for the next call")
+            return Position(self._add(leaf.node), as_number=True)
+        return leaf
+
+    def _original(self, value: Any) -> Any:
+        return self._copies.get(id(value), value)
+
+    def _is_unchanged(self, now: Any, before: Any) -> bool:
+        if isinstance(now, list | dict | set | tuple | deque) and type(now) is type(before):
+            return self._has_same_items(now, self._original(before))
+        if now is before:
+            return True
+        plain = isinstance(now, bool | int | float | str) and type(now) is type(before)
+        return plain and not isinstance(now, TracedInt) and bool(now == before)
+
+    def _has_same_items(self, now: Any, before: Any) -> bool:
+        if len(now) != len(before):
+            return False
+        if isinstance(now, set):
+            return bool(now == before)
+        if isinstance(now, dict):
+            return list(now) == list(before) and all(
+                self._is_unchanged(now[k], before[k]) for k in now
+            )
+        return all(self._is_unchanged(a, b) for a, b in zip(now, before, strict=True))
+
+    def writes(self) -> Iterator[Write]:
+        """Yield what was written into tensors from outside, and what attributes were bound to."""
+        for placeholder, view in self._outside.views.items():
+            if view.memory.generation > 0 and view.parent is None:
+                with quiet():
+                    value = self._recorder.read(view)
+                if value is not placeholder:
+                    source = self._outside.sources[placeholder]
+                    yield Write(source, self._add(value), in_place=True)
+        yield from self._rebound
+
+    def close(self) -> tuple[torch.fx.Graph, tuple[Source, ...]]:
+        """Finish the graph: add its output, drop what nobody reads.
+
+        Returns:
+            The graph and, for each of its placeholders, the source.
+        """
+        graph = self._recorder.graph
+        graph.output(tuple(self._outputs))
+        for node in reversed(graph.nodes):
+            is_needed = node.users or node.op == "output" or node.meta.get("impure")
+            if not is_needed:
+                graph.erase_node(node)
+        sources = self._outside.sources
+        return graph, tuple(sources[n] for n in graph.nodes if n.op == "placeholder")
+
+
+def _named_leaves(value: Any, name: str) -> Iterator[tuple[int, str]]:
+    for path, tensor in tensors_below(value, name):
+        yield id(tensor), path
+
+
+def _tensors_inside(leaf: Any) -> Iterator[Tensor]:
+    for value in vars(leaf).values() if hasattr(leaf, "__dict__") else ():
+        yield from (tensor for _, tensor in tensors_below(value, ""))

@@ -1,0 +1,141 @@
+"""Capture: run the user's model once, for real, and record every torch call into a `Tape` (L0).
+
+Python itself runs: loops, branches, containers and attributes need no analysis.  The model is left
+as it was: what the run did to buffers, attributes and random number generators is undone, and is
+part of the tape instead.  What cannot be recorded faithfully raises a `CaptureError`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from snncc.frontend.aftermath import Aftermath
+from snncc.frontend.location import CallSites
+from snncc.frontend.origin import Outside
+from snncc.frontend.recorder import Recorder
+from snncc.frontend.session import Session
+from snncc.frontend.sources import gather, named_tensors, preserved
+from snncc.frontend.surrogate import functions_recorded
+from snncc.frontend.traced import TracedInt
+from snncc.ir.custom_gradient import run_graph
+from snncc.ir.tape import Source, SourceKind, Tape
+
+__all__ = ["capture", "gather", "replay"]
+
+_LOCK = threading.RLock()  # torch.autograd.Function is patched while a run is recorded
+
+
+def capture(
+    model: Callable[..., Any] | nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tape:
+    """Run a model once and record what it computes.
+
+    Args:
+        model: A module or function of tensors.
+        args: Its arguments; tensors may be nested in tuples, lists and dicts.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        The tape of the run.  The model's state is as it was before.
+
+    Raises:
+        CaptureError: The run cannot be recorded faithfully.
+        UnsupportedError: The run uses a feature of torch that no tape can hold.
+    """
+    with _LOCK, torch.enable_grad(), preserved(model, args, kwargs) as before:
+        outside = Outside(before)
+        leaves, in_spec = pytree.tree_flatten((args, kwargs))
+        names = _leaf_names(model, args, kwargs)
+        for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+            if isinstance(leaf, Tensor):
+                outside.add(Source(SourceKind.INPUT, name, index), leaf)
+        for source, tensor in named_tensors(before.holders):
+            outside.add(source, tensor)
+        sites = CallSites(_run.__code__)
+        recorder = Recorder(sites, outside, grad=True)
+        session = Session(sites)
+        session.recorder = recorder
+        with functions_recorded(session):
+            result = _run(session, model, args, kwargs)
+        return _finish(Aftermath(recorder, outside, before), in_spec, result)
+
+
+def _run(
+    session: Session, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call the model; call paths start below this frame."""
+    with session.listening():
+        return model(*args, **kwargs)
+
+
+def _finish(after: Aftermath, in_spec: pytree.TreeSpec, result: Any) -> Tape:
+    leaves, out_spec = pytree.tree_flatten(result)
+    output_leaves = tuple(after.output_leaf(leaf) for leaf in leaves)
+    bindings = tuple(after.bindings())
+    writes = tuple(after.writes())
+    graph, sources = after.close()
+    return Tape(
+        graph=graph,
+        sources=sources,
+        in_spec=in_spec,
+        out_spec=out_spec,
+        output_leaves=output_leaves,
+        writes=writes,
+        bindings=bindings,
+        result=pytree.tree_map_only(TracedInt, int, result),
+    )
+
+
+def _leaf_names(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[str]:
+    """Return for each leaf of the arguments its name: ``x``, ``state[0]``, ``args[1]``."""
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        bound = inspect.signature(function).bind_partial(*args, **kwargs)
+        positional = [
+            name for name in bound.arguments
+            if bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD
+        ]  # fmt: skip
+    except (TypeError, ValueError):
+        positional = []
+    pairs, _ = pytree.tree_flatten_with_path((args, kwargs))
+    names = []
+    for path, _ in pairs:
+        top, key, *rest = path
+        position = getattr(key, "idx", None)
+        if position is None:
+            name = str(getattr(key, "key", key))
+        elif position < len(positional) and _is_plain(function, positional[position]):
+            name = positional[position]
+        else:
+            name = f"args[{position}]"
+        names.append(name + pytree.keystr(tuple(rest)))
+    return names
+
+
+def _is_plain(function: Callable[..., Any], name: str) -> bool:
+    parameter = inspect.signature(function).parameters[name]
+    return parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+
+
+def replay(tape: Tape, values: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Run a tape's graph: the reference interpreter of L0.
+
+    Args:
+        tape: The tape.
+        values: For each source its tensor, as `gather` returns them.
+
+    Returns:
+        The outputs of the graph.
+    """
+    outputs: tuple[Any, ...] = tuple(run_graph(tape.graph, values))
+    return outputs

@@ -1,0 +1,218 @@
+"""Calls through which values leave torch, and calls that cannot be part of a pure program.
+
+A value that depends on constants alone may leave.  One that depends on inputs, parameters, buffers
+or attributes may leave by ``.item()`` or ``.tolist()`` to be printed or collected
+(`snncc.frontend.traced`); where it would steer the program or lose its trace, that is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snncc.errors import CaptureError, UnsupportedError
+from snncc.frontend.recorder import Call, Recorder
+from snncc.frontend.traced import leaked
+
+Function = Callable[..., Any]
+Handler = Callable[[Recorder, Function, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def tensors_in(*values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among arguments, also inside tuples, lists and dicts."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from tensors_in(*value)
+        elif isinstance(value, dict):
+            yield from tensors_in(*value.values())
+
+
+def _depends(recorder: Recorder, values: Any) -> bool:
+    return any(recorder.is_dependent(recorder.node(x)) for x in tensors_in(values))
+
+
+def _leave_as_number(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Let numbers leave, tagged where they depend on the model's inputs."""
+    result = function(*args, **kwargs)
+    if not _depends(recorder, args[0]):
+        return result
+    tagged = _tagged(recorder, result)
+    if not isinstance(tagged, list):
+        tagged.node = recorder.node(args[0])
+    return tagged
+
+
+def _tagged(recorder: Recorder, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_tagged(recorder, v) for v in value]
+    if type(value) is int or type(value) is float:
+        return leaked(value, recorder.where)
+    _refuse_branch(recorder)
+
+
+def _leave_as_condition(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if _depends(recorder, args):
+        _refuse_branch(recorder)
+    return function(*args, **kwargs)
+
+
+def _refuse_branch(recorder: Recorder) -> NoReturn:
+    raise CaptureError(
+        "The value of a tensor decides what the program does next.",
+        code="capture.tensor-dependent-branch",
+        location=recorder.where,
+        notes=["snncc compiles code whose control flow does not depend on tensor values."],
+        hints=["Select with 'torch.where(condition, a, b)'."],
+    )
+
+
+def _leave_untraced(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if not _depends(recorder, args[0]):
+        return function(*args, **kwargs)
+    name = str(function.__name__)
+    spelled = {"__float__": "float(...)", "__int__": "int(...)", "__index__": "an index"}
+    raise CaptureError(
+        f"The value of a tensor leaves torch by '{spelled.get(name, '.' + name + '()')}'.",
+        code="capture.value-left-torch",
+        location=recorder.where,
+        notes=["What is computed from it outside of torch would be frozen into the program."],
+        hints=["Stay in torch; for printing and logging use '.item()'."],
+    )
+
+
+def _print(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return function(*args, **kwargs)
+
+
+def _refuse_training(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> NoReturn:
+    raise CaptureError(
+        "The model computes gradients or updates parameters while it runs.",
+        code="capture.backward-inside",
+        location=recorder.where,
+        notes=["Only the forward computation can be compiled."],
+        hints=["Move the backward pass and the optimizer's step out of the compiled function."],
+    )
+
+
+def _refuse_hook(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> NoReturn:
+    raise CaptureError(
+        "A gradient hook on a tensor cannot be recorded.",
+        code="capture.tensor-hook",
+        location=recorder.where,
+        hints=["Write the change of the gradient as a torch.autograd.Function."],
+    )
+
+
+def _refuse_memory(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> NoReturn:
+    recorder.refuse_alias(f"'{function.__name__}' gives a tensor other memory.")
+
+
+def _refuse_gradient(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if function(*args, **kwargs) is not None:
+        _refuse_training(recorder, function, args, kwargs)
+
+
+def refuse_generator(recorder: Recorder) -> NoReturn:
+    """Raise the error for random numbers that do not come from torch's own generator."""
+    raise UnsupportedError(
+        "Random numbers come from a generator of their own.",
+        code="unsupported.generator",
+        location=recorder.where,
+        hints=["Drop 'generator=...' and seed with 'torch.manual_seed'."],
+    )
+
+
+def refuse_unrecorded(recorder: Recorder, what: str) -> NoReturn:
+    """Raise the error for an operator that ran without being recorded."""
+    raise CaptureError(
+        f"{what} ran where it cannot be recorded.",
+        code="capture.unrecorded-operator",
+        location=recorder.where,
+        notes=["Functions of torch.jit.script and of C++ extensions hide what they compute."],
+        hints=["Call the Python function itself; for torch.jit, set PYTORCH_JIT=0 before import."],
+    )
+
+
+def versions(args: Any, kwargs: Any) -> tuple[tuple[Tensor, int], ...]:
+    """Return the version counters of the tensors among arguments."""
+    found = [x for x in tensors_in(args, kwargs) if not x.is_inference()]
+    return tuple((x, x._version) for x in found)
+
+
+def check_versions(
+    recorder: Recorder, function: Function, before: tuple[tuple[Tensor, int], ...]
+) -> None:
+    """Refuse an operator that changed one of its arguments without telling."""
+    if any(x._version != version for x, version in before):
+        recorder.refuse_alias(f"'{getattr(function, '__name__', function)}' changes its argument.")
+
+
+def has_side_effect(recorder: Recorder, call: Call) -> bool:
+    """Tell whether a pure spelling updates buffers, and keep what they held before."""
+    if call.target is F.batch_norm:
+        buffers, active = call.args[1:3], call.args[5]
+    elif call.target is F.instance_norm:
+        buffers, active = call.args[1:3], call.args[5]
+    elif call.target is F.scaled_dot_product_attention:
+        return bool((*call.args, call.kwargs)[4:] and _drops(call))
+    else:
+        return False
+    if not active or buffers[0] is None:
+        return False
+    for buffer in buffers:
+        recorder.before_write(recorder.view(buffer))
+    return True
+
+
+def _drops(call: Call) -> bool:
+    given = call.args[4] if len(call.args) > 4 else call.kwargs.get("dropout_p", 0.0)
+    return bool(given)
+
+
+_LEFT = "numpy __array__ __float__ __int__ __index__ __complex__ data_ptr __dlpack__".split()
+_CONDITIONS = "__bool__ equal allclose is_nonzero __contains__".split()
+_TRAINING = "backward grad set:grad".split()
+_MEMORY = "set_ resize_ resize_as_ as_strided as_strided_ set:data apply_ map_".split()
+
+HANDLERS: Mapping[str, Handler] = {
+    "item": _leave_as_number,
+    "tolist": _leave_as_number,
+    **dict.fromkeys(_LEFT, _leave_untraced),
+    **dict.fromkeys(_CONDITIONS, _leave_as_condition),
+    **dict.fromkeys(_TRAINING, _refuse_training),
+    **dict.fromkeys(_MEMORY, _refuse_memory),
+    "register_hook": _refuse_hook,
+    "register_post_accumulate_grad_hook": _refuse_hook,
+    "get:grad": _refuse_gradient,
+}
+# Functions of these name prefixes are those of optimizers.
+TRAINING_PREFIXES = ("_foreach_", "_fused_")
+
+
+def refuse_training(
+    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> NoReturn:
+    """Raise the error for a gradient or an update inside the model."""
+    _refuse_training(recorder, function, args, kwargs)

@@ -1,0 +1,233 @@
+"""In-place operators, views and aliases as pure functions.
+
+Every tensor object of the run has a `View`; views that share memory form a tree under the view
+that owns it.  An edge of the tree says how the child's value follows from the parent's (``select``,
+``reshape``, ``detach``, ...).  A write to a view carries the new value up to the root, each edge
+backwards (``select_scatter``, ``reshape``, ...); the other views of that memory are stale then and
+are derived again from the root at their next read.  So ``buf[t] = v`` is
+``torch.select_scatter(buf, v, 0, t)``, and a later ``buf[t]`` is ``v`` itself.
+
+A ``detach`` edge shares memory but not history.  A write that crosses it changes the value and
+leaves the history as it was, which is `snncc.frontend.canonical.graft`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch.fx import Node
+
+from snncc.frontend.canonical import graft, setitem
+
+
+class Emitter(Protocol):
+    """What this module needs from the recorder."""
+
+    def emit(
+        self, target: Callable[..., Any], args: tuple[Any, ...], *, like: View | None = None
+    ) -> Node:
+        """Append a call to the graph; its value has the shape and dtype of ``like``."""
+        ...
+
+    def sizes(self, node: Node, rank: int) -> tuple[Node, ...]:
+        """Return the sizes of a tensor as integer nodes."""
+        ...
+
+    def is_differentiable(self, node: Node) -> bool:
+        """Tell whether a gradient may flow through the node."""
+        ...
+
+    def refuse_alias(self, reason: str) -> NoReturn:
+        """Raise the error for memory that is shared in a way that cannot be proven right."""
+        ...
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Memory:
+    """A piece of memory.
+
+    Attributes:
+        generation: How often it was written.
+        is_shared: Whether views lie in it whose relation to each other is not known.
+        owner: The tensor from outside the run that it belongs to, if there is one.
+        has_fixed_sizes: Whether its shape is the same in every run.
+    """
+
+    generation: int = 0
+    is_shared: bool = False
+    owner: torch.Tensor | None = None
+    has_fixed_sizes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """How a view follows from its parent: ``target(parent, *args)``; None is the same value."""
+
+    target: Callable[..., Any] | None
+    args: tuple[Any, ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class View:
+    """What a tensor object stands for.
+
+    Attributes:
+        memory: The memory that it reads and writes.
+        shape: Shape as seen.
+        dtype: Type as seen.
+        node: The value, as of ``generation``; None until it is first read.
+        parent: The view that this one is a part of; None for the owner of the memory.
+        edge: How it follows from the parent.
+        generation: The generation of the memory for which ``node`` holds.
+    """
+
+    memory: Memory
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    node: Node | None = None
+    parent: View | None = None
+    edge: Edge = Edge(None)
+    generation: int = -1
+
+
+def read(emitter: Emitter, view: View) -> Node:
+    """Return the node that holds the present value of a view."""
+    if view.generation != view.memory.generation or view.node is None:
+        if view.parent is None:
+            assert view.node is not None
+        else:
+            base = read(emitter, view.parent)
+            view.node = _derive(emitter, view, base)
+        view.generation = view.memory.generation
+    return view.node
+
+
+def write(emitter: Emitter, view: View, node: Node) -> None:
+    """Make ``node`` the value of a view and, through it, of all views of its memory."""
+    memory = view.memory
+    if memory.is_shared:
+        emitter.refuse_alias("Another tensor shares this memory in a way that is not known.")
+    updates = [(view, node)]
+    while view.parent is not None:
+        base = read(emitter, view.parent)
+        node = _carry_up(emitter, view, base, node)
+        view = view.parent
+        updates.append((view, node))
+    memory.generation += 1
+    for updated, value in updates:
+        updated.node, updated.generation = value, memory.generation
+
+
+def past_history(emitter: Emitter, value: Node, old: Node | None, like: View) -> Node:
+    """Return ``value`` with the history of ``old``, or with none where that has none."""
+    value = emitter.emit(torch.detach, (value,), like=like)
+    if old is not None and emitter.is_differentiable(old):
+        value = emitter.emit(graft, (value, old), like=like)
+    return value
+
+
+def element(node: Node, dim: int, index: Any) -> tuple[Node | None, Node]:
+    """Look up ``node.select(dim, index)`` through the slices that were written into ``node``.
+
+    Returns:
+        The value written to that slice or None, and the oldest tensor with the same slice.
+    """
+    while node.target is torch.select_scatter:
+        base, value, at_dim, at = node.args
+        if at_dim != dim or type(at) is not int or type(index) is not int:
+            break
+        if at == index:
+            return _node(value), node
+        if (at < 0) != (index < 0):
+            break
+        node = _node(base)
+    return None, node
+
+
+def _node(value: Any) -> Node:
+    assert isinstance(value, Node)
+    return value
+
+
+def _derive(emitter: Emitter, view: View, base: Node) -> Node:
+    target, args = view.edge.target, view.edge.args
+    if target is None:
+        return base
+    if target is torch.detach:
+        return past_history(emitter, base, view.node, view)
+    if target is torch.select:
+        value, base = element(base, *args)
+        if value is not None:
+            return value
+    return emitter.emit(target, (base, *args), like=view)
+
+
+def _carry_up(emitter: Emitter, view: View, base: Node, node: Node) -> Node:
+    assert view.parent is not None
+    target, args = view.edge.target, view.edge.args
+    if target is None:
+        return node
+    if target is torch.detach:
+        return past_history(emitter, node, base, view.parent)
+    rule = _BACKWARD.get(target)
+    if rule is None:
+        name = getattr(target, "__name__", target)
+        emitter.refuse_alias(f"It writes through the result of '{name}'.")
+    return rule(emitter, view.parent, (base, node), args)
+
+
+Nodes = tuple[Node, Node]
+Rule = Callable[[Emitter, View, Nodes, tuple[Any, ...]], Node]
+
+
+def _select_back(emitter: Emitter, parent: View, nodes: Nodes, args: tuple[Any, ...]) -> Node:
+    return emitter.emit(torch.select_scatter, (*nodes, *args), like=parent)
+
+
+def _getitem_back(emitter: Emitter, parent: View, nodes: Nodes, args: tuple[Any, ...]) -> Node:
+    return emitter.emit(setitem, (nodes[0], args[0], nodes[1]), like=parent)
+
+
+def _reshape_back(emitter: Emitter, parent: View, nodes: Nodes, args: tuple[Any, ...]) -> Node:
+    sizes = emitter.sizes(nodes[0], len(parent.shape))
+    return emitter.emit(torch.reshape, (nodes[1], sizes), like=parent)
+
+
+def _transpose_back(emitter: Emitter, parent: View, nodes: Nodes, args: tuple[Any, ...]) -> Node:
+    return emitter.emit(torch.transpose, (nodes[1], *args), like=parent)
+
+
+def _permute_back(emitter: Emitter, parent: View, nodes: Nodes, args: tuple[Any, ...]) -> Node:
+    inverse = tuple(sorted(range(len(args[0])), key=args[0].__getitem__))
+    return emitter.emit(torch.permute, (nodes[1], inverse), like=parent)
+
+
+def _diagonal_back(emitter: Emitter, parent: View, nodes: Nodes, args: tuple[Any, ...]) -> Node:
+    return emitter.emit(torch.diagonal_scatter, (*nodes, *args), like=parent)
+
+
+def _narrow_back(emitter: Emitter, parent: View, nodes: Nodes, args: tuple[Any, ...]) -> Node:
+    dim, start, length = args
+    if type(start) is not int or type(length) is not int:
+        emitter.refuse_alias("The bounds of the part that it writes depend on shapes.")
+    index = (slice(None),) * dim + (slice(start, start + length),)
+    return emitter.emit(setitem, (nodes[0], index, nodes[1]), like=parent)
+
+
+_BACKWARD: Mapping[Callable[..., Any], Rule] = {
+    torch.select: _select_back,
+    operator.getitem: _getitem_back,
+    torch.reshape: _reshape_back,
+    torch.flatten: _reshape_back,
+    torch.unflatten: _reshape_back,
+    torch.squeeze: _reshape_back,
+    torch.unsqueeze: _reshape_back,
+    torch.transpose: _transpose_back,
+    torch.permute: _permute_back,
+    torch.diagonal: _diagonal_back,
+    torch.narrow: _narrow_back,
+}

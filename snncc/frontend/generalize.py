@@ -1,0 +1,195 @@
+"""Whether two recordings of one model are the same program at different sizes.
+
+A recording knows its sizes only as numbers where Python used them: a loop's number of steps, the
+size of a buffer, a mean's divisor.  A second recording at other sizes tells which of these numbers
+follow the sizes and which are constants of the model.  Program a *is* program b if a, run on the
+inputs of b, does what b does:
+
+* both have the same inputs, the same operators in the same order on the same operands, the same
+  literals, types and ranks;
+* the loops of both have the same body, carries, per-step inputs and results;
+* each loop of a, given operands of the sizes that b saw, makes as many steps as the loop of b.
+
+Then the sizes in which the two recordings differ are free: the numbers in the program either follow
+them or do not depend on them.  (Numbers that Python computed from a size by a rule that changes
+later, like ``min(T, 50)``, can look constant in two recordings; a third one beyond the bend differs.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+
+from snncc.errors import Location
+from snncc.frontend.reroll import Rolled
+from snncc.ir.tape import Source
+from snncc.ir.time_loop import TimeLoop, Trip
+
+
+@dataclass(frozen=True, slots=True)
+class Generalization:
+    """Two recordings are one program; true in a condition.
+
+    Attributes:
+        free: The sizes in which they differ, as (position among the sources, dim).
+    """
+
+    free: frozenset[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Two recordings are different programs; false in a condition.
+
+    Attributes:
+        reason: What differs, as the end of a sentence.
+        location: The user's line, where there is one.
+    """
+
+    reason: str
+    location: Location | None = None
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def same_program(a: Rolled, b: Rolled) -> Generalization | Mismatch:
+    """Tell whether program a, run on inputs of the sizes of b, does what b does.
+
+    Args:
+        a: The program that is to be reused.
+        b: A recording of the same model at other sizes.
+
+    Returns:
+        The sizes that are free, or the first difference.
+    """
+    if len(a.sources) != len(b.sources):
+        return Mismatch(f"they read {len(a.sources)} and {len(b.sources)} tensors")
+    for x, y in zip(a.sources, b.sources, strict=True):
+        if not _same_source(x, y):
+            return Mismatch(f"one reads '{x.name}', the other '{y.name}'")
+    comparison = _Comparison()
+    difference = comparison.graphs(a.graph, b.graph)
+    return difference or Generalization(_free(a.graph, b.graph))
+
+
+def _same_source(a: Source, b: Source) -> bool:
+    if (a.kind, a.index) != (b.kind, b.index):
+        return False
+    if a.tensor is None or b.tensor is None or a.tensor is b.tensor:
+        return a.name == b.name and (a.tensor is None) == (b.tensor is None)
+    same = a.tensor.shape == b.tensor.shape and a.tensor.dtype == b.tensor.dtype
+    return same and a.tensor.device == b.tensor.device and torch.equal(a.tensor, b.tensor)
+
+
+def _free(a: torch.fx.Graph, b: torch.fx.Graph) -> frozenset[tuple[int, int]]:
+    places = [[n for n in g.nodes if n.op == "placeholder"] for g in (a, b)]
+    return frozenset(
+        (position, dim)
+        for position, pair in enumerate(zip(*places, strict=True))
+        for dim, sizes in enumerate(zip(*[n.meta["shape"] for n in pair], strict=True))
+        if sizes[0] != sizes[1]
+    )
+
+
+class _Comparison:
+    """Walks two graphs in step; ``nodes`` maps the nodes of a to those of b."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[torch.fx.Node, torch.fx.Node] = {}
+
+    def graphs(self, a: torch.fx.Graph, b: torch.fx.Graph) -> Mismatch | None:
+        """Return the first difference."""
+        if len(a.nodes) != len(b.nodes):
+            counts = f"{len(a.nodes)} and {len(b.nodes)}"
+            return Mismatch(f"they have {counts} operations")
+        for x, y in zip(a.nodes, b.nodes, strict=True):
+            reason = self.difference(x, y)
+            if isinstance(reason, Mismatch):
+                return reason
+            if reason:
+                return Mismatch(reason, x.meta.get("where"))
+            self.nodes[x] = y
+        return None
+
+    def difference(self, x: torch.fx.Node, y: torch.fx.Node) -> str | Mismatch:
+        if x.op != y.op:
+            return f"'{x.name}' is a {x.op} in one and a {y.op} in the other"
+        for key, name in (("dtype", "type"), ("impure", "side effect"), ("grad", "gradient mode")):
+            if x.meta.get(key) != y.meta.get(key):
+                return f"the {name} of '{x.name}' differs"
+        if len(x.meta.get("shape", ())) != len(y.meta.get("shape", ())):
+            return f"the rank of '{x.name}' differs"
+        if x.op != "placeholder":
+            for left, right in ((x.args, y.args), (x.kwargs, y.kwargs)):
+                literal = self.arguments(left, right)
+                if literal:
+                    return f"an argument of '{x.name}' is {literal}"
+        if isinstance(x.target, TimeLoop) and isinstance(y.target, TimeLoop):
+            return _different_loop(x, y)
+        called = x.op == "call_function" and x.target != y.target
+        return f"'{x.name}' and '{y.name}' are different operators" if called else ""
+
+    def arguments(self, a: Any, b: Any) -> str:
+        """Return the literals that differ, or an empty string."""
+        if isinstance(a, torch.fx.Node) or isinstance(b, torch.fx.Node):
+            same = isinstance(a, torch.fx.Node) and self.nodes.get(a) is b
+            return "" if same else f"'{a}' in one and '{b}' in the other"
+        if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+            if len(a) != len(b):
+                return f"a list of {len(a)}, then of {len(b)}"
+            return next(filter(None, (self.arguments(x, y) for x, y in zip(a, b, strict=True))), "")
+        if isinstance(a, dict) and isinstance(b, dict):
+            return self.arguments([*a.items()], [*b.items()])
+        if isinstance(a, slice) and isinstance(b, slice):
+            return self.arguments((a.start, a.stop, a.step), (b.start, b.stop, b.step))
+        return "" if _exact(a) == _exact(b) else f"{a}, then {b}"
+
+
+def _exact(value: Any) -> Any:
+    return value.hex() if isinstance(value, float) else (type(value), value)
+
+
+def _different_loop(x: torch.fx.Node, y: torch.fx.Node) -> str | Mismatch:
+    a, b = x.target, y.target
+    assert isinstance(a, TimeLoop)
+    assert isinstance(b, TimeLoop)
+    steps = _steps(a.trip, y)
+    if steps != b.trip.seen:
+        return f"a loop makes {b.trip.seen} steps where the first recording implies {steps}"
+    if len(a.body.nodes) != len(b.body.nodes):
+        return "the bodies of a loop differ"
+    names = {p.name: q.name for p, q in zip(a.body.nodes, b.body.nodes, strict=True)}
+    if _renamed(a, names) != _renamed(b, {n.name: n.name for n in b.body.nodes}):
+        return "the carries, per-step inputs or results of a loop differ"
+    return _Comparison().graphs(a.body, b.body) or ""
+
+
+def _steps(trip: Trip, call: torch.fx.Node) -> int:
+    """Return how many steps a loop makes on the operands of a call."""
+    if trip.operand is None:
+        return trip.seen
+    operand = call.args[trip.operand]
+    assert isinstance(operand, torch.fx.Node)
+    return int(operand.meta["shape"][trip.dim]) + trip.offset
+
+
+def _renamed(loop: TimeLoop, names: dict[str, str]) -> tuple[Any, ...]:
+    """Return what a loop says about its body, under the names of another body."""
+    return (
+        loop.operands,
+        [(names[c.name], _start(c.initial, names), names[c.update]) for c in loop.carries],
+        [(names[s.name], s.operand, s.dim, s.start, s.stride) for s in loop.steps],
+        [(names[t.name], [_exact(v) for v in t.values]) for t in loop.tables],
+        [(names[i.name], i.operand) for i in loop.invariants],
+        [(names[r.node], r.stacked) for r in loop.results],
+    )
+
+
+def _start(initial: Any, names: dict[str, str]) -> Any:
+    if isinstance(initial, int):
+        return initial
+    return _exact(initial.value), initial.like and names[initial.like]

@@ -1,0 +1,92 @@
+"""Where in the user's Python an operator was called: its source line and its call path.
+
+The call path of a torch call is the sequence of (code object, instruction) pairs of the Python
+frames from the entry of the model down to the call, without the frames of torch and of snncc.  Two
+iterations of a loop reach the same statement through the same path.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from types import CodeType, FrameType
+
+import torch
+
+import snncc
+from snncc.errors import Location
+
+Path = tuple[int, ...]
+
+_PACKAGE = os.path.dirname(os.path.abspath(snncc.__file__))  # noqa: PTH100, PTH120
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__))  # noqa: PTH100, PTH120
+# Frames of these folders are not the user's; the reference neurons are.
+_HIDDEN = (_TORCH + os.sep, os.path.join(_PACKAGE, ""))  # noqa: PTH118
+_SHOWN = (os.path.join(_PACKAGE, "nn", ""),)  # noqa: PTH118
+
+
+@functools.cache
+def is_hidden(file: str) -> bool:
+    """Tell whether a source file belongs to torch or to the compiler."""
+    return file.startswith(_HIDDEN) and not file.startswith(_SHOWN)
+
+
+def site_of(code: CodeType, instruction: int) -> int:
+    """Return a number that identifies an instruction, the same in every run of this process."""
+    return hash((code.co_filename, code.co_qualname, code.co_firstlineno, instruction))
+
+
+def location_of(code: CodeType, instruction: int) -> Location:
+    """Return the source span of an instruction (its offset in bytes)."""
+    positions = list(code.co_positions())
+    index = instruction // 2
+    line, end_line, column, end_column = (
+        positions[index] if 0 <= index < len(positions) else (None, None, None, None)
+    )
+    if line is None:
+        return Location(code.co_filename, code.co_firstlineno, function=code.co_name)
+    if end_line != line:
+        end_column = sys.maxsize  # the renderer stops at the end of the line
+    return Location(code.co_filename, line, column, end_column, code.co_name)
+
+
+class CallSites:
+    """Reads call paths, remembering what it has seen of each instruction.
+
+    Args:
+        entry: The code object of the function that calls the user's model; frames above are cut.
+    """
+
+    def __init__(self, entry: CodeType) -> None:
+        self._entry = entry
+        self._sites: dict[tuple[int, int], int] = {}
+        self._paths: dict[Path, Path] = {}
+        self._locations: dict[tuple[int, int], Location] = {}
+        self._alive: list[CodeType] = []  # keeps the ids of code objects from being reused
+
+    def here(self) -> tuple[Path, Location | None]:
+        """Return the call path and the innermost line of the user's code."""
+        path, where = [], None
+        sites, entry = self._sites, self._entry
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not entry:
+            key = (id(frame.f_code), frame.f_lasti)
+            site = sites.get(key)
+            if site is None:
+                site = self._remember(key, frame.f_code)
+            if site:
+                path.append(site)
+                where = where or key
+            frame = frame.f_back
+        path.reverse()
+        full = tuple(path)
+        return self._paths.setdefault(full, full), self._locations[where] if where else None
+
+    def _remember(self, key: tuple[int, int], code: CodeType) -> int:
+        self._alive.append(code)
+        hidden = is_hidden(code.co_filename)
+        self._sites[key] = 0 if hidden else site_of(code, key[1])
+        if not hidden:
+            self._locations[key] = location_of(code, key[1])
+        return self._sites[key]

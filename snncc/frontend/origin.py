@@ -1,0 +1,137 @@
+"""Where the tensors come from that a run reads and does not compute: the sources of its tape."""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from snncc.errors import CaptureError
+from snncc.frontend.functionalize import View
+from snncc.frontend.recorder import DEPENDENT, DIFFERENTIABLE, Recorder
+from snncc.frontend.sources import Snapshot
+from snncc.ir.tape import Source, SourceKind
+
+
+class Outside:
+    """The world around a run of the model.
+
+    Args:
+        before: The state of the model before the run; tensors that are written to are added to it.
+    """
+
+    def __init__(self, before: Snapshot) -> None:
+        self._before = before
+        self._known: dict[int, tuple[Source, Tensor]] = {}
+        self._data: dict[tuple[object, ...], Node] = {}
+        self._kept: set[int] = {id(tensor) for tensor, *_ in before.values}
+        self._start = _next_sequence_number()
+        self.sources: dict[Node, Source] = {}
+        self.views: dict[Node, View] = {}
+
+    def add(self, source: Source, tensor: Tensor) -> None:
+        """Make a tensor known by name; its first name counts."""
+        self._known.setdefault(id(tensor), (source, tensor))
+
+    def source_of(self, tensor: Tensor) -> Source | None:
+        """Return the source of a tensor that was known before the run."""
+        entry = self._known.get(id(tensor))
+        return None if entry is None else entry[0]
+
+    def view(self, recorder: Recorder, tensor: Tensor) -> View:
+        """Return the view of a tensor that the recorder has not seen before."""
+        source = self.source_of(tensor)
+        if source is None:
+            self._require_outside(recorder, tensor)
+            name = f"constant{sum(s.kind is SourceKind.CONSTANT for s in self.sources.values())}"
+            source = Source(SourceKind.CONSTANT, name, tensor=tensor)
+            self.add(source, tensor)
+        memory = recorder.memory_at(tensor)
+        if memory is not None and memory.generation > 0:
+            recorder.refuse_alias("A tensor from outside the run shares the memory.")
+        node = recorder.placeholder(_identifier(source.name), tensor, _facts(source, tensor))
+        self.sources[node] = source
+        if memory is not None:
+            memory.is_shared = True
+            view = View(memory, tuple(tensor.shape), tensor.dtype, node, generation=0)
+        else:
+            view = recorder.own(tensor, node)
+            view.memory.owner = tensor
+            view.memory.has_fixed_sizes = source.kind in _FIXED
+        self.views[node] = view
+        return view
+
+    def constant(self, recorder: Recorder, tensor: Tensor) -> Node:
+        """Return the node of a tensor that was made of Python data; equal data share one."""
+        copy = tensor.detach().clone()
+        key = (copy.dtype, copy.device, copy.shape, repr(copy.tolist()))
+        if key not in self._data:
+            name = f"data{len(self._data)}"
+            node = recorder.placeholder(name, copy, 0)
+            self.sources[node] = Source(SourceKind.CONSTANT, name, tensor=copy)
+            self._data[key] = node
+        return self._data[key]
+
+    def before_write(self, recorder: Recorder, view: View) -> None:
+        """Keep the value of a tensor from outside that is about to change."""
+        owner = view.memory.owner
+        if owner is not None and id(owner) not in self._kept:
+            self._kept.add(id(owner))
+            self._before.keep_value(owner)
+
+    def _require_outside(self, recorder: Recorder, tensor: Tensor) -> None:
+        """Refuse a tensor that was made during the run by something that was not recorded."""
+        memory = recorder.memory_at(tensor)
+        inside = memory is not None and memory.owner is None
+        if inside and isinstance(tensor, nn.Parameter):
+            raise CaptureError(
+                "A parameter is made while the model runs.",
+                code="capture.parameter-inside",
+                location=recorder.where,
+                notes=["A parameter that is new in every call has no place in the program."],
+                hints=["Make it in '__init__'; for a plain tensor drop 'nn.Parameter'."],
+            )
+        if inside or (tensor.grad_fn is not None and _sequence_number(tensor) >= self._start):
+            _refuse_unrecorded(recorder)
+
+
+def _refuse_unrecorded(recorder: Recorder) -> NoReturn:
+    raise CaptureError(
+        "A tensor was computed where it cannot be recorded.",
+        code="capture.unrecorded-tensor",
+        location=recorder.where,
+        notes=["It was made during the run, by no torch call of the recorded code."],
+        hints=["Compute it with functions of torch in the same thread."],
+    )
+
+
+_FIXED = (SourceKind.PARAMETER, SourceKind.CONSTANT)
+
+
+def _facts(source: Source, tensor: Tensor) -> int:
+    facts = DEPENDENT
+    if source.kind is SourceKind.CONSTANT and not tensor.requires_grad:
+        facts = 0
+    if tensor.requires_grad:
+        facts |= DIFFERENTIABLE
+    if source.kind is SourceKind.INPUT and tensor.dtype.is_floating_point:
+        facts |= DIFFERENTIABLE
+    return facts
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_") or "value"
+
+
+def _next_sequence_number() -> int:
+    probe = torch.zeros((), requires_grad=True) + 0
+    return _sequence_number(probe)
+
+
+def _sequence_number(tensor: Tensor) -> int:
+    assert tensor.grad_fn is not None
+    number: int = tensor.grad_fn._sequence_nr()
+    return number

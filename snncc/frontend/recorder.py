@@ -1,0 +1,321 @@
+"""The graph under construction: which node every tensor object of the run stands for.
+
+A tensor object is found by its id, which a weak reference keeps honest; memory is found by its
+storage.  A `Recorder` knows nothing of the spelling of operators (`snncc.frontend.calls` does) or
+of where tensors from outside come from (its ``origin`` does).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import torch
+import torch.fx
+from torch import Tensor
+from torch.fx import Node
+
+from snncc.errors import CaptureError, Location, UnsupportedError
+from snncc.frontend import functionalize
+from snncc.frontend.canonical import full_like, numel, size
+from snncc.frontend.functionalize import Edge, Memory, View
+from snncc.frontend.location import CallSites, Path
+from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
+
+DEPENDENT = 1  # the value depends on inputs, parameters, buffers or attributes
+DIFFERENTIABLE = 2  # a gradient may flow through it
+
+
+class Call(NamedTuple):
+    """A canonical call whose arguments are the run's values; a call may be an argument."""
+
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = {}
+
+
+class SizesOf(NamedTuple):
+    """Stands in a call for the sizes of a tensor."""
+
+    tensor: Tensor
+
+
+class Origin(Protocol):
+    """Where the tensors come from that the recorded function reads and does not compute."""
+
+    def view(self, recorder: Recorder, tensor: Tensor) -> View:
+        """Return the view of a tensor that the recorder has not seen before."""
+        ...
+
+    def constant(self, recorder: Recorder, tensor: Tensor) -> Node:
+        """Return the node of a tensor that was made of Python data in the run."""
+        ...
+
+    def before_write(self, recorder: Recorder, view: View) -> None:
+        """Prepare for a write to a view; refuse it where it is not possible."""
+        ...
+
+
+class Recorder:
+    """Records one function: a run of the model, or of a custom gradient.
+
+    Args:
+        sites: Reads call paths.
+        origin: Where tensors from outside come from.
+        grad: Whether gradients are recorded where the function is entered.
+    """
+
+    def __init__(self, sites: CallSites, origin: Origin, *, grad: bool) -> None:
+        self.graph = torch.fx.Graph()
+        self.sites = sites
+        self._origin = origin
+        self._grad = grad
+        self._views: dict[int, tuple[weakref.ref[Tensor], View]] = {}
+        self._memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
+        self._facts: dict[Node, int] = {}
+        self._sizes: dict[tuple[Node, int], Node] = {}
+        self._last_placeholder: Node | None = None
+        self._here: tuple[Path, Location | None] | None = None
+
+    def start_call(self) -> None:
+        """Forget where the previous torch call was made."""
+        self._here = None
+
+    @property
+    def here(self) -> tuple[Path, Location | None]:
+        """The call path and source line of the torch call under way."""
+        if self._here is None:
+            self._here = self.sites.here()
+        return self._here
+
+    @property
+    def where(self) -> Location | None:
+        """The user's line of the torch call under way."""
+        return self.here[1]
+
+    @property
+    def grad(self) -> bool:
+        """Whether gradients are recorded, as seen from the entry of the function."""
+        return torch.is_grad_enabled() or not self._grad
+
+    def placeholder(self, name: str, tensor: Tensor, facts: int) -> Node:
+        """Add a placeholder behind the last one."""
+        with self.graph.inserting_after(self._last_placeholder):
+            node = self.graph.placeholder(name)
+        self._last_placeholder = node
+        path, where = self.here
+        node.meta = {
+            "where": where, "path": path, "grad": self.grad, "impure": False,
+            "shape": tuple(tensor.shape), "dtype": tensor.dtype,
+        }  # fmt: skip
+        self._facts[node] = facts
+        return node
+
+    def emit(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        like: View | Tensor | None = None,
+        impure: bool = False,
+    ) -> Node:
+        """Append a call to the graph; its value has the shape and dtype of ``like``."""
+        node = self.graph.create_node("call_function", target, args, kwargs or {})
+        path, where = self.here
+        meta = {"where": where, "path": path, "grad": self.grad, "impure": impure}
+        facts = 0
+        if target is not full_like:  # depends on sizes alone
+            for operand in node.all_input_nodes:
+                facts |= self._facts[operand]
+        if like is not None:
+            meta["shape"], meta["dtype"] = tuple(like.shape), like.dtype
+            if target is torch.detach or not like.dtype.is_floating_point:
+                facts &= ~DIFFERENTIABLE
+        node.meta = meta
+        self._facts[node] = facts
+        return node
+
+    def is_dependent(self, node: Node) -> bool:
+        """Tell whether a value depends on inputs, parameters, buffers or attributes."""
+        return bool(self._facts[node] & DEPENDENT)
+
+    def is_differentiable(self, node: Node) -> bool:
+        """Tell whether a gradient may flow through the node."""
+        return bool(self._facts[node] & DIFFERENTIABLE)
+
+    def refuse_alias(self, reason: str) -> NoReturn:
+        """Raise the error for memory that is shared in a way that cannot be proven right."""
+        raise CaptureError(
+            "An in-place operator writes to memory that other tensors share.",
+            code="capture.alias",
+            location=self.where,
+            notes=[reason],
+            hints=["Write to a copy ('x = x.clone()'), or use the operator that returns a result."],
+        )
+
+    def find(self, tensor: Tensor) -> View | None:
+        """Return the view of a tensor object, or None where it was never seen."""
+        entry = self._views.get(id(tensor))
+        return None if entry is None else entry[1]
+
+    def view(self, tensor: Tensor) -> View:
+        """Return the view of a tensor object; a new one comes from outside the run."""
+        entry = self._views.get(id(tensor))
+        if entry is not None:
+            return entry[1]
+        view = self._origin.view(self, tensor)
+        self.bind(tensor, view)
+        return view
+
+    def bind(self, tensor: Tensor, view: View) -> None:
+        """Make a tensor object stand for a view."""
+        key, views = id(tensor), self._views
+
+        def forget(_: Any) -> None:
+            views.pop(key, None)
+
+        views[key] = (weakref.ref(tensor, forget), view)
+
+    def memory_at(self, tensor: Tensor) -> Memory | None:
+        """Return the known memory in which a tensor lies."""
+        return self._memories.get(self._storage(tensor))
+
+    def own(self, tensor: Tensor, node: Node) -> View:
+        """Return a view that owns the memory of a tensor."""
+        memory = self._memories[self._storage(tensor)] = Memory()
+        return View(memory, tuple(tensor.shape), tensor.dtype, node, generation=0)
+
+    def _storage(self, tensor: Tensor) -> int:
+        try:
+            return tensor.untyped_storage()._cdata
+        except NotImplementedError:
+            raise UnsupportedError(
+                f"A tensor of layout '{tensor.layout}' has no plain memory.",
+                code="unsupported.tensor-kind",
+                location=self.where,
+            ) from None
+
+    def node(self, tensor: Tensor) -> Node:
+        """Return the node of a tensor's present value."""
+        return functionalize.read(self, self.view(tensor))
+
+    def read(self, view: View) -> Node:
+        """Return the node of a view's present value."""
+        return functionalize.read(self, view)
+
+    def child(self, parent: View, edge: Edge, tensor: Tensor) -> View:
+        """Return the part of a view that ``tensor`` is; without history under ``no_grad``."""
+        view = View(parent.memory, tuple(tensor.shape), tensor.dtype, parent=parent, edge=edge)
+        if self.grad or not self.is_differentiable(self.read(view)):
+            self.read(view)
+            return view
+        view = View(view.memory, view.shape, view.dtype, parent=view, edge=Edge(torch.detach))
+        self.read(view)
+        return view
+
+    def constant(self, tensor: Tensor) -> Node:
+        """Return the node of a tensor that was made of Python data in the run."""
+        return self._origin.constant(self, tensor)
+
+    def before_write(self, view: View) -> None:
+        """Prepare for a write to a view."""
+        self._origin.before_write(self, view)
+
+    def write(self, view: View, node: Node) -> None:
+        """Make ``node`` the value of a view's memory, as an in-place operator does."""
+        if not self.grad:
+            node = functionalize.past_history(self, node, self.read(view), view)
+        functionalize.write(self, view, node)
+
+    def fresh(self, tensor: Tensor, node: Node) -> Node:
+        """Make a tensor with memory of its own stand for ``node``; return what it stands for."""
+        if not self.grad and self.is_differentiable(node):
+            node = self.emit(torch.detach, (node,), like=tensor)
+        self.bind(tensor, self.own(tensor, node))
+        return node
+
+    def sizes(self, node: Node, rank: int) -> tuple[Node, ...]:
+        """Return the sizes of a tensor as integer nodes."""
+        return tuple(self.size(node, dim) for dim in range(rank))
+
+    def size(self, node: Node, dim: int) -> Node:
+        """Return one size of a tensor as an integer node."""
+        found = self._sizes.get((node, dim))
+        if found is None:
+            found = self._sizes[node, dim] = self._integer(
+                size, (node, dim), node.meta["shape"][dim]
+            )
+        return found
+
+    def _integer(self, function: Callable[..., int], args: tuple[Any, ...], value: int) -> Node:
+        node = self.emit(function, args)
+        node.meta["value"] = value
+        self._facts[node] = 0  # sizes may steer the program
+        return node
+
+    def integer(self, value: TracedInt) -> Any:
+        """Return the node of an integer that was computed from sizes."""
+        if value.owner is not self:
+            return int(value)
+        if value.node is None:
+            function, *operands = value.expression
+            if function is size:
+                value.node = self.size(self.read(operands[0]), operands[1])
+            elif function is numel:
+                value.node = self._integer(numel, (self.read(operands[0]),), int(value))
+            else:
+                args = tuple(self.lower(x) for x in operands)
+                value.node = self._integer(function, args, int(value))
+        return value.node
+
+    def lower(self, value: Any) -> Any:
+        """Return an argument with nodes in the place of tensors and traced integers."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        kind = type(value)
+        if kind in _LITERALS:
+            return value
+        if kind is TracedInt:
+            return self.integer(value)
+        if kind is TracedFloat or kind is TracedItem:
+            refuse_leaked(value, "re-enters the program")
+        if kind is Call:
+            return self._lower_call(value)
+        if kind is SizesOf:
+            return self.sizes(self.node(value.tensor), value.tensor.dim())
+        if isinstance(value, tuple | list):
+            return tuple([self.lower(v) for v in value])
+        if kind is slice:
+            return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
+        return _plain(value)
+
+    def _lower_call(self, call: Call) -> Node:
+        args, kwargs = self.lower(call.args), {k: self.lower(v) for k, v in call.kwargs.items()}
+        with torch.no_grad():
+            seen = concrete(call)
+        return self.emit(call.target, args, kwargs, like=seen)
+
+
+def concrete(value: Any) -> Any:
+    """Return what an argument of a call is in the run: inner calls are executed."""
+    if isinstance(value, Call):
+        kwargs = {k: concrete(v) for k, v in value.kwargs.items()}
+        return value.target(*[concrete(a) for a in value.args], **kwargs)
+    if isinstance(value, SizesOf):
+        return tuple(value.tensor.shape)
+    if type(value) is tuple or type(value) is list:
+        return type(value)(concrete(v) for v in value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of numpy as one of Python; anything else as it is."""
+    item = getattr(value, "item", None)
+    return item() if item is not None and getattr(value, "shape", None) == () else value
+
+
+_LITERALS = frozenset(
+    {int, float, bool, str, type(None), type(...), torch.dtype, torch.device, complex}
+)

@@ -1,0 +1,128 @@
+"""Give a last iteration that stops early what the other iterations compute.
+
+What the last iteration computes in vain, a reset of a state that nobody reads any more, is not part
+of a record, or the user's code skips it.  Before a loop is rolled up, the iteration behind it gets
+the operations that it lacks.  They are pure and nobody reads them, so nothing changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from snncc.frontend.reroll.flat import Item, Program, map_leaves
+from snncc.frontend.reroll.patterns import (
+    Back,
+    Element,
+    Numbers,
+    Outer,
+    Pattern,
+    Proof,
+    Pure,
+    Same,
+)
+from snncc.frontend.reroll.symbols import Sequence
+
+
+def complete_last(program: Program, sequence: Sequence, proof: Proof, tried: set[Item]) -> bool:
+    """Add to the iteration behind a loop what it lacks, in place; tell whether anything was.
+
+    Args:
+        program: The program.
+        sequence: Its operations in numbers.
+        proof: A loop of it.
+        tried: The operations behind which this was done before; one is added.
+    """
+    return _Last(sequence, proof).complete(program, tried)
+
+
+class _CannotCopyError(Exception):
+    """An operation cannot be made for the last iteration."""
+
+
+@dataclass(eq=False)
+class _Last:
+    sequence: Sequence
+    proof: Proof
+    items: dict[int, Item] = field(default_factory=dict)
+
+    def complete(self, program: Program, tried: set[Item]) -> bool:
+        self.align()
+        present = list(self.items.values())
+        if not present or present[0] in tried or len(present) == self.proof.period:
+            return False
+        tried.add(present[0])
+        try:
+            for place in range(self.proof.period):
+                if place not in self.items:
+                    self.items[place] = self.made(place)
+        except _CannotCopyError:
+            return False
+        self.insert(program, set(present))
+        return True
+
+    def align(self) -> None:
+        """Find the operation of each place behind the loop."""
+        symbols, position = self.sequence.symbols, self.proof.stop
+        for place in range(self.proof.period):
+            if position < len(symbols) and symbols[position] == symbols[self.proof.start + place]:
+                self.items[place] = self.sequence.items[position]
+                position += 1
+
+    def made(self, place: int) -> Item:
+        """Return the operation of a place, for the iteration behind the loop."""
+        like = self.sequence.items[self.proof.start + place]
+        if like.impure:
+            raise _CannotCopyError
+        if place in self.proof.selects:
+            return self.selected(like, self.proof.selects[place])
+        return self.copied(like, self.proof.operands(place))
+
+    def selected(self, like: Item, pattern: Pattern) -> Item:
+        if not isinstance(pattern, Element):
+            raise _CannotCopyError
+        base = self.sequence.value(pattern.base)
+        index = pattern.start + pattern.stride * self.proof.count
+        size = base.meta["shape"][pattern.dim]
+        if not (0 <= index < size if pattern.start >= 0 else -size <= index < 0):
+            raise _CannotCopyError
+        return Item(like.target, (base, pattern.dim, index), {}, dict(like.meta), like.name)
+
+    def copied(self, like: Item, patterns: tuple[Pattern, ...]) -> Item:
+        leaves = iter([self.leaf(pattern) for pattern in patterns])
+        args, kwargs = map_leaves((like.args, like.kwargs), lambda _: next(leaves))
+        return Item(like.target, args, kwargs, dict(like.meta), like.name)
+
+    def leaf(self, pattern: Pattern) -> Any:
+        match pattern:
+            case Same(place):
+                return self.items[place]
+            case Back(place, depth, _):
+                body = self.proof.count - depth
+                return self.sequence.items[self.proof.start + self.proof.period * body + place]
+            case Outer(code):
+                return self.sequence.value(code)
+            case Numbers(values):
+                return values[-1]  # any number does: nobody reads the result
+            case Pure(code, operands):
+                return self.copied(self.sequence.value(code), operands)
+            case _:
+                raise _CannotCopyError
+
+    def insert(self, program: Program, present: set[Item]) -> None:
+        """Put the new operations where their places are."""
+        before: dict[Item, list[Item]] = {}
+        waiting: list[Item] = []
+        last = None
+        for place in range(self.proof.period):
+            item = self.items[place]
+            if item in present:
+                before[item], waiting, last = waiting, [], item
+            else:
+                waiting.append(item)
+        items: list[Item] = []
+        for item in program.items:
+            items += [*before.get(item, ()), item]
+            if item is last:
+                items += waiting
+        program.items = items

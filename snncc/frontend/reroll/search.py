@@ -1,0 +1,184 @@
+"""Search for the loops of a sequence: which repeats are loops, and where an iteration begins.
+
+Repeats nest: a loop over equal layers, each with its own loop over time, repeats as well as the
+loop inside of it.  A loop is preferred that covers more operations, and twice over if iterations
+read different inputs *and* one another: that is what time looks like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from snncc.frontend.reroll.patterns import Proof, Refuted
+from snncc.frontend.reroll.prove import prove
+from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats, longest_steady
+from snncc.frontend.reroll.starts import Starts, find_starts
+from snncc.frontend.reroll.symbols import Codes, Sequence
+
+# How many places to begin the iteration at are tried, and how often the start is moved on.
+ROTATIONS = 6
+ATTEMPTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """A repeat that is not a loop: at ``position`` the program differs from one period later."""
+
+    repeat: Repeat
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loop:
+    """A proven loop and how its carries start."""
+
+    proof: Proof
+    starts: Starts
+
+    @property
+    def score(self) -> int:
+        """How good a loop it is."""
+        proof = self.proof
+        covered = proof.count * (proof.period - len(proof.selects))
+        return 2 * covered if proof.is_carried and proof.is_indexed else covered
+
+
+def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
+    """Return loops that do not overlap, the best one first, and the repeats that are none.
+
+    Loops that are much smaller than the best are left for another round: they may be parts of a
+    loop that can be proven only after the best one is rolled up.
+    """
+    loops: list[Loop] = []
+    unproven: list[Unproven] = []
+    best = 0
+    for period in candidate_periods(sequence.symbols):
+        for repeat in find_repeats(sequence.symbols, period):
+            if 2 * (repeat.stop - repeat.start) < best // 2:
+                continue
+            found = prove_repeat(sequence, repeat)
+            if isinstance(found, Loop):
+                loops.append(found)
+                best = max(best, found.score)
+            else:
+                unproven.append(found)
+    loops.sort(key=lambda loop: (-loop.score, loop.proof.period, loop.proof.start))
+    chosen: list[Loop] = []
+    for loop in loops:
+        start, stop = loop.proof.start, loop.proof.stop
+        apart = all(stop <= c.proof.start or c.proof.stop <= start for c in chosen)
+        if apart and 2 * loop.score >= best:
+            chosen.append(loop)
+    return chosen, unproven
+
+
+def prove_repeat(sequence: Sequence, repeat: Repeat) -> Loop | Unproven:
+    """Return the best loop in a repeat."""
+    steady = longest_steady(sequence, repeat)
+    ends = {repeat.stop, repeat.stop if steady is None else steady.stop}
+    found = [_prove_ending(sequence, Repeat(repeat.period, repeat.start, end)) for end in ends]
+    loops = [f for f in found if isinstance(f, Loop)]
+    if loops:
+        return max(loops, key=lambda loop: loop.score)
+    return next(f for f in found if isinstance(f, Unproven))
+
+
+def _prove_ending(sequence: Sequence, repeat: Repeat) -> Loop | Unproven:
+    """Return the longest loop that ends where the repeat ends."""
+    low, failure = repeat.start, None
+    for _ in range(ATTEMPTS):
+        count = (repeat.stop - low) // repeat.period
+        if count < 2:
+            break
+        faults = []
+        for start in _beginnings(sequence, Repeat(repeat.period, low, repeat.stop)):
+            found = _prove_at(sequence, start, repeat.period, count)
+            if isinstance(found, Loop):
+                return _accept(repeat, found)
+            faults.append(max(_failures(start, repeat, found), key=lambda f: f.position))
+        first = min(faults, key=lambda f: f.position)
+        failure = failure or first
+        low = first.position + 1
+    return failure or Unproven(repeat, repeat.start, "it is too short")
+
+
+def _prove_at(sequence: Sequence, start: int, period: int, count: int) -> Loop | list[Refuted]:
+    proof = prove(sequence, start, period, count)
+    if not isinstance(proof, Proof):
+        return proof
+    starts = find_starts(sequence, proof)
+    return Loop(proof, starts) if isinstance(starts, Starts) else [starts]
+
+
+def _failures(start: int, repeat: Repeat, refuted: list[Refuted]) -> list[Unproven]:
+    return [Unproven(repeat, start + r.step * repeat.period + r.place, r.reason) for r in refuted]
+
+
+def _accept(repeat: Repeat, loop: Loop) -> Loop | Unproven:
+    """Refuse what is proven but no loop worth the name."""
+    proof = loop.proof
+    if not (proof.is_carried or proof.is_indexed):
+        return Unproven(repeat, proof.start, "its iterations are equal and independent")
+    if len(proof.selects) == proof.period:
+        return Unproven(repeat, proof.start, "its iterations only take elements of a tensor")
+    return loop
+
+
+def _beginnings(sequence: Sequence, repeat: Repeat) -> list[int]:
+    """Return the starts that leave room for the most iterations, the best first.
+
+    The best is the one where the user's iteration begins; else the one where the fewest values
+    cross from one iteration to the next; among equals the earliest.
+    """
+    span = repeat.stop - repeat.start
+    starts = np.arange(repeat.start, repeat.start + span % repeat.period + 1)
+    if len(starts) == 1:
+        return [int(starts[0])]
+    crossing = _crossing(sequence, repeat, starts)
+    first = _first_statement(sequence, repeat)
+    aligned = [sequence.symbols[s] in first for s in starts]
+    ranked = np.lexsort((starts, crossing, ~np.array(aligned)))
+    return [int(starts[i]) for i in ranked[:ROTATIONS]]
+
+
+def _crossing(sequence: Sequence, repeat: Repeat, starts: Codes) -> Codes:
+    """Return for each start how many values cross the border between the last two iterations."""
+    p, low = repeat.period, repeat.stop - repeat.period
+    codes = sequence.operands(low, repeat.stop)
+    lengths = np.diff(sequence.offsets[low : repeat.stop + 1])
+    readers = np.repeat(np.arange(low, repeat.stop), lengths)
+    inner = codes >= repeat.start
+    source, reach = codes[inner], (readers - codes)[inner]
+    longest = np.zeros(p, dtype=np.int64)
+    np.maximum.at(longest, (source - low) % p, reach)
+    places = np.flatnonzero(longest)
+    behind = (starts[:, None] - low) % p - places[None, :]
+    crossings = (longest[places][None, :] - behind) // p - (-behind) // p
+    total: Codes = crossings.sum(axis=1)
+    return total
+
+
+def _first_statement(sequence: Sequence, repeat: Repeat) -> set[int]:
+    """Return the symbols with which the user's iteration may begin.
+
+    The call paths of a body have a common beginning; what comes next tells the statements of the
+    loop apart.  The statement that the program reached first is the first one of the loop.
+    """
+    body = range(repeat.stop - repeat.period, repeat.stop)
+    paths = [tuple(sequence.items[i].meta.get("path", ())) for i in body]
+    shortest = min(len(path) for path in paths)
+    depth = next((d for d in range(shortest) if len({path[d] for path in paths}) > 1), None)
+    if depth is None:
+        return set()
+    statements = {path[: depth + 1] for path in paths}
+    reached = (tuple(item.meta.get("path", ()))[: depth + 1] for item in sequence.items)
+    first = next(path for path in reached if path in statements)
+    begins = [
+        i
+        for i, path, before in zip(body, paths, [paths[-1], *paths[:-1]], strict=True)
+        if path[: depth + 1] == first and before[: depth + 1] != first
+    ]
+    return {int(sequence.symbols[i]) for i in begins}

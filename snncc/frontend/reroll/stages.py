@@ -1,0 +1,81 @@
+"""From the flat record of a run to time loops: L0 to L1.
+
+The tape of a serial model says each iteration of its loops anew.  Re-rolling finds the iterations,
+proves that they are one body, and replaces them by one call of a `TimeLoop`.  Nothing is assumed:
+what cannot be proven stays as it was recorded, and `Rolled.diagnostics` says why.
+
+The stages: bring the ways to collect values to one form (`simplify`), number the operations
+(`symbols`), find what repeats (`repeats`), prove it (`prove`), choose (`search`), replace (`roll`),
+until nothing more is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.fx
+
+from snncc.frontend.reroll.diagnose import Difference, diagnose
+from snncc.frontend.reroll.first_iteration import complete_first
+from snncc.frontend.reroll.flat import Item, from_tape, to_graph
+from snncc.frontend.reroll.last_iteration import complete_last
+from snncc.frontend.reroll.roll import prune, roll, take_last
+from snncc.frontend.reroll.search import find_loops
+from snncc.frontend.reroll.simplify import collect, simplify
+from snncc.frontend.reroll.symbols import live_classes, sequence
+from snncc.ir.tape import Source, Tape
+from snncc.ir.time_loop import TimeLoop
+
+
+@dataclass(eq=False)
+class Rolled:
+    """A run in which the loops over time are loops again.
+
+    Attributes:
+        graph: Same placeholders and outputs as the tape's graph.  Each loop is one call_function
+            node whose target is a `TimeLoop`; ``operator.getitem`` nodes take its results.
+        sources: For each placeholder of the graph, in order, where its tensor comes from.
+        diagnostics: What looks like a loop and could not be proven to be one.
+    """
+
+    graph: torch.fx.Graph
+    sources: tuple[Source, ...]
+    diagnostics: tuple[Difference, ...] = ()
+
+    @property
+    def loops(self) -> tuple[TimeLoop, ...]:
+        """The loops, in the order of the graph."""
+        return tuple(n.target for n in self.graph.nodes if isinstance(n.target, TimeLoop))
+
+
+def reroll(tape: Tape) -> Rolled:
+    """Find and prove the loops of a recorded run.
+
+    Args:
+        tape: The record; it is not changed.
+
+    Returns:
+        An equal program in which every proven loop is a `TimeLoop`.
+    """
+    program = from_tape(tape)
+    simplify(program)
+    live = live_classes(program.items, program.outputs)
+    program.items = [item for item in program.items if item in live]
+    number = 1
+    tried: set[Item] = set()
+    while True:
+        numbered = sequence(program)
+        loops, unproven = find_loops(numbered)
+        if not loops:
+            break
+        completed = [complete_first(program, numbered, loop.proof) for loop in loops]
+        completed += [complete_last(program, numbered, loop.proof, tried) for loop in loops]
+        if any(completed):
+            continue
+        roll(program, numbered, loops, number)
+        number += len(loops)
+    differences = diagnose(program, numbered, unproven)
+    collect(program)
+    take_last(program)
+    prune(program)
+    return Rolled(to_graph(program), tape.sources, differences)

@@ -1,0 +1,166 @@
+"""How the carries of a loop start: from a number, from an operand, or filled with one number.
+
+A constant start is kept as a constant wherever its shape and type are those of the carried value:
+kernels start from constants for free.  Such a carry takes its shape from another value of the body,
+which has to be there before the carry is read; the body is reordered for that where it may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from snncc.frontend.reroll.flat import Item, alike, fill_value, is_floating, is_number, operands
+from snncc.frontend.reroll.patterns import Back, PerStep, Proof, Pure, Refuted, Same
+from snncc.frontend.reroll.symbols import Sequence
+
+# A carry: the place of its update in the body, and the codes of the values that it holds before
+# the first step, the most recent first; more than one make it the end of a shift register.
+Cell = tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """The carry starts as a Python number."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """The carry starts as an outside value, by its code."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """The carry starts as one number with the shape of a per-step input, or of a place."""
+
+    value: float
+    like: PerStep | int
+
+
+Start: TypeAlias = Number | Operand | Filled
+
+
+@dataclass(eq=False)
+class Starts:
+    """How each carry starts, in the order in which the body reads them.
+
+    Attributes:
+        cells: The start of each carry.
+        early: For a place of the body, the places that have to come before it, in order.
+    """
+
+    cells: dict[Cell, Start] = field(default_factory=dict)
+    early: dict[int, list[int]] = field(default_factory=dict)
+
+
+def cell_of(pattern: Back) -> Cell:
+    """Return the carry that a pattern reads."""
+    return pattern.place, pattern.initial[::-1]
+
+
+def find_starts(sequence: Sequence, proof: Proof) -> Starts | Refuted:
+    """Decide how the carries of a loop start; refuse a start that is made inside of the loop."""
+    return _Planner(sequence, proof).plan()
+
+
+class _Planner:
+    def __init__(self, sequence: Sequence, proof: Proof) -> None:
+        self.sequence, self.proof = sequence, proof
+        start = proof.start + proof.period
+        self.items = sequence.items[start : start + proof.period]
+        self.readers: dict[Cell, int] = {}
+        self.steps: dict[Cell, int] = {}
+        for place, pattern in proof.reads():
+            if isinstance(pattern, Back):
+                self.add(pattern, place)
+
+    def add(self, pattern: Back, place: int) -> None:
+        """Note the cells of a shift register; only its end is read."""
+        source, recent = cell_of(pattern)
+        for depth in range(1, pattern.depth + 1):
+            cell = source, recent[:depth]
+            reader = place if depth == pattern.depth else self.proof.period
+            self.readers[cell] = min(reader, self.readers.get(cell, reader))
+            self.steps[cell] = max(pattern.depth - depth, self.steps.get(cell, 0))
+
+    def plan(self) -> Starts | Refuted:
+        starts = Starts()
+        for cell, reader in sorted(self.readers.items(), key=lambda entry: entry[1]):
+            start = self.start(cell, reader, starts.cells)
+            if start is None:
+                reason = "its initial value is made from a value of the loop"
+                return Refuted(self.steps[cell], min(reader, self.proof.period - 1), reason)
+            starts.cells[cell] = start
+            if isinstance(start, Filled) and isinstance(start.like, int) and start.like >= reader:
+                needed = self.closure(start.like, starts.cells)
+                starts.early.setdefault(reader, []).extend(needed or ())
+        return starts
+
+    def start(self, cell: Cell, reader: int, ready: Container[Cell]) -> Start | None:
+        code = cell[1][-1]
+        value = self.sequence.value(code)
+        if is_number(value):
+            return Number(value)
+        number, carried = fill_value(value), self.items[cell[0]]
+        if number is not None and alike(value, carried):
+            like = self.find_like(carried, reader, ready)
+            if like is not None:
+                return Filled(number, like)
+        return None if self.reads_region(value) else Operand(code)
+
+    def reads_region(self, value: Item) -> bool:
+        """Tell whether a floating value is made from a value of the loop."""
+        stack = [value]
+        while stack:
+            item = stack.pop()
+            if item.target is None:
+                continue
+            if is_floating(item):
+                stack.extend(operands(item))
+            elif self.sequence.code(item) >= self.proof.start:
+                return True
+        return False
+
+    def find_like(self, carried: Item, reader: int, ready: Container[Cell]) -> PerStep | int | None:
+        """Return a per-step input or the place of an operation with the shape of a carry."""
+        for place, pattern in self.proof.selects.items():
+            if alike(self.items[place], carried):
+                return pattern
+        places = [
+            place
+            for place, item in enumerate(self.items)
+            if place not in self.proof.selects and alike(item, carried)
+        ]
+        if places and places[0] < reader:
+            return places[0]
+        return next((p for p in places if self.closure(p, ready) is not None), None)
+
+    def closure(self, place: int, ready: Container[Cell]) -> list[int] | None:
+        """Return the places that one needs, itself included, in order.
+
+        None if there are effects among them, or carries whose start is not decided yet.
+        """
+        needed: set[int] = set()
+        stack = [place]
+        while stack:
+            here = stack.pop()
+            if here in needed or here in self.proof.selects:
+                continue
+            needed.add(here)
+            if self.items[here].impure:
+                return None
+            patterns = list(self.proof.operands(here))
+            while patterns:
+                pattern = patterns.pop()
+                if isinstance(pattern, Back) and cell_of(pattern) not in ready:
+                    return None
+                if isinstance(pattern, Same):
+                    stack.append(pattern.place)
+                elif isinstance(pattern, Pure):
+                    patterns.extend(pattern.operands)
+        return sorted(needed)

@@ -1,0 +1,180 @@
+"""The sequence in which loops are looked for: one symbol for each operation, and its operands.
+
+Two operations have the same symbol if they could be the same operation of two iterations: the same
+operator, reached through the same calls, with arguments of the same structure and a result of the
+same shape and type.  Operands are abstract: which value is read is the business of the proof.
+Parameters and buffers are not abstract, so that equal layers with different weights differ.
+
+Operands are numbered.  A code of zero or more is a position in the sequence; a negative code stands
+for anything else (an input, a floating item, a number), equal codes for equal values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snncc.frontend.reroll.flat import (
+    LEAF,
+    Item,
+    Program,
+    element,
+    is_floating,
+    is_number,
+    may_stack,
+    operands,
+)
+from snncc.ir.tape import SourceKind
+from snncc.ir.time_loop import TimeLoop
+
+Codes = npt.NDArray[np.int64]
+
+# Kinds of operands that may differ from step to step without being a carry.
+FIXED, NUMBER, FLOATING, ELEMENT, LISTED = range(5)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """The operations of a program that are not floating, in numbers.
+
+    Attributes:
+        items: The operations, in order.
+        symbols: The symbol of each operation.
+        offsets: Where the operands of each operation start in ``codes``; one entry more at the end.
+        codes: The operands of all operations, one after another.
+        kinds: What each operand is, as far as that decides whether it may differ between steps.
+        others: The value of each negative code: ``others[-1 - code]``.
+        code: Returns the code of an operand.
+    """
+
+    items: list[Item]
+    symbols: Codes
+    offsets: Codes
+    codes: Codes
+    kinds: npt.NDArray[np.int8]
+    others: list[Any]
+    code: Callable[[Any], int]
+
+    def value(self, code: int) -> Any:
+        """Return the item or number that a code stands for."""
+        return self.items[code] if code >= 0 else self.others[-1 - code]
+
+    def operands(self, start: int, stop: int) -> Codes:
+        """Return the operands of the operations from ``start`` to ``stop``."""
+        return self.codes[self.offsets[start] : self.offsets[stop]]
+
+
+def symbol(item: Item, *, loose: bool = False) -> Hashable:
+    """Return the symbol of an operation; ``loose`` ignores shapes and which parameter is read."""
+    if isinstance(item.target, TimeLoop) or "path" not in item.meta:
+        return id(item)
+    structure, leaves = item.split()
+    meta = item.meta
+    if loose:
+        return item.target, meta["path"], structure
+    fixed = tuple([_fixed(leaf) for leaf in leaves])
+    seen = (meta.get("shape"), meta.get("dtype"), meta.get("grad", True))
+    return item.target, meta["path"], structure, fixed, seen
+
+
+def _fixed(leaf: Any) -> Hashable:
+    if not isinstance(leaf, Item) or leaf.source is None:
+        return LEAF
+    named = (SourceKind.PARAMETER, SourceKind.BUFFER)
+    return id(leaf) if leaf.source.kind in named else LEAF
+
+
+def live_classes(items: list[Item], outputs: tuple[Any, ...]) -> set[Item]:
+    """Return the items that are needed, or stand for the same statement as one that is.
+
+    What the last iteration computes in vain is needed in the others; dropping it would spoil the
+    repetition.
+    """
+    members: dict[Hashable, list[Item]] = {}
+    names: dict[Item, Hashable] = {}
+    for item in items:
+        name = item if is_floating(item) else symbol(item)
+        names[item] = name
+        members.setdefault(name, []).append(item)
+    stack = [leaf for leaf in outputs if isinstance(leaf, Item)]
+    stack += [item for item in items if item.impure]
+    live: set[Item] = set()
+    while stack:
+        item = stack.pop()
+        if item in live or item.target is None:
+            continue
+        for same in members.pop(names[item], ()):
+            live.add(same)
+            stack.extend(operands(same))
+    return live
+
+
+def sequence(program: Program, *, loose: bool = False) -> Sequence:
+    """Number the operations of a program."""
+    return _Numbering(program, loose).sequence()
+
+
+class _Numbering:
+    def __init__(self, program: Program, loose: bool) -> None:
+        self.items = [item for item in program.items if not is_floating(item)]
+        self.loose = loose
+        self.position = {item: i for i, item in enumerate(self.items)}
+        self.others: list[Any] = []
+        self.other_codes: dict[Hashable, int] = {}
+        self.floating: dict[Item, int] = {}
+        for item in program.items:  # in order, so that chains of floating items are not deep
+            if item not in self.position:
+                self.code(item)
+
+    def sequence(self) -> Sequence:
+        symbols: dict[Hashable, int] = {}
+        names, offsets, codes, kinds = [], [0], [], []
+        for item in self.items:
+            names.append(symbols.setdefault(symbol(item, loose=self.loose), len(symbols)))
+            for leaf in item.split()[1]:
+                codes.append(self.code(leaf))
+                kinds.append(self.kind(leaf))
+            offsets.append(len(codes))
+        return Sequence(
+            self.items,
+            np.array(names, dtype=np.int64),
+            np.array(offsets, dtype=np.int64),
+            np.array(codes, dtype=np.int64),
+            np.array(kinds, dtype=np.int8),
+            self.others,
+            self.code,
+        )
+
+    def code(self, leaf: Any) -> int:
+        """Return the code of an operand; floating items that are equal have the same code."""
+        if not isinstance(leaf, Item):
+            exact = leaf.hex() if type(leaf) is float else leaf
+            return self.other((type(leaf), exact), leaf)
+        if leaf in self.position:
+            return self.position[leaf]
+        if leaf.target is None:
+            return self.other(leaf, leaf)
+        if leaf not in self.floating:
+            structure, leaves = leaf.split()
+            key = (leaf.target, structure, tuple([self.code(x) for x in leaves]))
+            self.floating[leaf] = self.other(key, leaf)
+        return self.floating[leaf]
+
+    def other(self, key: Hashable, value: Any) -> int:
+        if key not in self.other_codes:
+            self.others.append(value)
+            self.other_codes[key] = -len(self.others)
+        return self.other_codes[key]
+
+    def kind(self, leaf: Any) -> int:
+        if is_number(leaf):
+            return NUMBER
+        if element(leaf) is not None:
+            return ELEMENT
+        if leaf.target is None:
+            return LISTED if may_stack(leaf) else FIXED
+        return FIXED if leaf in self.position else FLOATING

@@ -1,0 +1,157 @@
+"""One recording under way: the modes that see the user's torch calls.
+
+Two nets catch what the user's code does.  A ``TorchFunctionMode`` sees every call of torch's Python
+interface and hands it to the recorder.  A ``TorchDispatchMode`` sees what reaches torch's
+dispatcher in any other way: scripted functions, extensions, legacy constructors.  While a recorded
+call runs, both are off.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snncc.errors import UnsupportedError
+from snncc.frontend import calls, departures, factories
+from snncc.frontend.functionalize import Edge
+from snncc.frontend.location import CallSites
+from snncc.frontend.recorder import Recorder
+
+_DISPATCH_KEYS = DispatchKeySet(DispatchKey.Python) | DispatchKeySet(DispatchKey.PythonTLSSnapshot)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Run torch calls that are the compiler's own, unseen by the modes."""
+    with torch._C.DisableTorchFunction(), torch._C._ExcludeDispatchKeyGuard(_DISPATCH_KEYS):
+        yield
+
+
+class Session:
+    """A recording under way.
+
+    Attributes:
+        sites: Reads call paths.
+        recorder: The recorder of the function that runs now: the model, or a custom gradient.
+        grad: Whether the user's code has gradients switched on.  Autograd itself switches them off
+            around the forward of a Function, which is not seen here.
+    """
+
+    def __init__(self, sites: CallSites) -> None:
+        self.sites = sites
+        self.recorder: Recorder
+        self.grad = True
+        self._thread = threading.get_ident()
+        self._is_inside = False
+        # Tensors that came into being without a call of torch's Python interface, by id.
+        self._made: dict[int, weakref.ref[Tensor]] = {}
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the user's code runs, and not a torch call that is recorded as one."""
+        return threading.get_ident() == self._thread and not self._is_inside
+
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run one torch call of the user and record it."""
+        if threading.get_ident() != self._thread:
+            return function(*args, **kwargs)
+        self._is_inside = True
+        try:
+            with torch._C._ExcludeDispatchKeyGuard(_DISPATCH_KEYS):
+                if torch._C._is_any_autocast_enabled():
+                    self._refuse_autocast()
+                result = calls.handle(self.recorder, function, args, kwargs)
+            if function is torch._C._set_grad_enabled:
+                self.grad = torch.is_grad_enabled()
+            return result
+        finally:
+            self._is_inside = False
+
+    def _refuse_autocast(self) -> None:
+        self.recorder.start_call()
+        raise UnsupportedError(
+            "The model runs under automatic mixed precision.",
+            code="unsupported.autocast",
+            location=self.recorder.where,
+            notes=["The casts that autocast inserts are not part of the recorded program."],
+            hints=["Leave 'torch.autocast', or cast inputs and parameters yourself."],
+        )
+
+    def dispatch(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Judge an operator that ran without a call of torch's Python interface."""
+        recorder = self.recorder
+        recorder.start_call()
+        operands = [x for x in departures.tensors_in(args, kwargs) if id(x) not in self._made]
+        fresh = function.overloadpacket._qualified_op_name == "aten::lift_fresh"
+        if operands and not fresh:
+            if function.overloadpacket._qualified_op_name != "aten::detach":
+                departures.refuse_unrecorded(recorder, f"Operator '{function}'")
+            result = function(*args, **kwargs)
+            parent = recorder.view(args[0])
+            recorder.bind(result, recorder.child(parent, Edge(torch.detach), result))
+            return result
+        result = function(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._adopt(result, is_empty="empty" in function.overloadpacket._qualified_op_name)
+        return result
+
+    def _adopt(self, tensor: Tensor, *, is_empty: bool) -> None:
+        """Bind a tensor that was made by a legacy constructor or from the data of numpy."""
+        key, made = id(tensor), self._made
+        made[key] = weakref.ref(tensor, lambda _: made.pop(key, None))
+        if is_empty:
+            factories.bind_fill(self.recorder, tensor, 0)
+        else:
+            factories.bind_data(self.recorder, tensor)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Record the torch calls of the user's code that runs in this context."""
+        with _Watch(self), _Record(self):
+            yield
+
+    @contextmanager
+    def recording(self, recorder: Recorder) -> Iterator[None]:
+        """Record into another recorder for a while."""
+        outer, grad = self.recorder, self.grad
+        self.recorder, self.grad = recorder, False
+        try:
+            yield
+        finally:
+            self.recorder, self.grad = outer, grad
+
+
+class _Record(TorchFunctionMode):
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self.session.call(func, args, kwargs or {})
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        with quiet():
+            return self.session.dispatch(func, args, kwargs or {})

@@ -1,0 +1,322 @@
+"""What a model holds between calls: its tensors by name, and its Python state.
+
+`walk` lists every place of a model that may change: the attributes of its modules and of the
+plain objects that they hold, and the variables of functions.  Everything else is built on that
+list: naming the tensors that a run reads, keeping and restoring the state around a run
+(`preserved`), seeing what a run left behind, and writing it back (`write_back`).
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, is_dataclass
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from snncc.frontend.paths import (
+    Roots,
+    Variables,
+    assign,
+    follow,
+    parts_of,
+    root_of,
+    steps_of,
+    tensors_below,
+)
+from snncc.ir.tape import Position, Source, SourceKind, Tape
+
+_ARGUMENTS = "*args"  # starts the names of what objects among the arguments hold
+_PLUMBING = frozenset(nn.Module().__dict__) - {"training"}
+_REGISTRIES = {
+    "_parameters": SourceKind.PARAMETER,
+    "_buffers": SourceKind.BUFFER,
+    "_modules": SourceKind.ATTRIBUTE,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Holder:
+    """A namespace whose entries may change: attributes of an object, variables of a function."""
+
+    path: str
+    owner: Any
+    entries: MutableMapping[str, Any]
+    kind: SourceKind
+
+    def name(self, key: str) -> str:
+        """Return the full name of an entry."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Yield the entries that are the user's."""
+        is_module = isinstance(self.owner, nn.Module) and self.entries is self.owner.__dict__
+        for key in list(self.entries):
+            if not (is_module and key in _PLUMBING):
+                yield key, self.entries[key]
+
+
+def walk(
+    model: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+) -> list[Holder]:
+    """Return every namespace that a call of the model may read or change."""
+    root = root_of(model, args, kwargs or {})
+    walker = _Walker(_packages(model))
+    if isinstance(root, Roots):
+        for name, value in root.items():
+            walker.visit(name, value)
+    else:
+        walker.visit("", root)
+    for step, value in parts_of((args, kwargs or {})):
+        walker.visit(_ARGUMENTS + step, value)
+    walker.run()
+    return walker.holders
+
+
+@dataclass
+class _Walker:
+    packages: frozenset[str]
+    holders: list[Holder] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+    queue: deque[tuple[str, Any]] = field(default_factory=deque)
+
+    def run(self) -> None:
+        while self.queue:
+            path, owner = self.queue.popleft()
+            start = len(self.holders)
+            if isinstance(owner, nn.Module):
+                for registry, kind in _REGISTRIES.items():
+                    entries = owner.__dict__[registry]
+                    self.holders.append(Holder(path, owner, entries, kind))
+            entries = owner if isinstance(owner, Variables) else owner.__dict__
+            self.holders.append(Holder(path, owner, entries, SourceKind.ATTRIBUTE))
+            for holder in self.holders[start:]:
+                for key, value in holder.items():
+                    self.visit(holder.name(key), value)
+
+    def visit(self, path: str, value: Any) -> None:
+        """Queue a value, or what it contains, if it holds state."""
+        if value is None or isinstance(value, Tensor | str | int | float | ModuleType | type):
+            return
+        if isinstance(value, nn.Module | Variables) or self.is_state(value):
+            if id(value) not in self.seen:
+                self.seen.add(id(value))
+                self.queue.append((path, value))
+            return
+        for step, item in parts_of(value):
+            self.visit(path + step, item)
+
+    def is_state(self, value: Any) -> bool:
+        """Tell whether an object of a class that is neither torch's nor Python's holds state."""
+        if isinstance(value, FunctionType | MethodType | tuple | list | dict):
+            return False
+        if not hasattr(value, "__dict__"):
+            return False
+        package = type(value).__module__.split(".")[0]
+        return (
+            package in self.packages or isinstance(value, SimpleNamespace) or is_dataclass(value)
+        )
+
+
+def _packages(model: Callable[..., Any]) -> frozenset[str]:
+    """Return the top-level packages whose objects are the user's."""
+    modules = [type(m) for m in model.modules()] if isinstance(model, nn.Module) else []
+    owner = getattr(model, "__self__", None)
+    names = {getattr(x, "__module__", None) for x in (model, type(model), type(owner), *modules)}
+    packages = {name.split(".")[0] for name in names if isinstance(name, str)}
+    return frozenset(packages - {"torch", "builtins"} - set(sys.stdlib_module_names)) | {"__main__"}
+
+
+def named_tensors(holders: list[Holder]) -> Iterator[tuple[Source, Tensor]]:
+    """Yield the tensors that the holders reach, registered parameters and buffers first."""
+    for wanted in _REGISTRIES.values():
+        for holder in holders:
+            if holder.kind is not wanted:
+                continue
+            for key, value in holder.items():
+                for name, tensor in tensors_below(value, holder.name(key)):
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    kind = SourceKind.PARAMETER if is_parameter else holder.kind
+                    yield Source(kind, name), tensor
+
+
+@dataclass
+class Snapshot:
+    """The state of a model at one moment."""
+
+    holders: list[Holder]
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    contents: list[tuple[Any, Any]] = field(default_factory=list)
+    values: list[tuple[Tensor, Tensor, bool]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        seen: set[int] = set()
+        for holder in self.holders:
+            self.entries.append(dict(holder.items()))
+            for _, value in holder.items():
+                self._keep(value, seen, copy_tensors=holder.kind is not SourceKind.PARAMETER)
+
+    def _keep(self, value: Any, seen: set[int], *, copy_tensors: bool) -> None:
+        if isinstance(value, Tensor):
+            if copy_tensors and id(value) not in seen and not isinstance(value, nn.Parameter):
+                self.keep_value(value)
+            seen.add(id(value))
+            return
+        if isinstance(value, list | dict | set | deque) and id(value) not in seen:
+            seen.add(id(value))
+            self.contents.append((value, value.copy()))
+        for _, item in parts_of(value):
+            self._keep(item, seen, copy_tensors=copy_tensors)
+
+    def keep_value(self, tensor: Tensor) -> None:
+        """Keep the value of a tensor, to be restored."""
+        self.values.append((tensor, tensor.detach().clone(), tensor.grad_fn is None))
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for holder, entries in zip(self.holders, self.entries, strict=True):
+            for key in [key for key, _ in holder.items() if key not in entries]:
+                del holder.entries[key]
+            for key, value in entries.items():
+                if holder.entries.get(key, _ABSENT) is not value:
+                    holder.entries[key] = value
+        for container, copy in self.contents:
+            container.clear()
+            (container.extend if isinstance(container, list | deque) else container.update)(copy)
+        for tensor, copy, is_leaf in self.values:
+            if is_leaf and tensor.grad_fn is not None:
+                tensor.detach_()
+            tensor.data.copy_(copy)  # also what torch changes without counting (batch norm)
+
+
+_ABSENT = object()
+
+
+@contextmanager
+def preserved(
+    model: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+) -> Iterator[Snapshot]:
+    """Leave the state of a model, and of the random number generators, as it was."""
+    snapshot = Snapshot(walk(model, args, kwargs))
+    generators = torch.get_rng_state(), random.getstate()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+        torch.set_rng_state(generators[0])
+        random.setstate(generators[1])
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+
+
+def resolve(name: str, root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a name stands for now."""
+    steps = steps_of(name)
+    if name.startswith(_ARGUMENTS):
+        return follow((args, kwargs), steps[1:])
+    return follow(root, steps)
+
+
+def gather(
+    tape: Tape, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Tensor]:
+    """Return the tensors of a tape's sources as they are now, in the order of its placeholders."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    root = root_of(model, args, kwargs)
+    values: list[Tensor] = []
+    for source in tape.sources:
+        if source.kind is SourceKind.INPUT:
+            assert source.index is not None
+            values.append(leaves[source.index])
+        elif source.tensor is not None:
+            values.append(source.tensor)
+        else:
+            values.append(resolve(source.name, root, args, kwargs))
+    return values
+
+
+def write_back(
+    tape: Tape,
+    model: Callable[..., Any],
+    outputs: tuple[Any, ...],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+) -> None:
+    """Leave in the model what the recorded run left in it.
+
+    Args:
+        tape: The recorded run.
+        model: The model.
+        outputs: The outputs of the tape's graph.
+        args: The arguments, where the model may have changed them in place.
+        kwargs: The keyword arguments.
+    """
+    kwargs = kwargs or {}
+    root = root_of(model, args, kwargs)
+    written = [w for w in tape.writes if w.in_place]
+    if written:
+        sources = tuple(w.source for w in written)
+        targets = gather(_Only(sources), model, args, kwargs)  # type: ignore[arg-type]
+        for write, target in zip(written, targets, strict=True):
+            is_protected = target.is_leaf and target.requires_grad
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not is_protected):
+                target.copy_(outputs[write.value])
+    for binding in tape.bindings:
+        value = pytree.tree_unflatten([_value(x, outputs) for x in binding.leaves], binding.spec)
+        steps = steps_of(binding.name)
+        if binding.in_place:
+            present = resolve(binding.name, root, args, kwargs)
+            present.clear()
+            (present.extend if isinstance(present, list | deque) else present.update)(value)
+        elif binding.name.startswith(_ARGUMENTS):
+            assign((args, kwargs), steps[1:], value)
+        else:
+            assign(root, steps, value)
+
+
+def _value(leaf: Any, outputs: tuple[Any, ...]) -> Any:
+    if not isinstance(leaf, Position):
+        return leaf
+    return outputs[leaf.index].item() if leaf.as_number else outputs[leaf.index]
+
+
+@dataclass(frozen=True)
+class _Only:
+    sources: tuple[Source, ...]
+
+
+def attribute_signature(model: Callable[..., Any]) -> Hashable:
+    """Return what a recording depends on besides the values of tensors: the model's Python state.
+
+    Numbers, strings and None are part of it by value, tensors by type and shape, containers by
+    what they hold, anything else by identity.
+    """
+    parts: list[Hashable] = []
+    for holder in walk(model):
+        for key, value in holder.items():
+            parts.append((holder.path, key, _describe(value)))
+    return tuple(parts)
+
+
+def _describe(value: Any) -> Hashable:
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value), value
+    if isinstance(value, Tensor):
+        return value.dtype, value.device, tuple(value.shape), value.requires_grad
+    if isinstance(value, dict):
+        return "dict", tuple((k, _describe(v)) for k, v in value.items())
+    if isinstance(value, list | tuple | deque):
+        return type(value), tuple(map(_describe, value))
+    return type(value), id(value)

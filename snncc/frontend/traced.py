@@ -1,0 +1,127 @@
+"""Python numbers that remember where they came from.
+
+`TracedInt` is an integer read off a shape: it computes as an int and, given to a torch operator,
+stands for the same computation at another batch size or length.  `TracedFloat` and `TracedItem`
+are what ``.item()`` returns for a tensor that depends on the model's inputs: they may be printed,
+formatted and collected, and refuse to steer the program or to enter it again.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from snncc.errors import CaptureError, Location
+
+
+class TracedInt(int):
+    """An integer that is a function of shapes.
+
+    ``expression`` is (function, operand, ...); operands are traced or plain integers, or, for a
+    size, the recorder's handle of the tensor and the dim.
+    """
+
+    expression: tuple[Any, ...]
+    owner: Any
+    node: Any = None  # the integer node that computes it, once it has been used
+
+    @classmethod
+    def of(cls, value: int, owner: Any, expression: tuple[Any, ...]) -> TracedInt:
+        """Return ``value`` with its origin."""
+        traced = cls(value)
+        traced.owner = owner
+        traced.expression = expression
+        return traced
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int(self),)
+
+
+def _binary(function: Callable[[int, int], int], *, reflected: bool) -> Callable[..., Any]:
+    def method(self: TracedInt, other: Any) -> Any:
+        if not isinstance(other, int) or isinstance(other, bool):
+            return NotImplemented
+        operands = (other, self) if reflected else (self, other)
+        value = function(int(operands[0]), int(operands[1]))
+        return TracedInt.of(value, self.owner, (function, *operands))
+
+    return method
+
+
+def _negative(self: TracedInt) -> TracedInt:
+    return TracedInt.of(-int(self), self.owner, (operator.neg, self))
+
+
+for _name, _function in {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+}.items():
+    setattr(TracedInt, f"__{_name}__", _binary(_function, reflected=False))
+    setattr(TracedInt, f"__r{_name}__", _binary(_function, reflected=True))
+TracedInt.__neg__ = _negative  # type: ignore[method-assign]
+
+
+class TracedFloat(float):
+    """A float that left torch and depends on the model's inputs."""
+
+    where: Location | None
+    node: Any = None  # the tensor of which it is the value
+
+
+class TracedItem(int):
+    """An integer that left torch and depends on the model's inputs."""
+
+    where: Location | None
+    node: Any = None  # the tensor of which it is the value
+
+
+Traced = TracedFloat | TracedItem
+
+
+def leaked(value: float | int, where: Location | None) -> Traced:
+    """Return a number that left torch, tagged with the line where it did."""
+    traced: Traced = TracedItem(value) if isinstance(value, int) else TracedFloat(value)
+    traced.where = where
+    return traced
+
+
+def refuse_leaked(value: Traced, action: str) -> NoReturn:
+    """Raise the error for a number that left torch and comes back."""
+    raise CaptureError(
+        f"A number read off a tensor {action}.",
+        code="capture.value-left-torch",
+        location=value.where,
+        notes=["The value depends on the model's inputs, so it would be frozen into the program."],
+        hints=["Keep it a tensor: drop '.item()', and select with 'torch.where'."],
+    )
+
+
+def _tagged(name: str) -> Callable[..., Any]:
+    def method(self: Traced, *operands: Any) -> Any:
+        base = float if isinstance(self, float) else int
+        result = getattr(base, name)(self, *operands)
+        if type(result) is float or type(result) is int:
+            return leaked(result, self.where)
+        return result
+
+    return method
+
+
+def _forbidden(self: Traced, *operands: Any) -> NoReturn:
+    refuse_leaked(self, "steers the program")
+
+
+_ARITHMETIC = """add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow
+neg pos abs round""".split()
+_STEERING = "bool lt le gt ge eq ne int float index trunc floor ceil hash divmod".split()
+
+for _class in (TracedFloat, TracedItem):
+    for _name in _ARITHMETIC:
+        setattr(_class, f"__{_name}__", _tagged(f"__{_name}__"))
+    for _name in _STEERING:
+        if hasattr(_class.__base__, f"__{_name}__"):
+            setattr(_class, f"__{_name}__", _forbidden)

@@ -1,0 +1,24 @@
+"""Reference neurons as plain serial PyTorch: the code a user would write, step after step.
+
+Nothing here is fast on its own; these modules are input for the compiler and the reference for its
+tests. Potentials are dimensionless and time is counted in steps.
+"""
+
+from snncc.nn.adaptive import AdaptiveLIF
+from snncc.nn.current import CubaLIF
+from snncc.nn.integrator import LI
+from snncc.nn.leaky import IF, LIF
+from snncc.nn.surrogate import ATan, FastSigmoid, Rectangle, Sigmoid, Triangle
+
+__all__ = [
+    "IF",
+    "LI",
+    "LIF",
+    "ATan",
+    "AdaptiveLIF",
+    "CubaLIF",
+    "FastSigmoid",
+    "Rectangle",
+    "Sigmoid",
+    "Triangle",
+]

@@ -1,0 +1,120 @@
+"""What the user may choose: compile options, and settings of the process environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args, get_type_hints
+
+from snncc.errors import OptionError
+
+Mode: TypeAlias = Literal["fused", "fpt", "dynamic_decay", "serial", "online", "async", "auto"]
+TargetName: TypeAlias = Literal["auto", "c", "torch"]
+Fallback: TypeAlias = Literal["error", "serial"]
+StorageChoice: TypeAlias = Literal["auto", "recompute", "save"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is compiled.
+
+    Attributes:
+        mode: How the time axis is executed.
+        target: The language of the kernels; ``"torch"`` is the reference interpreter.
+        fallback: What happens to code that cannot be compiled: an error, or it runs serially.
+        storage: What the backward pass needs is recomputed in cache, or saved in memory.
+        num_threads: Threads of a CPU kernel; None means ``torch.get_num_threads()`` at each call.
+    """
+
+    mode: Mode = "fused"
+    target: TargetName = "auto"
+    fallback: Fallback = "error"
+    storage: StorageChoice = "auto"
+    num_threads: int | None = None
+
+    @classmethod
+    def of(cls, **choices: object) -> Options:
+        """Return options by name.
+
+        Raises:
+            OptionError: There is no option of that name, or it has no such value.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in choices:
+            if name not in known:
+                raise OptionError(
+                    f"There is no option '{name}'.",
+                    code="option.unknown",
+                    hints=[f"The options are {', '.join(repr(k) for k in known)}."],
+                )
+        return cls(**choices)  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            choices = get_args(hints[field.name])
+            if field.name != "num_threads" and getattr(self, field.name) not in choices:
+                raise _not_a_choice(field.name, getattr(self, field.name), choices)
+        threads = self.num_threads
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise OptionError(
+                f"Option 'num_threads' is {threads!r}, not a positive number.",
+                code="option.num-threads",
+                hints=["Leave it out to follow 'torch.get_num_threads()'."],
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the process environment says, read anew at each use.
+
+    Attributes:
+        dump: ``SNNCC_DUMP``: folder that receives every stage as text.
+        print_after: ``SNNCC_PRINT``: a pass name or ``after-all``; prints stages to stderr.
+        validate: ``SNNCC_VALIDATE``: check the invariants of the IR after each pass.
+        cache_dir: ``SNNCC_CACHE_DIR``, else ``snncc`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+        cc: ``SNNCC_CC``: the C compiler.
+        nvcc: ``SNNCC_NVCC``: the CUDA compiler.
+    """
+
+    dump: Path | None
+    print_after: str | None
+    validate: bool
+    cache_dir: Path
+    cc: str | None
+    nvcc: str | None
+
+
+def settings() -> Settings:
+    """Read the settings from the environment of the process."""
+    env = os.environ
+    dump = env.get("SNNCC_DUMP")
+    return Settings(
+        dump=Path(dump) if dump else None,
+        print_after=env.get("SNNCC_PRINT") or None,
+        validate=env.get("SNNCC_VALIDATE", "").lower() not in ("", "0", "false", "no"),
+        cache_dir=_cache_dir(env.get("SNNCC_CACHE_DIR"), env.get("XDG_CACHE_HOME")),
+        cc=env.get("SNNCC_CC") or None,
+        nvcc=env.get("SNNCC_NVCC") or None,
+    )
+
+
+def _cache_dir(own: str | None, shared: str | None) -> Path:
+    if own:
+        return Path(own)
+    # The XDG convention: a relative path is invalid and is to be ignored.
+    if shared and Path(shared).is_absolute():
+        return Path(shared) / "snncc"
+    try:
+        return Path.home() / ".cache" / "snncc"
+    except RuntimeError:  # no home directory: a user id without an account
+        return Path("/nonexistent/snncc")
+
+
+def _not_a_choice(name: str, value: object, choices: tuple[object, ...]) -> OptionError:
+    return OptionError(
+        f"Option '{name}' has no value {value!r}.",
+        code=f"option.{name}",
+        hints=[f"Choose one of {', '.join(repr(choice) for choice in choices)}."],
+    )

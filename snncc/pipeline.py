@@ -1,0 +1,191 @@
+"""The stages of a compilation, in order: one call each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from snncc.dump import Dump
+from snncc.errors import UnsupportedError
+from snncc.frontend.capture import capture
+from snncc.frontend.reroll import Rolled, reroll
+from snncc.ir import validate as invariants
+from snncc.ir.program import Place
+from snncc.ir.tape import Tape
+from snncc.ir.time_loop import TimeLoop
+from snncc.layers import layers_of
+from snncc.options import Options, settings
+from snncc.passes import Rejection, passes_for
+from snncc.passes.neurons import copy_graph, neuron_nodes
+from snncc.report import Plan, Timings
+from snncc.runtime.operators import Neuron
+from snncc.translation import check_translation
+
+PLACES = {"auto": None, "recompute": Place.SCRATCH, "save": Place.MEMORY}
+
+
+@dataclass(eq=False)
+class Recording:
+    """One run of the model, recorded and rolled into loops."""
+
+    tape: Tape
+    rolled: Rolled
+    timings: Timings
+
+
+@dataclass(eq=False)
+class Compiled:
+    """One specialisation of a model, ready to run.
+
+    Attributes:
+        recording: What it was compiled from.
+        graph: The sequence graph after all passes.
+        run: Maps the tensors of ``recording.tape.sources`` to the outputs of the graph.
+        plan: What runs how.
+    """
+
+    recording: Recording
+    graph: torch.fx.Graph
+    run: Callable[..., tuple[Any, ...]]
+    plan: Plan
+
+
+def record(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+    """Capture one run of the model and re-roll its loops (L0, L1).
+
+    Raises:
+        CaptureError: The model's Python cannot be captured.
+    """
+    timings = Timings()
+    with _timed(timings, "capture"):
+        tape = capture(model, args, kwargs)
+    with _timed(timings, "reroll"):
+        rolled = reroll(tape)
+    return Recording(tape, rolled, timings)
+
+
+def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name: str) -> Compiled:
+    """Compile a recording (L2 to L4).
+
+    Args:
+        recording: The recorded model.
+        options: How to compile it.
+        leaves: The tensors of the recording's sources.
+        name: Name of the model, for dumps.
+
+    Raises:
+        UnsupportedError: Part of the model cannot be compiled exactly and no fallback was allowed.
+    """
+    dump = Dump.open(name)
+    dump.graph("capture", recording.tape.graph)
+    dump.graph("reroll", recording.rolled.graph)
+    graph = recording.rolled.graph
+    requires = tuple(leaf.requires_grad for leaf in leaves)
+    for each in passes_for(PLACES[options.storage], requires):
+        with _timed(recording.timings, each.name), _noting(each.name, name):
+            after = each.run(graph)
+        if isinstance(after, Rejection):
+            raise _no_loop(recording, after)
+        if settings().validate:
+            check_translation(each, graph, after, leaves)
+        graph = after
+        dump.graph(each.name, graph)
+    _require_exact(graph, options)
+    for node in neuron_nodes(graph):
+        invariants.validate(node.target.program.forward)  # type: ignore[union-attr]
+    with _timed(recording.timings, "codegen"):
+        run = executable(graph, options)
+    plan = Plan(layers_of(graph, options.target), _described(recording.tape, leaves))
+    dump.text("report.txt", str(plan))
+    return Compiled(recording, graph, run, plan)
+
+
+def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:
+    """Return a function that runs a sequence graph with compiled neurons."""
+    target: Literal["c", "torch"] = "torch" if options.target == "torch" else "c"
+    runnable = copy_graph(graph)
+    for node in neuron_nodes(runnable):
+        program = node.target.program  # type: ignore[union-attr]
+        node.target = KernelCall(Neuron(program, target=target, num_threads=options.num_threads))
+    module = torch.fx.GraphModule(torch.nn.Module(), runnable)
+    return module.forward
+
+
+@dataclass(frozen=True, eq=False)
+class KernelCall:
+    """Target of a node that calls a compiled neuron, as `NeuronCall` calls the reference."""
+
+    neuron: Neuron
+
+    @property
+    def __name__(self) -> str:
+        return self.neuron.program.forward.name
+
+    def __call__(self, length: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Run the kernels."""
+        count = len(self.neuron.program.forward.step_inputs)
+        outputs, finals = self.neuron(arguments[:count], arguments[count:], length=length)
+        return (*outputs, *finals)
+
+
+def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
+    """Refuse parts that stay serial, unless the user allowed it."""
+    if options.fallback == "serial":
+        return
+    for node in graph.nodes:
+        if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
+            culprit, reason = node.meta.get("culprit"), node.meta["rejection"].reason
+            raise UnsupportedError(
+                "A state is fed back through an operator that is not elementwise.",
+                code="unsupported.serial-recurrence",
+                location=None if culprit is None else culprit.meta.get("where"),
+                notes=[reason],
+                hints=["Pass fallback='serial' to run this part one step after another."],
+            )
+
+
+# Why an operator without state feedback runs once a step: exact, and no fallback.
+EXACT_LOOPS = frozenset({"mapped", "train-norm", "effect"})
+
+
+def _no_loop(recording: Recording, rejection: Rejection) -> UnsupportedError:
+    differences = getattr(recording.rolled, "diagnostics", ())
+    return UnsupportedError(
+        "The model has no loop over time that could be proven.",
+        code="unsupported.no-time-loop",
+        location=next((d.location for d in differences if d.location is not None), None),
+        notes=[rejection.reason, *(str(d) for d in differences[:3])],
+        hints=["Loop over the time axis in Python: 'for t in range(x.shape[0]): ...'."],
+    )
+
+
+def _described(tape: Tape, leaves: Sequence[Tensor]) -> str:
+    inputs = [
+        f"{source.name} {str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+        for source, leaf in zip(tape.sources, leaves, strict=True)
+        if source.kind.value == "input"
+    ]
+    return ", ".join(inputs) or "no tensor input"
+
+
+@contextmanager
+def _timed(timings: Timings, stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings.seconds[stage] = time.perf_counter() - start
+
+
+@contextmanager
+def _noting(stage: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while running pass '{stage}' on '{name}'")
+        raise

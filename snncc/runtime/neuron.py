@@ -1,0 +1,306 @@
+"""Neuron layers that run compiled programs on tensors, with gradients.
+
+In eager mode a call is a `torch.autograd.Function` around the launch of a kernel, which takes a
+tenth of the time that autograd of a registered operator takes.  Under tracing - torch.compile,
+torch.export, make_fx - it is the operator of `snncc.runtime.operators`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from snncc.codegen.base import KernelSpec
+from snncc.codegen.c import CTarget
+from snncc.codegen.lower import lower, saved_values
+from snncc.errors import LaunchError, UnsupportedError
+from snncc.ir import interpret
+from snncc.ir.printer import print_recurrence
+from snncc.ir.program import NeuronProgram
+from snncc.ir.walk import bool_lets
+from snncc.runtime.cache import CACHE, KernelCache
+from snncc.runtime.launch import LoadedKernel, broadcast_lanes, check_arguments, with_lanes
+from snncc.runtime.layout import Sizes
+from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_results
+
+# Plans of one layer that are remembered; a layer sees few sizes, but T may vary with the data.
+_MOST_PLANS = 256
+
+_NEURONS: dict[str, Neuron] = {}
+
+
+class Neuron:
+    """A neuron layer that runs a compiled program on tensors.
+
+    Args:
+        program: The neuron.
+        target: ``"c"``, or ``"torch"`` for the reference interpreter.
+        num_threads: Threads of a kernel; None means ``torch.get_num_threads()`` at each call.
+        scratch_bytes: Scratch of one thread of a backward kernel; None leaves it to the machine.
+        cache: Where kernels are kept.
+    """
+
+    def __init__(
+        self,
+        program: NeuronProgram,
+        *,
+        target: Literal["c", "torch"] = "c",
+        num_threads: int | None = None,
+        scratch_bytes: int | None = None,
+        cache: KernelCache = CACHE,
+    ) -> None:
+        self.program = program
+        self.target = target
+        self._num_threads = num_threads
+        self._cache = cache
+        self._kernels: dict[KernelSpec, LoadedKernel] = {}
+        self._plans: dict[object, ForwardPlan] = {}
+        self._resources = Resources(
+            program=program,
+            kernels=self._kernel,
+            saved=saved_values(program),
+            bools=bool_lets(program.forward.lets),
+            scratch_bytes=scratch_bytes,
+        )
+        self._steps = len(program.forward.step_inputs)
+        self._names = (*program.forward.step_inputs, *program.forward.lane_inputs)
+        self.results = len(program.forward.outputs) + len(program.forward.finals)
+        self.key = _key(program, target, num_threads, scratch_bytes)
+        _NEURONS.setdefault(self.key, self)
+
+    def __call__(
+        self,
+        steps: Sequence[Tensor],
+        lanes: Sequence[Tensor],
+        *,
+        length: int | None = None,
+        lane_shape: Sequence[int] | None = None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the layer over time.
+
+        Args:
+            steps: For each STEP input a tensor [T, ...] whose further dimensions broadcast, from
+                the right, to the lanes.
+            lanes: For each LANE input a tensor that broadcasts to the lanes.
+            length: T, needed where no STEP input tells it.
+            lane_shape: Lanes that the inputs are broadcast to, where they alone do not tell.
+
+        Returns:
+            The outputs [T, *lanes] and the finals [*lanes], in the order of the program.
+
+        Raises:
+            LaunchError: The tensors do not fit the program or one another.
+        """
+        tensors = self._check_count(steps, lanes)
+        if lane_shape is not None and tensors:
+            tensors = _widen(tensors, self._steps, tuple(lane_shape))
+        if self.target == "torch":
+            results = self._interpret(tensors, length)
+        elif _is_traced(tensors):
+            results = self._traced(tensors, length)
+        else:
+            results = self._eager(tensors, length)
+        outputs = len(self.program.forward.outputs)
+        return results[:outputs], results[outputs:]
+
+    def plan(self, tensors: Sequence[Tensor], length: int | None, *, training: bool) -> ForwardPlan:
+        """Return the plan of a forward call on tensors, those with a time axis first."""
+        threads = self._num_threads or torch.get_num_threads()
+        signature = [(t.shape, t.stride(), t.dtype, t.device, t.is_neg()) for t in tensors]
+        key = (*signature, length, training, threads)
+        plan = self._plans.get(key)
+        if plan is None:
+            check_arguments(self._names, tensors, self._steps)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            plan = ForwardPlan(self._resources, tensors, length, training=training, threads=threads)
+            self._plans[key] = plan
+        return plan
+
+    def backward_plan(
+        self,
+        plan: ForwardPlan,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> BackwardPlan:
+        """Return the plan of a backward call.
+
+        Raises:
+            UnsupportedError: The program has no adjoint.
+        """
+        adjoint = self.program.adjoint
+        if adjoint is None:
+            raise UnsupportedError(
+                f"The neuron '{self.program.forward.name}' was compiled without gradients.",
+                code="unsupported.no-gradient",
+                location=self.program.forward.where,
+                hints=["Call it under 'torch.no_grad()'."],
+            )
+        seen = [None if c is None else (c.shape, c.stride()) for c in cotangents]
+        key = (*seen, *needs)
+        found = plan.backward.get(key)
+        if found is None:
+            found = BackwardPlan(plan, adjoint, tensors, cotangents, needs)
+            plan.backward[key] = found
+        return found
+
+    def shapes(
+        self, tensors: Sequence[Tensor], length: int | None, *, training: bool
+    ) -> list[Tensor]:
+        """Return tensors without data of the sizes, strides and dtypes of a forward call."""
+        check_arguments(self._names, tensors, self._steps)
+        _, results = plan_results(self._resources, tensors, length, training=training)
+        like = tensors[0]
+        return [
+            like.new_empty_strided(shape.sizes, shape.strides, dtype=shape.dtype)
+            for shape in (*results.outputs, *results.finals, *results.saved)
+        ]
+
+    def _check_count(self, steps: Sequence[Tensor], lanes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        given, forward = (len(steps), len(lanes)), self.program.forward
+        wanted = (self._steps, len(forward.lane_inputs))
+        if given != wanted:
+            raise LaunchError(
+                f"The neuron '{forward.name}' got {given[0]} step inputs and {given[1]} lane"
+                f" inputs; it takes {wanted[0]} and {wanted[1]}.",
+                code="launch.count",
+                notes=[f"Its inputs are {', '.join(self._names)}."],
+            )
+        return (*steps, *lanes)
+
+    def _eager(self, tensors: tuple[Tensor, ...], length: int | None) -> list[Tensor]:
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            plan = self.plan(tensors, length, training=True)
+            apply: Any = _NeuronFunction.apply
+            return list(apply(self, plan, *tensors))
+        return self.plan(tensors, length, training=False).run(tensors)
+
+    def _traced(self, tensors: tuple[Tensor, ...], length: int | None) -> list[Tensor]:
+        steps, lanes = list(tensors[: self._steps]), list(tensors[self._steps :])
+        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        results: list[Tensor] = torch.ops.snncc.neuron_forward(
+            steps, lanes, self.key, -1 if length is None else length, training
+        )
+        return results[: self.results]
+
+    def _interpret(self, tensors: tuple[Tensor, ...], length: int | None) -> list[Tensor]:
+        forward = self.program.forward
+        longest = max((int(step.shape[0]) for step in tensors[: self._steps]), default=0)
+        values = {
+            name: x.expand(longest, *x.shape[1:]) if index < self._steps else x
+            for index, (name, x) in enumerate(zip(self._names, tensors, strict=True))
+        }
+        results = interpret.run(forward, values, length)
+        return [results[name] for name in (*forward.outputs, *forward.finals)]
+
+    def _kernel(self, spec: KernelSpec) -> LoadedKernel:
+        kernel = self._kernels.get(spec)
+        if kernel is None:
+            source = CTarget().emit(lower(self.program, spec))
+            kernel = LoadedKernel(self._cache.load(source), source.signature)
+            self._kernels[spec] = kernel
+        return kernel
+
+
+def _key(program: NeuronProgram, *options: object) -> str:
+    """Return a name that equal programs with equal options share."""
+    parts = [print_recurrence(program.forward)]
+    if program.adjoint is not None:
+        parts += [
+            print_recurrence(program.adjoint.recurrence),
+            repr(program.adjoint.lane_gradients),
+        ]
+    parts += [repr(program.storage), *map(repr, options)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _widen(tensors: tuple[Tensor, ...], steps: int, lanes: Sizes) -> tuple[Tensor, ...]:
+    """Expand the first tensor so that all lanes are there."""
+    first, *rest = tensors
+    own = tuple(first.shape[1:] if steps else first.shape)
+    sizes = broadcast_lanes(own, lanes)
+    if sizes is None:
+        raise LaunchError(
+            f"Lanes {list(lanes)} were asked for; an input has {list(own)}.", code="launch.sizes"
+        )
+    if steps:
+        return (with_lanes(first, len(sizes)).expand(first.shape[0], *sizes), *rest)
+    return (first.expand(sizes), *rest)
+
+
+def _is_traced(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether operators are recorded rather than run."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return any(type(t) is not Tensor and type(t) is not torch.nn.Parameter for t in tensors)
+
+
+class _NeuronFunction(torch.autograd.Function):
+    """Runs the forward kernel, and the backward kernel when gradients are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, neuron: Neuron, plan: ForwardPlan, *tensors: Tensor) -> Any:
+        results = plan.run(tensors)
+        ctx.neuron, ctx.plan, ctx.count = neuron, plan, len(tensors)
+        ctx.set_materialize_grads(False)
+        shown = len(plan.results.outputs) + len(plan.results.finals)
+        ctx.save_for_backward(*tensors, *results[shown:])
+        return tuple(results[:shown])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        values = ctx.saved_tensors
+        tensors, saved = values[: ctx.count], values[ctx.count :]
+        needs = ctx.needs_input_grad[2:]
+        plan = ctx.neuron.backward_plan(ctx.plan, tensors, cotangents, needs)
+        if torch.is_grad_enabled():
+            values = (*cotangents, *saved, *tensors)
+            counts = len(cotangents), len(saved)
+            apply: Any = _Once.apply
+            return (None, None, *apply(plan, counts, *values))
+        return (None, None, *plan.run(tensors, cotangents, saved))
+
+
+class _Once(torch.autograd.Function):
+    """A backward call whose own gradient is refused."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: BackwardPlan, counts: tuple[int, int], *values: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        given, kept = counts[0], sum(counts)
+        return tuple(plan.run(values[kept:], values[:given], values[given:kept]))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        raise no_second_derivative()
+
+
+def no_second_derivative() -> UnsupportedError:
+    """Return the error that refuses a gradient of a gradient."""
+    return UnsupportedError(
+        "The gradient of a compiled neuron cannot be differentiated again.",
+        code="unsupported.double-backward",
+        notes=["Surrogate gradients have no second derivative."],
+        hints=["Leave out 'create_graph=True'."],
+    )
+
+
+def find_neuron(key: str) -> Neuron:
+    """Return the layer that an operator call names.
+
+    Raises:
+        LaunchError: There is none in this process.
+    """
+    if key not in _NEURONS:
+        raise LaunchError(
+            f"There is no neuron '{key}' in this process.",
+            code="launch.unknown-neuron",
+            hints=["Compile the model in the process that runs it, or export it."],
+        )
+    return _NEURONS[key]

@@ -1,0 +1,330 @@
+"""Plans of calls: everything about a forward or backward call that sizes and strides decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from snncc.codegen.base import BLOCK, Argument, FloatType, Job, KernelSpec, Role
+from snncc.ir.nodes import Rank
+from snncc.ir.program import Adjoint, NeuronProgram
+from snncc.runtime import memory
+from snncc.runtime.launch import Binding, LoadedKernel, as_array, broadcast_sizes, with_lanes
+from snncc.runtime.layout import (
+    Layout,
+    Placed,
+    Sizes,
+    choose_groups,
+    dense_strides,
+    memory_order,
+    place,
+)
+from snncc.runtime.schedule import make_schedule
+
+# Builds or finds the kernel of a specification.
+Kernels: TypeAlias = Callable[[KernelSpec], LoadedKernel]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What plans are made with.
+
+    Attributes:
+        program: The neuron.
+        kernels: Where its kernels come from.
+        saved: Names of the forward values that training keeps in memory.
+        bools: Names of the forward values that are bools.
+        scratch_bytes: Scratch of one thread of a backward kernel; None leaves it to the machine.
+    """
+
+    program: NeuronProgram
+    kernels: Kernels
+    saved: tuple[str, ...]
+    bools: frozenset[str]
+    scratch_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A tensor that a kernel writes."""
+
+    sizes: Sizes
+    strides: Sizes
+    dtype: torch.dtype
+
+    def allocate(self) -> Tensor:
+        """Return a tensor of this shape with arbitrary content."""
+        return memory.empty_strided(self.sizes, self.strides, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a forward call returns: its outputs, its finals, and values kept for backward."""
+
+    outputs: tuple[Shape, ...]
+    finals: tuple[Shape, ...]
+    saved: tuple[Shape, ...]
+
+
+def plan_results(
+    resources: Resources, tensors: Sequence[Tensor], length: int | None, *, training: bool
+) -> tuple[Layout, Results]:
+    """Return the layout of a forward call and the shapes of its results.
+
+    Args:
+        resources: The neuron.
+        tensors: Its inputs, those with a time axis first.
+        length: T, where no input tells it.
+        training: Whether values are kept for backward.
+    """
+    forward = resources.program.forward
+    names = (*forward.step_inputs, *forward.lane_inputs)
+    steps, lanes = broadcast_sizes(names, tensors, len(forward.step_inputs), length)
+    order = _order(tensors[: len(forward.step_inputs)], steps, lanes)
+    layout = Layout(steps, lanes, order)
+    arrays = [
+        as_array(tensor, layout, has_time=index < len(forward.step_inputs))
+        for index, tensor in enumerate(tensors)
+    ]
+    layout = choose_groups(layout, arrays)
+    dtype = tensors[0].dtype
+    output = Shape((steps, *lanes), layout.step_strides, dtype)
+    final = Shape(lanes, layout.lane_strides, dtype)
+    saved = [
+        _saved_shape(layout, dtype, packed=name in resources.bools)
+        for name in (resources.saved if training else ())
+    ]
+    count = len(forward.outputs), len(forward.finals)
+    return layout, Results((output,) * count[0], (final,) * count[1], tuple(saved))
+
+
+def _order(steps: Sequence[Tensor], length: int, lanes: Sizes) -> Sizes:
+    """Return the memory order of the first input that has all lanes."""
+    sizes = (length, *lanes)
+    for step in steps:
+        if tuple(step.shape) == sizes:
+            return memory_order(sizes, step.stride())
+    return tuple(range(len(sizes)))
+
+
+def _saved_shape(layout: Layout, dtype: torch.dtype, *, packed: bool) -> Shape:
+    rows0, rows1, lanes = layout.extents
+    if packed:
+        lanes, dtype = -(-lanes // BLOCK), torch.int32
+    sizes = (layout.steps, rows0, rows1, lanes)
+    return Shape(sizes, dense_strides(sizes, range(4)), dtype)
+
+
+class ForwardPlan:
+    """A forward call with given sizes and strides.
+
+    Args:
+        resources: The neuron.
+        tensors: Inputs of these sizes and strides.
+        length: T, where no input tells it.
+        training: Whether values are kept for backward.
+        threads: The most threads.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        tensors: Sequence[Tensor],
+        length: int | None,
+        *,
+        training: bool,
+        threads: int,
+    ) -> None:
+        self.resources = resources
+        self.threads = threads
+        self.backward: dict[object, BackwardPlan] = {}
+        self.layout, self.results = plan_results(resources, tensors, length, training=training)
+        forward = resources.program.forward
+        self.names = (*forward.step_inputs, *forward.lane_inputs)
+        self.ranks = dict.fromkeys(forward.step_inputs, Rank.STEP)
+        self.ranks |= dict.fromkeys(forward.lane_inputs, Rank.LANE)
+        placed = place_inputs(self.layout, dict(zip(self.names, tensors, strict=True)), self.ranks)
+        job = Job.TRAINING if self.results.saved else Job.INFERENCE
+        spec = KernelSpec(job, float_type(tensors[0]), uniform_names(placed))
+        self._written = (*self.results.outputs, *self.results.finals, *self.results.saved)
+        self._binding, self._inputs = bind(resources, spec, self.layout, placed, threads)
+
+    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the outputs, the finals and the values kept for backward."""
+        written = [shape.allocate() for shape in self._written]
+        if 0 not in self.layout.lanes:
+            values = dict(zip(self.names, tensors, strict=True))
+            self._binding.run([*(values[name] for name in self._inputs), *written])
+        return written
+
+
+class BackwardPlan:
+    """A backward call with given sizes and strides.
+
+    Args:
+        forward: The plan of the forward call.
+        adjoint: The adjoint of the neuron.
+        tensors: Inputs of the forward call.
+        cotangents: Those of its outputs and finals, in order; None where there is none.
+        needs: For each input whether its gradient is asked for.
+    """
+
+    def __init__(
+        self,
+        forward: ForwardPlan,
+        adjoint: Adjoint,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> None:
+        self._forward = forward
+        self._adjoint = adjoint
+        self._shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        self._gradients = _gradient_names(adjoint, needs)
+        wanted = {name for names in self._gradients for name in names}
+        self._zero = torch.zeros((), dtype=tensors[0].dtype)
+        names = (*adjoint.output_cotangents, *adjoint.final_cotangents)
+        self._cotangents = names
+        ranks = dict.fromkeys(adjoint.output_cotangents, Rank.STEP)
+        ranks |= dict.fromkeys(adjoint.final_cotangents, Rank.LANE)
+        self._ranks = ranks
+        values = self._values(tensors, cotangents)
+        layout = forward.layout
+        placed_ranks = forward.ranks | ranks
+        if not forward.results.saved:
+            arrays = [
+                as_array(value, layout, has_time=placed_ranks[name] is Rank.STEP)
+                for name, value in values.items()
+            ]
+            layout = choose_groups(layout, arrays)
+        placed = place_inputs(layout, values, placed_ranks)
+        spec = KernelSpec(
+            Job.BACKWARD, float_type(tensors[0]), uniform_names(placed), frozenset(wanted)
+        )
+        reverse = adjoint.recurrence
+        self._layout = layout
+        self._outputs = tuple(name for name in reverse.outputs if name in wanted)
+        self._finals = tuple(name for name in reverse.finals if name in wanted)
+        self._binding, self._inputs = bind(forward.resources, spec, layout, placed, forward.threads)
+
+    def _values(
+        self, tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
+        values = dict(zip(self._forward.names, tensors, strict=True))
+        layout = self._forward.layout
+        for name, cotangent in zip(self._cotangents, cotangents, strict=True):
+            has_time = self._ranks[name] is Rank.STEP
+            sizes = (layout.steps, *layout.lanes) if has_time else layout.lanes
+            values[name] = self._zero.expand(sizes) if cotangent is None else cotangent
+        return values
+
+    def run(
+        self,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        saved: Sequence[Tensor],
+    ) -> list[Tensor | None]:
+        """Return the gradient of each input, None where it was not asked for or is zero."""
+        dtype, layout = tensors[0].dtype, self._layout
+        step = Shape((layout.steps, *layout.lanes), layout.step_strides, dtype)
+        lane = Shape(layout.lanes, layout.lane_strides, dtype)
+        outputs = {name: step.allocate() for name in self._outputs}
+        finals = {name: lane.allocate() for name in self._finals}
+        if 0 not in layout.lanes:
+            values = self._values(tensors, cotangents)
+            values |= dict(zip(self._forward.resources.saved, saved, strict=False))
+            given = [values[name] for name in self._inputs]
+            self._binding.run([*given, *outputs.values(), *finals.values()])
+        results = outputs | finals
+        return [
+            _reduced([results[name] for name in names], sizes, has_time=index < self._steps)
+            for index, (names, sizes) in enumerate(zip(self._gradients, self._shapes, strict=True))
+        ]
+
+    @property
+    def _steps(self) -> int:
+        return len(self._adjoint.step_gradients)
+
+
+def _gradient_names(adjoint: Adjoint, needs: Sequence[bool]) -> tuple[tuple[str, ...], ...]:
+    """Return for each input the results of the adjoint whose sum is its gradient."""
+    steps = tuple((name,) if name else () for name in adjoint.step_gradients)
+    return tuple(
+        names if needed else ()
+        for names, needed in zip((*steps, *adjoint.lane_gradients), needs, strict=True)
+    )
+
+
+def _reduced(parts: Sequence[Tensor], sizes: Sizes, *, has_time: bool) -> Tensor | None:
+    """Add up the parts of a gradient and sum it over the dimensions its input is broadcast in."""
+    if not parts:
+        return None
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    if tuple(total.shape) == sizes:
+        return total
+    if has_time:
+        ones = (1,) * (total.dim() - len(sizes))
+        return total.sum_to_size((sizes[0], *ones, *sizes[1:])).reshape(sizes)
+    return total.sum_to_size(sizes)
+
+
+def float_type(tensor: Tensor) -> FloatType:
+    """Return the working type of kernels for a tensor."""
+    return FloatType.FLOAT64 if tensor.dtype is torch.float64 else FloatType.FLOAT32
+
+
+def uniform_names(placed: Mapping[str, Placed]) -> frozenset[str]:
+    """Return the names of the inputs whose innermost lane dimension has stride 0."""
+    return frozenset(name for name, array in placed.items() if array.uniform)
+
+
+def place_inputs(
+    layout: Layout, values: Mapping[str, Tensor], ranks: Mapping[str, Rank]
+) -> dict[str, Placed]:
+    """Say for each input how a kernel sees it."""
+    arrays = [
+        as_array(value, layout, has_time=ranks[name] is Rank.STEP) for name, value in values.items()
+    ]
+    return dict(zip(values, place(layout, arrays), strict=True))
+
+
+def bind(
+    resources: Resources,
+    spec: KernelSpec,
+    layout: Layout,
+    placed: Mapping[str, Placed],
+    threads: int,
+) -> tuple[Binding, tuple[str, ...]]:
+    """Bind the kernel of a specification to sizes and strides.
+
+    Returns:
+        The binding, and the IR names of the arrays that it reads before those that it writes.
+    """
+    kernel = resources.kernels(spec)
+    arguments = kernel.signature.arguments
+    schedule = make_schedule(kernel.signature, layout, threads, resources.scratch_bytes)
+    seen = [_see(argument, layout, placed) for argument in arguments]
+    inputs = tuple(argument.value for argument in arguments if not argument.written)
+    return Binding(kernel, layout, schedule, seen), inputs
+
+
+def _see(argument: Argument, layout: Layout, placed: Mapping[str, Placed]) -> Placed:
+    if argument.role is Role.INPUT:
+        return placed[argument.value]
+    if argument.role is Role.SAVED:
+        _, rows0, rows1, lanes = _saved_shape(layout, torch.float32, packed=argument.packed).sizes
+        strides = dense_strides((1, rows0, rows1, lanes), range(4))[:3]
+        return Placed(None, strides, False)
+    strides = layout.place_step() if argument.rank is Rank.STEP else layout.place_lane()
+    return Placed(None, strides, False)
+
+
+def with_time(step: Tensor, layout: Layout) -> Tensor:
+    """Return a step input expanded to all time steps and lanes of a layout."""
+    return with_lanes(step, len(layout.lanes)).expand(layout.steps, *layout.lanes)

@@ -1,0 +1,87 @@
+"""The benchmarks run, compare what they claim to compare, and write what they measured."""
+
+import json
+from functools import partial
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
+
+from benchmarks import compile_time, harness, network, neuron
+
+
+def test_variants_run_in_turn():
+    """After the warm-up, each round runs every variant once, in order."""
+    log = []
+    variants = {"a": partial(log.append, "a"), "b": partial(log.append, "b")}
+    budget = harness.Budget(warmup=1, rounds=3, least_rounds=3, seconds=0.0)
+    seconds = harness.interleave(variants, budget)
+
+    assert log == ["a", "b", *["a", "b"] * 3]
+    assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_rounds_stop_at_the_time_limit_but_not_before_the_least_number():
+    """A slow case still gets its least number of rounds."""
+    seconds = harness.interleave({"a": int}, harness.Budget(0, 100, 2, seconds=0.0))
+
+    assert len(seconds["a"]) == 2
+
+
+@pytest.mark.parametrize("case", range(len(neuron.QUICK_CASES)))
+def test_neuron_variants_agree_with_eager(case, capsys):
+    """In each quick case the compiled neuron fires exactly as the serial code does."""
+    rows = neuron.main(["--quick", "--case", str(case), "--seconds", "0.01"])
+    compiled = next(row for row in rows if row["variant"] == "snncc")
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert compiled["spikes_differ"] == 0
+    # The same terms in another order: a few roundings of gradients of order one.
+    assert compiled.get("gradient_difference", 0.0) < 1e-5
+    assert all("skipped" in row or row["median_ms"] > 0 for row in rows)
+
+
+def test_network_compares_with_the_products_alone(capsys):
+    """The lower bound is among the variants, and layers of the network do fire."""
+    rows = network.main(["--quick", "--case", "0", "--seconds", "0.01"])
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert [row["variant"] for row in rows] == ["eager", "snncc", "products alone"]
+    assert all(0.005 < rate < 0.5 for rate in rows[0]["firing_rates"])
+
+
+def test_memory_of_a_variant_is_measured(capsys):
+    """A training step needs memory above the start."""
+    network.main(["--quick", "--case", "0", "--memory", "eager"])
+    record = json.loads(capsys.readouterr().out)
+
+    assert record["peak_mib"] > 0
+
+
+def test_first_step_is_timed(capsys):
+    """The first step of the serial code takes time, and so do later ones."""
+    compile_time.main(["--child", "eager", "--lengths", "4"])
+    record = json.loads(capsys.readouterr().out)
+
+    assert record["first_step_ms"] > 0
+    assert record["later_step_ms"] > 0
+
+
+def test_results_hold_machine_and_records(tmp_path, capsys):
+    """A result file says where its numbers are from; a skipped variant keeps its reason."""
+    arguments = harness.parser("").parse_args(
+        ["--results", str(tmp_path), "--machine", "Test CPU", "--quick"]
+    )
+    records = [
+        {"case": "one", "variant": "a", "median_ms": 1.5},
+        {"case": "one", "variant": "b", "skipped": "not here"},
+    ]
+    stem = harness.write("example", records, arguments)
+    picture = harness.plot_bars(records, stem, "median_ms")
+    harness.show("one", records, {"variant": "", "median_ms": ".1f", "note": ""})
+    stored = json.loads((tmp_path / "test-cpu" / "example-quick.json").read_text())
+
+    assert stored["records"] == records
+    assert stored["machine"]["versions"]["torch"] is not None
+    assert picture.stat().st_size > 0
+    assert "skipped: not here" in capsys.readouterr().out

@@ -1,0 +1,83 @@
+"""The examples train both ways, report, and leave pictures behind."""
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the examples draw pictures")
+
+# Losses of equal gradients drift apart only where a product over all steps rounds a potential to
+# the other side of a threshold: one spike of thousands, far below a hundredth in these few batches.
+# A wrong gradient moves the loss by as much as training does, which is tenths.
+LOSS_TOLERANCE = 0.05
+PNG = b"\x89PNG\r\n"
+
+
+def check(result, chance):
+    assert result.last_loss < result.first_loss
+    assert result.loss_difference < LOSS_TOLERANCE
+    assert result.accuracy_eager > chance
+    assert result.accuracy_compiled > chance
+    assert result.speedup == result.seconds_eager / result.seconds_compiled
+    assert len(result.pictures) == 2
+    assert all(path.read_bytes().startswith(PNG) for path in result.pictures)
+
+
+@pytest.mark.slow
+def test_speech_trains_serial_and_compiled(tmp_path, capsys):
+    """The network with one loop over time learns, compiled as well as not, and shows its plan."""
+    pytest.importorskip("aeon", reason="the recordings come with it")
+    import speech
+
+    result = speech.main(["--epochs", "3", "--seed", "1", "--out", str(tmp_path)])
+
+    check(result, chance=1 / speech.SPEAKERS)
+    assert "speech.py" in capsys.readouterr().out
+
+
+def test_digits_trains_serial_and_compiled(tmp_path, capsys):
+    """The network with a loop per layer learns, compiled as well as not, and shows its plan."""
+    pytest.importorskip("sklearn", reason="the digits come with it")
+    import digits
+
+    result = digits.main(["--epochs", "1", "--seed", "1", "--out", str(tmp_path)])
+
+    check(result, chance=1 / digits.DIGITS)
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_speech_pads_batches_and_masks_the_padding():
+    """Each batch is as long as its longest sequence, and the mask counts the steps of each."""
+    pytest.importorskip("aeon", reason="the recordings come with it")
+    import speech
+
+    data = speech.Speech()
+    batches = list(speech.pad_batches(data.train, data.train_labels, speech.torch.arange(60)))
+    lengths = [len(sequence) for sequence in data.train[:60]]
+
+    assert [x.shape[0] for (x, _), _ in batches] == [max(lengths[:30]), max(lengths[30:])]
+    assert [int(n) for (_, mask), _ in batches for n in mask.sum(0)] == lengths
+
+
+def test_speech_readout_does_not_see_the_padding():
+    """A sequence gives the same logits alone and padded in a batch."""
+    pytest.importorskip("aeon", reason="the recordings come with it")
+    import speech
+
+    data = speech.Speech()
+    speech.torch.manual_seed(0)
+    model = speech.SpeechNet()
+    ((x, mask), _) = next(iter(speech.pad_batches(data.test, data.test_labels, range_of(2))))
+    together = model(x, mask)
+    apart = [
+        model(*next(iter(speech.pad_batches([sequence], data.test_labels[:1], range_of(1))))[0])
+        for sequence in data.test[:2]
+    ]
+
+    assert x.shape[0] > min(len(sequence) for sequence in data.test[:2])
+    # A product over another number of rows may round its sums in another order.
+    speech.torch.testing.assert_close(together, speech.torch.cat(apart), rtol=0, atol=1e-5)
+
+
+def range_of(n):
+    import torch
+
+    return torch.arange(n)
