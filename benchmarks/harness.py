@@ -35,6 +35,9 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
+# Taken on import, before the benchmark itself is the load.
+LOAD_AT_START = os.getloadavg()[0]
+BUSY_SHARE = 0.25  # of the cores
 PACKAGES = ("snncc", "torch", "numpy", "spikingjelly", "snntorch")
 
 # glibc gives large buffers back to the system and takes fresh pages for the next ones; with these
@@ -136,7 +139,8 @@ def describe_machine() -> Record:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "load_average_at_start": round(os.getloadavg()[0], 2),
+        "load_average_at_start": round(LOAD_AT_START, 2),
+        "busy": is_busy(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "compiler": first_line(os.environ.get("CC", "cc"), "--version"),
@@ -182,7 +186,18 @@ def write(name: str, records: Sequence[Record], arguments: argparse.Namespace) -
     stem.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"benchmark": name, "machine": machine, "records": list(records)}, indent=1)
     stem.with_suffix(".json").write_text(text + "\n")
+    if machine["busy"]:
+        print(f"The machine was busy (load {LOAD_AT_START:.1f}): these ratios mean nothing.")
     return stem
+
+
+def is_busy() -> bool:
+    """Tell whether other work ran when this process started.
+
+    Eager mode takes a small step on all cores thousands of times, so it suffers more from a core
+    that is taken than one long kernel does: a busy machine flatters whatever is compared with it.
+    """
+    return LOAD_AT_START > BUSY_SHARE * (os.cpu_count() or 1)
 
 
 def show(title: str, records: Sequence[Record], columns: Mapping[str, str]) -> None:

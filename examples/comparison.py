@@ -7,6 +7,7 @@ does slows both of them alike.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -105,6 +106,7 @@ def compare(
         The measurements.
     """
     console = Console()
+    load = os.getloadavg()[0]
     eager = start_run("eager", task, settings.seed, compiled=False)
     fast = start_run("compiled", task, settings.seed, compiled=True)
     train(task, (eager, fast), settings, console)
@@ -125,6 +127,8 @@ def compare(
         pictures=pictures,
     )
     console.print(tabulate(task.name, result))
+    if load > 0.25 * (os.cpu_count() or 1):
+        console.print(f"The machine was busy (load {load:.1f}): do not trust the times.")
     console.print(f"pictures: {', '.join(map(str, pictures))}", highlight=False)
     return result
 

@@ -15,7 +15,7 @@ from snncc.frontend.sources import attribute_signature, gather, write_back
 from snncc.options import Options
 from snncc.pipeline import Compiled, Recording, build, record
 from snncc.report import Plan
-from snncc.single_step import record_repeated
+from snncc.short_sequence import record_longer
 
 # Recording patches torch for the whole process, so one thread records at a time.
 RECORDING = threading.RLock()
@@ -153,14 +153,15 @@ class _Family:
         with RECORDING:
             recording = record(model, args, kwargs)
             if not recording.rolled.loops:
-                recording = record_repeated(model, args, kwargs, recording) or recording
+                recording = record_longer(model, args, kwargs, recording) or recording
         for member in self.members:
-            if isinstance(_compare(member.compiled.recording, recording), Generalization):
+            if not recording.exact and isinstance(_compare(member.compiled.recording, recording), Generalization):
                 member.free(shapes)
                 return member.compiled
         leaves = gather(recording.tape, model, args, kwargs)
         compiled = build(recording, self.owner.options, leaves, _name_of(model))
-        member = _Specialization(compiled, _recorded_shapes(recording, shapes))
+        recorded = shapes if recording.exact else _recorded_shapes(recording, shapes)
+        member = _Specialization(compiled, recorded)
         member.free(shapes)
         self.members.append(member)
         return compiled
@@ -195,7 +196,7 @@ def _shapes(leaves: list[Any]) -> Shapes:
 
 
 def _recorded_shapes(recording: Recording, shapes: Shapes) -> Shapes:
-    """Return the shapes that a recording was made with; they are longer than a single step."""
+    """Return the shapes that a recording was made with; they may be longer than what was passed."""
     seen = {s.index: p.meta["shape"] for s, p in _inputs(recording) if s.index is not None}
     return tuple(seen.get(i, shape) for i, shape in enumerate(shapes))
 

@@ -33,11 +33,17 @@ PLACES = {"auto": None, "recompute": Place.SCRATCH, "save": Place.MEMORY}
 
 @dataclass(eq=False)
 class Recording:
-    """One run of the model, recorded and rolled into loops."""
+    """One run of the model, recorded and rolled into loops.
+
+    ``exact`` says that it serves the sizes of the call that it was made for, and no others;
+    ``flat`` that its loop is too short to be seen, so that it runs operator by operator.
+    """
 
     tape: Tape
     rolled: Rolled
     timings: Timings
+    exact: bool = False
+    flat: bool = False
 
 
 @dataclass(eq=False)
@@ -91,6 +97,8 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
     for each in passes_for(PLACES[options.storage], requires):
         with _timed(recording.timings, each.name), _noting(each.name, name):
             after = each.run(graph)
+        if isinstance(after, Rejection) and recording.flat:
+            continue
         if isinstance(after, Rejection):
             raise _no_loop(recording, after)
         if settings().validate:
@@ -102,7 +110,8 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
         invariants.validate(node.target.program.forward)  # type: ignore[union-attr]
     with _timed(recording.timings, "codegen"):
         run = executable(graph, options)
-    plan = Plan(layers_of(graph, options.target), _described(recording.tape, leaves))
+    notes = ("so few steps run as recorded, operator by operator",) if recording.flat else ()
+    plan = Plan(layers_of(graph, options.target), _described(recording.tape, leaves), notes)
     dump.text("report.txt", str(plan))
     return Compiled(recording, graph, run, plan)
 

@@ -67,6 +67,17 @@ def test_first_step_is_timed(capsys):
     assert record["later_step_ms"] > 0
 
 
+@pytest.mark.parametrize(("share", "busy"), [(0.1, False), (1.5, True)])
+def test_a_busy_machine_is_told(share, busy, tmp_path, monkeypatch, capsys):
+    """Results from a machine with other work are marked, in the file and on the terminal."""
+    monkeypatch.setattr(harness, "LOAD_AT_START", share * harness.os.cpu_count())
+    arguments = harness.parser("").parse_args(["--results", str(tmp_path), "--machine", "m"])
+    stem = harness.write("example", [], arguments)
+
+    assert json.loads(stem.with_suffix(".json").read_text())["machine"]["busy"] is busy
+    assert ("ratios mean nothing" in capsys.readouterr().out) is busy
+
+
 def test_results_hold_machine_and_records(tmp_path, capsys):
     """A result file says where its numbers are from; a skipped variant keeps its reason."""
     arguments = harness.parser("").parse_args(

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 import torch.fx
 from torch import Tensor
-from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snncc.errors import CaptureError
+from snncc.frontend.draft import Node, needed_for, to_fx
 from snncc.frontend.origin import Outside
 from snncc.frontend.paths import tensors_below
 from snncc.frontend.recorder import Recorder
@@ -141,14 +141,13 @@ class Aftermath:
         Returns:
             The graph and, for each of its placeholders, the source.
         """
-        graph = self._recorder.graph
-        graph.output(tuple(self._outputs))
-        for node in reversed(graph.nodes):
-            is_needed = node.users or node.op == "output" or node.meta.get("impure")
-            if not is_needed:
-                graph.erase_node(node)
-        sources = self._outside.sources
-        return graph, tuple(sources[n] for n in graph.nodes if n.op == "placeholder")
+        draft, sources = self._recorder.draft, self._outside.sources
+        impure = [n for n in draft.calls if n.meta["impure"]]
+        needed = needed_for([*self._outputs, *impure])
+        places = [n for n in draft.places if n in needed]
+        calls = [n for n in draft.calls if n in needed]
+        graph = to_fx(places, calls, tuple(self._outputs))
+        return graph, tuple(sources[n] for n in places)
 
 
 def _named_leaves(value: Any, name: str) -> Iterator[tuple[int, str]]:

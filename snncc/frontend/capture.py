@@ -60,12 +60,14 @@ def capture(
         for source, tensor in named_tensors(before.holders):
             outside.add(source, tensor)
         sites = CallSites(_run.__code__)
-        recorder = Recorder(sites, outside, grad=True)
+        recorder = Recorder(sites, outside, inner=False)
         session = Session(sites)
         session.recorder = recorder
         with functions_recorded(session):
             result = _run(session, model, args, kwargs)
-        return _finish(Aftermath(recorder, outside, before), in_spec, result)
+        tape = _finish(Aftermath(recorder, outside, before), in_spec, result)
+        tape.guards = tuple(outside.guards.values())
+        return tape
 
 
 def _run(

@@ -34,7 +34,7 @@ def tensors_in(*values: Any) -> Iterator[Tensor]:
 
 
 def _depends(recorder: Recorder, values: Any) -> bool:
-    return any(recorder.is_dependent(recorder.node(x)) for x in tensors_in(values))
+    return not all([recorder.may_leave(x) for x in tensors_in(values)])
 
 
 def _leave_as_number(

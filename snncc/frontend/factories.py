@@ -144,7 +144,7 @@ def _from_data(
     if isinstance(data, Tensor):
         return _from_tensor(recorder, function, args, kwargs)
     for part in departures.tensors_in(data):
-        if recorder.is_dependent(recorder.node(part)):
+        if not recorder.may_leave(part):
             return departures.HANDLERS["__float__"](recorder, torch.Tensor.__float__, (part,), {})
     if isinstance(data, TracedInt):
         result = function(*args, **kwargs)

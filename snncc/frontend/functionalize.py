@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 import torch
-from torch.fx import Node
 
 from snncc.frontend.canonical import graft, setitem
+from snncc.frontend.draft import Node
 
 
 class Emitter(Protocol):
@@ -35,10 +35,6 @@ class Emitter(Protocol):
 
     def sizes(self, node: Node, rank: int) -> tuple[Node, ...]:
         """Return the sizes of a tensor as integer nodes."""
-        ...
-
-    def is_differentiable(self, node: Node) -> bool:
-        """Tell whether a gradient may flow through the node."""
         ...
 
     def refuse_alias(self, reason: str) -> NoReturn:
@@ -125,7 +121,7 @@ def write(emitter: Emitter, view: View, node: Node) -> None:
 def past_history(emitter: Emitter, value: Node, old: Node | None, like: View) -> Node:
     """Return ``value`` with the history of ``old``, or with none where that has none."""
     value = emitter.emit(torch.detach, (value,), like=like)
-    if old is not None and emitter.is_differentiable(old):
+    if old is not None and old.is_differentiable:
         value = emitter.emit(graft, (value, old), like=like)
     return value
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from snncc.frontend.canonical import cast, full_like, setitem
+from snncc.frontend.draft import Node, map_nodes
 from snncc.frontend.functionalize import Edge, View
 from snncc.frontend.masks import unmasked
 from snncc.frontend.outputs import record
@@ -88,7 +88,7 @@ def part(recorder: Recorder, base: Tensor, edges: list[Edge], result: Tensor) ->
 
 
 def _apply(edge: Edge, seen: Tensor) -> Tensor:
-    values = torch.fx.node.map_arg(edge.args, lambda node: node.meta["value"])
+    values = map_nodes(edge.args, lambda node: node.meta["value"])
     result: Tensor = edge.target(seen, *values)  # type: ignore[misc]
     return result
 

@@ -11,9 +11,9 @@ import operator
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 from snncc.frontend.canonical import cast
+from snncc.frontend.draft import Node
 from snncc.frontend.recorder import Recorder
 
 # Operators that treat every element alike and whose tensor operands broadcast.
@@ -40,7 +40,7 @@ def unmasked(recorder: Recorder, node: Node, mask: Node) -> Node | None:
     if any(a is _NOTHING for a in operands) or not found:
         return None
     like = max(found, key=lambda n: len(n.meta["shape"]))
-    result = recorder.emit(node.target, tuple(operands), dict(node.kwargs))  # type: ignore[arg-type]
+    result = recorder.emit(node.target, tuple(operands), node.kwargs)
     result.meta["shape"], result.meta["dtype"] = like.meta["shape"], node.meta["dtype"]
     return result
 
@@ -62,7 +62,7 @@ def same(a: Any, b: Any) -> bool:
     if not isinstance(a, Node) or not isinstance(b, Node):
         return type(a) is type(b) and bool(a == b)
     return (
-        a.op == b.op == "call_function"
+        a.target is not None
         and a.target is b.target
         and a.kwargs == b.kwargs
         and not a.meta["impure"]

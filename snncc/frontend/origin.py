@@ -7,13 +7,13 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 
 from snncc.errors import CaptureError
 from snncc.frontend.functionalize import View
-from snncc.frontend.recorder import DEPENDENT, DIFFERENTIABLE, Recorder
+from snncc.frontend.draft import DEPENDENT, DIFFERENTIABLE, GUARDED, Node
+from snncc.frontend.recorder import Recorder
 from snncc.frontend.sources import Snapshot
-from snncc.ir.tape import Source, SourceKind
+from snncc.ir.tape import Guard, Source, SourceKind
 
 
 class Outside:
@@ -31,6 +31,7 @@ class Outside:
         self._start = _next_sequence_number()
         self.sources: dict[Node, Source] = {}
         self.views: dict[Node, View] = {}
+        self.guards: dict[Node, Guard] = {}
 
     def add(self, source: Source, tensor: Tensor) -> None:
         """Make a tensor known by name; its first name counts."""
@@ -82,6 +83,15 @@ class Outside:
             self._kept.add(id(owner))
             self._before.keep_value(owner)
 
+    def guard(self, place: Node) -> None:
+        """Note that the recording holds for the present value of a placeholder alone."""
+        if place not in self.guards:
+            source = self.sources[place]
+            owner = self.views[place].memory.owner
+            assert owner is not None
+            kept = next((c for t, c, _ in self._before.values if t is owner), owner)
+            self.guards[place] = Guard(source, kept.item())
+
     def _require_outside(self, recorder: Recorder, tensor: Tensor) -> None:
         """Refuse a tensor that was made during the run by something that was not recorded."""
         memory = recorder.memory_at(tensor)
@@ -111,10 +121,16 @@ def _refuse_unrecorded(recorder: Recorder) -> NoReturn:
 _FIXED = (SourceKind.PARAMETER, SourceKind.CONSTANT)
 
 
+_HELD = (SourceKind.BUFFER, SourceKind.ATTRIBUTE)
+
+
 def _facts(source: Source, tensor: Tensor) -> int:
     facts = DEPENDENT
-    if source.kind is SourceKind.CONSTANT and not tensor.requires_grad:
-        facts = 0
+    if not tensor.requires_grad:
+        if source.kind is SourceKind.CONSTANT:
+            facts = 0
+        elif source.kind in _HELD and tensor.dim() == 0:
+            facts = GUARDED
     if tensor.requires_grad:
         facts |= DIFFERENTIABLE
     if source.kind is SourceKind.INPUT and tensor.dtype.is_floating_point:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
+from snncc.frontend.draft import Node
 from snncc.frontend.functionalize import Edge, View
 from snncc.frontend.recorder import Call, Recorder
 
@@ -63,7 +63,7 @@ def bind_stranger(recorder: Recorder, tensor: Tensor, node: Node) -> None:
     if memory.generation > 0:
         recorder.refuse_alias("A tensor was made that shares memory in a way that is not known.")
     memory.is_shared = True
-    if not recorder.grad and recorder.is_differentiable(node):
+    if not recorder.grad and node.is_differentiable:
         node = recorder.emit(torch.detach, (node,), like=tensor)
     recorder.bind(tensor, View(memory, tuple(tensor.shape), tensor.dtype, node, generation=0))
 

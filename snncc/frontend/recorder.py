@@ -12,19 +12,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
-import torch.fx
 from torch import Tensor
-from torch.fx import Node
 
 from snncc.errors import CaptureError, Location, UnsupportedError
 from snncc.frontend import functionalize
 from snncc.frontend.canonical import full_like, numel, size
+from snncc.frontend.draft import DIFFERENTIABLE, Draft, Node, needed_for
 from snncc.frontend.functionalize import Edge, Memory, View
 from snncc.frontend.location import CallSites, Path
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
-
-DEPENDENT = 1  # the value depends on inputs, parameters, buffers or attributes
-DIFFERENTIABLE = 2  # a gradient may flow through it
 
 
 class Call(NamedTuple):
@@ -53,7 +49,11 @@ class Origin(Protocol):
         ...
 
     def before_write(self, recorder: Recorder, view: View) -> None:
-        """Prepare for a write to a view; refuse it where it is not possible."""
+        """Prepare for a write to a view."""
+        ...
+
+    def guard(self, place: Node) -> None:
+        """Note that the recording holds for the present value of a placeholder alone."""
         ...
 
 
@@ -63,19 +63,18 @@ class Recorder:
     Args:
         sites: Reads call paths.
         origin: Where tensors from outside come from.
-        grad: Whether gradients are recorded where the function is entered.
+        inner: Whether the function is the inside of one node: its nodes have no place in the
+            user's code, and it runs without gradients as a matter of course.
     """
 
-    def __init__(self, sites: CallSites, origin: Origin, *, grad: bool) -> None:
-        self.graph = torch.fx.Graph()
+    def __init__(self, sites: CallSites, origin: Origin, *, inner: bool) -> None:
+        self.draft = Draft()
         self.sites = sites
         self._origin = origin
-        self._grad = grad
+        self._inner = inner
         self._views: dict[int, tuple[weakref.ref[Tensor], View]] = {}
         self._memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
-        self._facts: dict[Node, int] = {}
         self._sizes: dict[tuple[Node, int], Node] = {}
-        self._last_placeholder: Node | None = None
         self._here: tuple[Path, Location | None] | None = None
 
     def start_call(self) -> None:
@@ -97,19 +96,13 @@ class Recorder:
     @property
     def grad(self) -> bool:
         """Whether gradients are recorded, as seen from the entry of the function."""
-        return torch.is_grad_enabled() or not self._grad
+        return self._inner or torch.is_grad_enabled()
 
     def placeholder(self, name: str, tensor: Tensor, facts: int) -> Node:
-        """Add a placeholder behind the last one."""
-        with self.graph.inserting_after(self._last_placeholder):
-            node = self.graph.placeholder(name)
-        self._last_placeholder = node
-        path, where = self.here
-        node.meta = {
-            "where": where, "path": path, "grad": self.grad, "impure": False,
-            "shape": tuple(tensor.shape), "dtype": tensor.dtype,
-        }  # fmt: skip
-        self._facts[node] = facts
+        """Add a placeholder."""
+        node = self.draft.placeholder(name)
+        node.meta = self._meta(tensor)
+        node.facts = facts
         return node
 
     def emit(
@@ -122,28 +115,23 @@ class Recorder:
         impure: bool = False,
     ) -> Node:
         """Append a call to the graph; its value has the shape and dtype of ``like``."""
-        node = self.graph.create_node("call_function", target, args, kwargs or {})
-        path, where = self.here
-        meta = {"where": where, "path": path, "grad": self.grad, "impure": impure}
+        node = self.draft.call(target, args, kwargs or {})
         facts = 0
         if target is not full_like:  # depends on sizes alone
-            for operand in node.all_input_nodes:
-                facts |= self._facts[operand]
-        if like is not None:
-            meta["shape"], meta["dtype"] = tuple(like.shape), like.dtype
-            if target is torch.detach or not like.dtype.is_floating_point:
-                facts &= ~DIFFERENTIABLE
-        node.meta = meta
-        self._facts[node] = facts
+            for operand in node.operands:
+                facts |= operand.facts
+        if like is not None and (target is torch.detach or not like.dtype.is_floating_point):
+            facts &= ~DIFFERENTIABLE
+        node.meta = self._meta(like, impure=impure)
+        node.facts = facts
         return node
 
-    def is_dependent(self, node: Node) -> bool:
-        """Tell whether a value depends on inputs, parameters, buffers or attributes."""
-        return bool(self._facts[node] & DEPENDENT)
-
-    def is_differentiable(self, node: Node) -> bool:
-        """Tell whether a gradient may flow through the node."""
-        return bool(self._facts[node] & DIFFERENTIABLE)
+    def _meta(self, like: View | Tensor | None, *, impure: bool = False) -> dict[str, Any]:
+        path, where = ((), None) if self._inner else self.here
+        meta = {"where": where, "path": path, "grad": self.grad, "impure": impure}
+        if like is not None:
+            meta["shape"], meta["dtype"] = tuple(like.shape), like.dtype
+        return meta
 
     def refuse_alias(self, reason: str) -> NoReturn:
         """Raise the error for memory that is shared in a way that cannot be proven right."""
@@ -208,7 +196,7 @@ class Recorder:
     def child(self, parent: View, edge: Edge, tensor: Tensor) -> View:
         """Return the part of a view that ``tensor`` is; without history under ``no_grad``."""
         view = View(parent.memory, tuple(tensor.shape), tensor.dtype, parent=parent, edge=edge)
-        if self.grad or not self.is_differentiable(self.read(view)):
+        if self.grad or not self.read(view).is_differentiable:
             self.read(view)
             return view
         view = View(view.memory, view.shape, view.dtype, parent=view, edge=Edge(torch.detach))
@@ -218,6 +206,21 @@ class Recorder:
     def constant(self, tensor: Tensor) -> Node:
         """Return the node of a tensor that was made of Python data in the run."""
         return self._origin.constant(self, tensor)
+
+    def may_leave(self, tensor: Tensor) -> bool:
+        """Tell whether a value may steer the program: it is the same in every run that it serves."""
+        node = self.node(tensor)
+        if node.is_dependent:
+            return False
+        if node.is_guarded:
+            self.guard(node)
+        return True
+
+    def guard(self, node: Node) -> None:
+        """Note that the recording holds for the present value of a node alone."""
+        for place in needed_for([node]):
+            if place.target is None and place.is_guarded:
+                self._origin.guard(place)
 
     def before_write(self, view: View) -> None:
         """Prepare for a write to a view."""
@@ -231,7 +234,7 @@ class Recorder:
 
     def fresh(self, tensor: Tensor, node: Node) -> Node:
         """Make a tensor with memory of its own stand for ``node``; return what it stands for."""
-        if not self.grad and self.is_differentiable(node):
+        if not self.grad and node.is_differentiable:
             node = self.emit(torch.detach, (node,), like=tensor)
         self.bind(tensor, self.own(tensor, node))
         return node
@@ -252,7 +255,7 @@ class Recorder:
     def _integer(self, function: Callable[..., int], args: tuple[Any, ...], value: int) -> Node:
         node = self.emit(function, args)
         node.meta["value"] = value
-        self._facts[node] = 0  # sizes may steer the program
+        node.facts = 0  # sizes may steer the program
         return node
 
     def integer(self, value: TracedInt) -> Any:

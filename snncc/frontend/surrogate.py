@@ -14,10 +14,12 @@ gradient.
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
@@ -28,13 +30,14 @@ from torch.autograd.function import (  # type: ignore[attr-defined]
     FunctionMeta,
     _SingleLevelFunction,
 )
-from torch.fx import Node
 
 from snncc.errors import CaptureError, SnnccError
 from snncc.frontend.canonical import cast
+from snncc.frontend.draft import DEPENDENT, DIFFERENTIABLE, GUARDED, Node, needed_for, to_fx
 from snncc.frontend.functionalize import View
 from snncc.frontend.outputs import bind_stranger
-from snncc.frontend.recorder import DEPENDENT, DIFFERENTIABLE, Recorder
+from snncc.frontend.paths import Variables
+from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session, quiet
 from snncc.frontend.traced import TracedInt
 from snncc.ir.custom_gradient import CustomGradient
@@ -43,7 +46,7 @@ from snncc.ir.custom_gradient import CustomGradient
 @contextmanager
 def functions_recorded(session: Session) -> Iterator[None]:
     """Record calls of torch.autograd.Function in this context."""
-    known: dict[CustomGradient, CustomGradient] = {}
+    known = _Known()
     patched: list[tuple[Any, dict[str, Any]]] = []
     create = FunctionMeta.__init__
 
@@ -86,7 +89,7 @@ def _subclasses(cls: Any) -> list[Any]:
 
 
 def _wrappers(
-    session: Session, known: dict[CustomGradient, CustomGradient], cls: Any
+    session: Session, known: _Known, cls: Any
 ) -> dict[str, Callable[..., Any]]:
     """Return what replaces the static methods of a Function while a run is recorded."""
     forward, setup = cls.forward, cls.setup_context
@@ -185,8 +188,8 @@ class _Arguments:
         """Make ``tensor`` stand for a new placeholder that is given ``original``."""
         node = self._outer.node(original)
         facts = DEPENDENT | (DIFFERENTIABLE if tensor.dtype.is_floating_point else 0)
-        if not self._outer.is_dependent(node):
-            facts = 0
+        if not node.is_dependent:
+            facts = node.facts & GUARDED
         name = f"x{len(self.nodes)}"
         place = recorder.placeholder(name, tensor, facts)
         view = recorder.own(tensor, place)
@@ -214,6 +217,10 @@ class _Arguments:
     def before_write(self, recorder: Recorder, view: View) -> None:
         """Allow every write: what must not be written to is marked as shared."""
 
+    def guard(self, place: Node) -> None:
+        """Note that the recording holds for the present value of a placeholder alone."""
+        self._outer.guard(self.nodes[self.places.index(place)])
+
 
 @dataclass(eq=False)
 class _Call:
@@ -227,7 +234,7 @@ class _Call:
         self.outer = self.session.recorder
         self.outer.start_call()
         self.arguments = _Arguments(self.outer)
-        self.inner = Recorder(self.session.sites, self.arguments, grad=False)
+        self.inner = Recorder(self.session.sites, self.arguments, inner=True)
         self.inner.start_call()
         self.stand_ins = [self.stand_in(a) for a in self.args]
         self.operands = list(self.arguments.tensors)
@@ -257,13 +264,59 @@ class _Call:
         self.arguments.bind(self.inner, stand_in, value)
         return stand_in
 
-    def forward(self) -> Any:
+    def run_forward(self) -> None:
         """Run the user's forward; autograd has switched gradients off."""
         if self.rules.setup is None:
-            return self.rules.forward(self.ctx, *self.stand_ins)
-        result = self.rules.forward(*self.stand_ins)
-        self.rules.setup(self.ctx, tuple(self.stand_ins), result)
-        return result
+            self.result = self.rules.forward(self.ctx, *self.stand_ins)
+        else:
+            self.result = self.rules.forward(*self.stand_ins)
+            self.rules.setup(self.ctx, tuple(self.stand_ins), self.result)
+        self.results = list(self.result) if isinstance(self.result, tuple) else [self.result]
+        self.tensors = [x for x in self.results if isinstance(x, Tensor)]
+        with quiet():
+            self.outputs = [self.inner.node(x) for x in self.tensors]
+        self.forward_places = len(self.arguments.places)
+
+    def key(self) -> Any:
+        """Return what the backward depends on, or None where that is not known."""
+        places = self.arguments.places
+        described = [_described(self.inner, x) for x in vars(self.ctx).items()]
+        described += [_described(self.inner, x) for x in _numbers_read_by(self.rules.cls)]
+        if _UNKNOWN in described:
+            return None
+        seen = tuple((p.meta["dtype"], p.meta["shape"]) for p in places)
+        return self.rules.cls, seen, self.inner.draft.text(), repr(self.outputs), tuple(described)
+
+    def run_backward(self) -> None:
+        """Run the user's backward."""
+        with quiet():
+            seeds = [self.cotangent(x) for x in self.results]
+        found = self.call_backward(seeds)
+        with quiet():
+            places = self.arguments.places[: len(self.operands)]
+            self.gradients = tuple(map(self.gradient, found, self.operands, places))
+
+    def assemble(self) -> CustomGradient:
+        """Return the function that the call is one of."""
+        places, calls = self.arguments.places, self.inner.draft.calls
+        output = tuple(self.outputs) if isinstance(self.result, tuple) else self.outputs[0]
+        impure = [n for n in calls if n.meta["impure"]]
+        forward = needed_for([*self.outputs, *impure])
+        backward = needed_for(self.gradients)
+        if any(n in backward for n in impure):
+            self.refuse("Its gradient depends on random numbers that 'forward' has drawn.")
+        missing = (None,) * (len(places) - len(self.gradients))
+        marked = {id(t) for t in self.ctx.non_differentiable}
+        return CustomGradient(
+            self.name,
+            to_fx(places, [n for n in calls if n in forward], output),
+            to_fx(
+                [*places, *self.cotangents],
+                [n for n in calls if n in backward],
+                (*self.gradients, *missing),
+            ),
+            tuple(n for n, x in enumerate(self.tensors) if id(x) in marked),
+        )
 
     def release(self, output: Tensor) -> Tensor:
         """Return an output as the caller may have it: never a stand-in itself."""
@@ -280,8 +333,8 @@ class _Call:
         self.cotangents.append(node)
         return seed
 
-    def backward(self, cotangents: list[Any]) -> Sequence[Any]:
-        """Run the user's backward; return a gradient or None for each argument."""
+    def call_backward(self, cotangents: list[Any]) -> Sequence[Any]:
+        """Return the user's gradient or None for each tensor argument."""
         cls = self.rules.cls
         rule = cls.vjp if cls.backward is _SingleLevelFunction.backward else cls.backward
         if rule is _SingleLevelFunction.backward:
@@ -311,88 +364,39 @@ class _Call:
 
 
 def _record(
-    session: Session,
-    known: dict[CustomGradient, CustomGradient],
-    rules: _Rules,
-    args: tuple[Any, ...],
+    session: Session, known: _Known, rules: _Rules, args: tuple[Any, ...]
 ) -> tuple[Any, _Context]:
     """Run a Function's forward, record it as one node; return its result and the context."""
     with quiet():
         call = _Call(session, rules, args)
-    inner = call.inner
-    with session.recording(inner):
-        result = call.forward()
-        results = list(result) if isinstance(result, tuple) else [result]
-        tensors = [x for x in results if isinstance(x, Tensor)]
+    with session.recording(call.inner):
+        call.run_forward()
         with quiet():
-            outputs = [inner.node(x) for x in tensors]
-            seeds = [call.cotangent(x) for x in results]
-        found = call.backward(seeds)
-        with quiet():
-            places = call.arguments.places[: len(call.operands)]
-            gradients = list(map(call.gradient, found, call.operands, places))
-    marked = {id(t) for t in call.ctx.non_differentiable}
-    function = _assemble(
-        call,
-        tuple(outputs) if isinstance(result, tuple) else outputs[0],
-        tuple(gradients),
-        tuple(n for n, x in enumerate(tensors) if id(x) in marked),
-    )
+            key = call.key()
+        function = known.calls.get(key)
+        if function is None:
+            call.run_backward()
+            function = call.assemble()
+            function = known.functions.setdefault(function, function)
+            if key is not None and len(call.arguments.places) == call.forward_places:
+                known.calls[key] = function
     with quiet(), torch.set_grad_enabled(session.grad):
-        finished = iter(_emit(call, known.setdefault(function, function), tensors, result))
-    results = [next(finished) if isinstance(x, Tensor) else x for x in results]
-    return (tuple(results) if isinstance(result, tuple) else results[0]), call.ctx
+        return _emit(call, function), call.ctx
 
 
-def _assemble(
-    call: _Call,
-    output: Node | tuple[Node, ...],
-    gradients: tuple[Node | None, ...],
-    without_gradient: tuple[int, ...],
-) -> CustomGradient:
-    places = call.arguments.places
-    missing = (None,) * (len(places) - len(gradients))
-    forward = _extract(call.inner.graph, places, output, keep_impure=True)
-    backward = _extract(
-        call.inner.graph, [*places, *call.cotangents], (*gradients, *missing), keep_impure=False
-    )
-    if any(node.meta.get("impure") for node in backward.nodes):
-        call.refuse("Its gradient depends on random numbers that 'forward' has drawn.")
-    return CustomGradient(call.name, forward, backward, without_gradient)
+@dataclass
+class _Known:
+    """The functions of a recording: by themselves, and by what their backward depends on."""
+
+    functions: dict[CustomGradient, CustomGradient] = field(default_factory=dict)
+    calls: dict[Any, CustomGradient] = field(default_factory=dict)
 
 
-def _extract(
-    graph: torch.fx.Graph, places: Sequence[Node], output: Any, *, keep_impure: bool
-) -> torch.fx.Graph:
-    """Return the part of a graph that computes ``output`` from the given placeholders."""
-    needed: set[Node] = set()
-    stack = [n for n in (output if isinstance(output, tuple) else (output,)) if n is not None]
-    if keep_impure:
-        stack += [n for n in graph.nodes if n.meta["impure"]]
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack.extend(node.all_input_nodes)
-    result = torch.fx.Graph()
-    copies: dict[Node, Node] = {}
-    for place in places:
-        copies[place] = result.placeholder(place.name)
-        copies[place].meta = place.meta
-    for node in graph.nodes:
-        if node in needed and node.op != "placeholder":
-            copies[node] = result.node_copy(node, copies.__getitem__)
-    result.output(torch.fx.node.map_arg(output, copies.__getitem__))
-    return result
-
-
-def _emit(
-    call: _Call, function: CustomGradient, tensors: list[Tensor], result: Any
-) -> list[Tensor]:
+def _emit(call: _Call, function: CustomGradient) -> Any:
     """Add the node of the call to the caller's graph, bind the results and return them."""
-    outer, is_tuple = call.outer, isinstance(result, tuple)
-    finished = [call.release(x) for x in tensors]
-    impure = any(n.meta.get("impure") for n in function.forward.nodes)
+    outer, is_tuple = call.outer, isinstance(call.result, tuple)
+    finished = [call.release(x) for x in call.tensors]
+    impure = any(n.meta["impure"] for n in call.inner.draft.calls)
     nodes = tuple(call.arguments.nodes)
     node = outer.emit(function, nodes, like=None if is_tuple else finished[0], impure=impure)
     for position, tensor in enumerate(finished):
@@ -401,4 +405,41 @@ def _emit(
             outer.fresh(tensor, part)
         else:
             bind_stranger(outer, tensor, part)
-    return finished
+    if not is_tuple:
+        return finished[0]
+    rest = iter(finished)
+    return tuple(next(rest) if isinstance(x, Tensor) else x for x in call.result)
+
+
+_UNKNOWN = "?"
+_CONTEXT_PLUMBING = ("needs_input_grad", "materialize_grads", "_refuse")
+
+
+def _described(recorder: Recorder, entry: tuple[str, Any]) -> Any:
+    """Return an attribute of a context, or a variable, as a value that can be compared."""
+    name, value = entry
+    if name in _CONTEXT_PLUMBING:
+        return None
+    parts = value if isinstance(value, tuple) else (value,)
+    found = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.append(recorder.node(part).number)
+        elif part is None or isinstance(part, bool | int | float | str):
+            found.append(repr(part))
+        else:
+            return _UNKNOWN
+    return name, *found
+
+
+def _numbers_read_by(cls: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the numbers that a Function's backward may read: of its class, globals and closure."""
+    for base in cls.__mro__[: cls.__mro__.index(_SingleLevelFunction)]:
+        for name, value in vars(base).items():
+            if isinstance(value, bool | int | float | tuple):
+                yield f"{base.__name__}.{name}", value
+    backward = inspect.unwrap(cls.backward)
+    if isinstance(backward, FunctionType):
+        for name, value in Variables(backward).items():
+            if isinstance(value, bool | int | float | tuple):
+                yield name, value

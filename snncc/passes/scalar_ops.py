@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from snncc.frontend.canonical import cast
+from snncc.frontend.canonical import cast, full_like
 from snncc.ir.nodes import Binary, Const, Detach, Expr, Op, Select, Unary
 from snncc.passes.base import Rejection
 
@@ -177,5 +177,5 @@ SCALAR_OPS: Mapping[Callable[..., Any], Builder] = {
     torch.heaviside: _heaviside,
     torch.detach: _detach,
     cast: _cast,
-    torch.full_like: _full_like,
+    full_like: _full_like,
 }

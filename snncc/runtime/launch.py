@@ -181,7 +181,7 @@ def broadcast_sizes(
     Raises:
         LaunchError: The sizes do not broadcast.
     """
-    times = [int(tensor.shape[0]) for tensor in tensors[:steps]]
+    times = [tensor.shape[0] for tensor in tensors[:steps]]
     total = length if length is not None else max(times, default=0)
     if length is None and 0 in times:
         total = 0

@@ -103,7 +103,7 @@ def dense_strides(sizes: Sizes, order: Sequence[int]) -> Sizes:
     strides, stride = [0] * len(sizes), 1
     for dim in reversed(order):
         strides[dim] = stride
-        stride *= max(sizes[dim], 1)
+        stride *= sizes[dim] or 1
     return tuple(strides)
 
 

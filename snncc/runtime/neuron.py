@@ -154,7 +154,9 @@ class Neuron:
     ) -> list[Tensor]:
         """Return tensors without data of the sizes, strides and dtypes of a forward call."""
         check_arguments(self._names, tensors, self._steps)
-        _, results = plan_results(self._resources, tensors, length, training=training)
+        _, results = plan_results(
+            self._resources, tensors, length, training=training, symbolic=True
+        )
         like = tensors[0]
         return [
             like.new_empty_strided(shape.sizes, shape.strides, dtype=shape.dtype)

@@ -57,6 +57,9 @@ def _backward(  # noqa: PLR0913 - the schema of the operator
     tensors, neuron = (*steps, *lanes), find_neuron(key)
     forward = neuron.plan(tensors, _length(length), training=True)
     plan = neuron.backward_plan(forward, tensors, tuple(cotangents), tuple(needs))
+    if len(saved) < len(forward.results.saved):
+        # The forward call did not know that it would be differentiated.
+        saved = forward.run(tensors)[neuron.results :]
     gradients = plan.run(tensors, cotangents, saved)
     return [
         torch.zeros_like(tensor) if gradient is None else gradient.contiguous()

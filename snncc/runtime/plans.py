@@ -71,7 +71,12 @@ class Results:
 
 
 def plan_results(
-    resources: Resources, tensors: Sequence[Tensor], length: int | None, *, training: bool
+    resources: Resources,
+    tensors: Sequence[Tensor],
+    length: int | None,
+    *,
+    training: bool,
+    symbolic: bool = False,
 ) -> tuple[Layout, Results]:
     """Return the layout of a forward call and the shapes of its results.
 
@@ -80,26 +85,27 @@ def plan_results(
         tensors: Its inputs, those with a time axis first.
         length: T, where no input tells it.
         training: Whether values are kept for backward.
+        symbolic: Whether sizes may be symbols, of which as little as possible should be asked;
+            the groups of the layout are then chosen only if the results depend on them.
     """
     forward = resources.program.forward
     names = (*forward.step_inputs, *forward.lane_inputs)
     steps, lanes = broadcast_sizes(names, tensors, len(forward.step_inputs), length)
     order = _order(tensors[: len(forward.step_inputs)], steps, lanes)
     layout = Layout(steps, lanes, order)
-    arrays = [
-        as_array(tensor, layout, has_time=index < len(forward.step_inputs))
-        for index, tensor in enumerate(tensors)
-    ]
-    layout = choose_groups(layout, arrays)
+    saved = resources.saved if training else ()
+    if saved or not symbolic:
+        arrays = [
+            as_array(tensor, layout, has_time=index < len(forward.step_inputs))
+            for index, tensor in enumerate(tensors)
+        ]
+        layout = choose_groups(layout, arrays)
     dtype = tensors[0].dtype
     output = Shape((steps, *lanes), layout.step_strides, dtype)
     final = Shape(lanes, layout.lane_strides, dtype)
-    saved = [
-        _saved_shape(layout, dtype, packed=name in resources.bools)
-        for name in (resources.saved if training else ())
-    ]
+    kept = (_saved_shape(layout, dtype, packed=name in resources.bools) for name in saved)
     count = len(forward.outputs), len(forward.finals)
-    return layout, Results((output,) * count[0], (final,) * count[1], tuple(saved))
+    return layout, Results((output,) * count[0], (final,) * count[1], tuple(kept))
 
 
 def _order(steps: Sequence[Tensor], length: int, lanes: Sizes) -> Sizes:

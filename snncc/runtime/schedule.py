@@ -111,7 +111,7 @@ def _tile(rows: int, lanes: int, most: int, threads: int) -> int:
     """Return the lanes of a tile: few tiles, but a multiple of the threads, of equal size."""
     blocks = max(-(-lanes // BLOCK), 1)
     tiles = -(-blocks * BLOCK // max(most // BLOCK * BLOCK, BLOCK))
-    if rows * tiles < threads * _TILES_PER_THREAD:
+    if 0 < rows * tiles < threads * _TILES_PER_THREAD:
         wanted = -(-rows * tiles // threads) * threads
         tiles = min(-(-wanted // rows), blocks)
     return -(-blocks // tiles) * BLOCK

@@ -23,7 +23,7 @@ from snncc.frontend.reroll.patterns import (
     Pure,
     Same,
 )
-from snncc.frontend.reroll.starts import Cell, Filled, Number, Operand, Starts, cell_of
+from snncc.frontend.reroll.starts import Cell, Filled, Number, Operand, Starts, cell_of, step_input
 from snncc.frontend.reroll.symbols import Sequence
 from snncc.ir.time_loop import Carry, Fill, Invariant, Step, Table, TimeLoop, Trip
 
@@ -129,8 +129,7 @@ class _Body:
 
     def add_step(self, pattern: PerStep) -> None:
         base, dim, start, stride = self.per_step(pattern)
-        shape = base.meta["shape"]
-        seen = Item(None, meta={**base.meta, "shape": (*shape[:dim], *shape[dim + 1 :])})
+        seen = step_input(self.sequence, pattern)
         node = self.inputs[pattern] = self.placeholder(f"{base_name(base.name)}_t", seen)
         self.steps[pattern] = Step(node.name, self.operand(base), dim, start, stride)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from snncc.errors import Location
 from snncc.frontend.reroll.flat import Item, Program
 from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats
-from snncc.frontend.reroll.search import Unproven
+from snncc.frontend.reroll.search import Unproven, find_loops
 from snncc.frontend.reroll.symbols import Sequence, sequence
 from snncc.ir.tape import SourceKind
 
@@ -42,10 +42,10 @@ class Difference:
         return f"{lines}: {what}: {self.reason}"
 
 
-def diagnose(
-    program: Program, numbered: Sequence, unproven: list[Unproven]
-) -> tuple[Difference, ...]:
+def diagnose(program: Program) -> tuple[Difference, ...]:
     """Explain the largest repeats that are left, each operation at most once."""
+    numbered = sequence(program)
+    _, unproven = find_loops(numbered)
     found = [_explain(numbered, u) for u in unproven]
     found += [_compare(loose, r) for loose, r in _similar(program)]
     kept: list[tuple[Repeat, Difference]] = []

@@ -14,7 +14,7 @@ same floats:
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,13 +187,21 @@ class _First:
         if place not in self.zeros:
             like = self.body[place]
             meta = {k: like.meta[k] for k in ("shape", "dtype", "where")}
-            places = [p for p in sorted(self.items) if alike(self.items[p], like)]
-            base = next((self.items[p] for p in places if self.is_free(p)), None)
+            base = next((x for x in self.bases() if alike(x, like)), None)
             if base is None:
                 return None
             kwargs = {"dtype": meta["dtype"]}
             self.zeros[place] = Item(full_like, (base, 0.0), kwargs, meta, "zeros")
         return self.zeros[place]
+
+    def bases(self) -> Iterator[Item]:
+        """Yield the values of the iteration that need no zeros, and those that it reads."""
+        for place in sorted(self.items):
+            if self.is_free(place):
+                yield self.items[place]
+        own = set(self.items.values())
+        for item in self.items.values():
+            yield from (x for x in operands(item) if x not in own)
 
     def is_free(self, place: int) -> bool:
         """Tell whether an operation reads no Python zero, directly or through others."""

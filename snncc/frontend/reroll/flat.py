@@ -24,6 +24,14 @@ FACTORIES = frozenset(
         *("tril_indices", "triu_indices", "hann_window", "hamming_window"),
     )
 )
+# Operators that take a Python number, or a state, in place of any operand.
+ARITHMETIC = frozenset(
+    (
+        *("add", "sub", "mul", "div", "pow", "fmod", "remainder", "lerp"),
+        *("lt", "le", "gt", "ge", "eq", "ne", "where", "maximum", "minimum", "clamp"),
+        *("addcmul", "addcdiv", "masked_fill", "heaviside"),
+    )
+)
 # Operators that only move or copy values: what they make of a constant is constant.
 MOVES = frozenset(
     (
@@ -34,7 +42,7 @@ MOVES = frozenset(
 )
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Item:
     """One operation of the flat program, or one of its inputs (``target`` None).
 
@@ -55,6 +63,9 @@ class Item:
     name: str = ""
     source: Source | None = None
     parts: tuple[Hashable, list[Any]] | None = None
+
+    def __repr__(self) -> str:
+        return self.name or self.operator
 
     @property
     def operator(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from snncc.frontend.reroll.flat import (
+    ARITHMETIC,
     Item,
     alike,
     element,
@@ -36,15 +37,6 @@ from snncc.frontend.reroll.patterns import (
     Same,
 )
 from snncc.frontend.reroll.symbols import Codes, Sequence
-
-# Operators that take a Python number in place of a tensor: an integer may differ between steps.
-ARITHMETIC = frozenset(
-    (
-        *("add", "sub", "mul", "div", "pow", "fmod", "remainder", "lerp"),
-        *("lt", "le", "gt", "ge", "eq", "ne", "where", "maximum", "minimum", "clamp"),
-        *("addcmul", "addcdiv", "masked_fill", "heaviside"),
-    )
-)
 
 
 def prove(sequence: Sequence, start: int, period: int, count: int) -> Proof | list[Refuted]:
@@ -281,8 +273,7 @@ class _Prover:
 
     def differs(self, codes: Codes, values: list[Any], place: int) -> Refuted:
         fault = int(np.flatnonzero(codes != codes[-1])[-1])
-        names = [getattr(v, "name", str(v)) for v in values[fault : fault + 2]]
-        return Refuted(fault, place, f"it reads '{names[0]}', then '{names[1]}'")
+        return Refuted(fault, place, f"it reads '{values[fault]}', then '{values[fault + 1]}'")
 
 
 def _last(values: list[Any], condition: Any) -> int | None:

@@ -1,8 +1,8 @@
 """Search for the loops of a sequence: which repeats are loops, and where an iteration begins.
 
 Repeats nest: a loop over equal layers, each with its own loop over time, repeats as well as the
-loop inside of it.  A loop is preferred that covers more operations, and twice over if iterations
-read different inputs *and* one another: that is what time looks like.
+loops inside of it.  The period is preferred whose loops cover more operations, and twice over those
+of loops whose iterations read different inputs *and* one another: that is what time looks like.
 """
 
 from __future__ import annotations
@@ -47,32 +47,34 @@ class Loop:
 
 
 def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
-    """Return loops that do not overlap, the best one first, and the repeats that are none.
+    """Return loops that do not overlap, the best ones first, and the repeats that are none.
 
     Loops that are much smaller than the best are left for another round: they may be parts of a
     loop that can be proven only after the best one is rolled up.
     """
-    loops: list[Loop] = []
+    groups: list[list[Loop]] = []
     unproven: list[Unproven] = []
     best = 0
     for period in candidate_periods(sequence.symbols):
-        for repeat in find_repeats(sequence.symbols, period):
-            if 2 * (repeat.stop - repeat.start) < best // 2:
-                continue
-            found = prove_repeat(sequence, repeat)
-            if isinstance(found, Loop):
-                loops.append(found)
-                best = max(best, found.score)
-            else:
-                unproven.append(found)
-    loops.sort(key=lambda loop: (-loop.score, loop.proof.period, loop.proof.start))
+        repeats = list(find_repeats(sequence.symbols, period))
+        if 2 * sum(r.stop - r.start for r in repeats) < best // 2:
+            continue
+        found = [prove_repeat(sequence, repeat) for repeat in repeats]
+        unproven += [f for f in found if isinstance(f, Unproven)]
+        groups.append([f for f in found if isinstance(f, Loop)])
+        best = max(best, _total(groups[-1]))
+    groups.sort(key=lambda group: -_total(group))
     chosen: list[Loop] = []
-    for loop in loops:
-        start, stop = loop.proof.start, loop.proof.stop
-        apart = all(stop <= c.proof.start or c.proof.stop <= start for c in chosen)
-        if apart and 2 * loop.score >= best:
-            chosen.append(loop)
+    for group in groups:
+        for loop in group if 2 * _total(group) >= best else ():
+            start, stop = loop.proof.start, loop.proof.stop
+            if all(stop <= c.proof.start or c.proof.stop <= start for c in chosen):
+                chosen.append(loop)
     return chosen, unproven
+
+
+def _total(group: list[Loop]) -> int:
+    return sum(loop.score for loop in group)
 
 
 def prove_repeat(sequence: Sequence, repeat: Repeat) -> Loop | Unproven:

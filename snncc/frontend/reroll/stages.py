@@ -65,7 +65,7 @@ def reroll(tape: Tape) -> Rolled:
     tried: set[Item] = set()
     while True:
         numbered = sequence(program)
-        loops, unproven = find_loops(numbered)
+        loops, _ = find_loops(numbered)
         if not loops:
             break
         completed = [complete_first(program, numbered, loop.proof) for loop in loops]
@@ -74,8 +74,8 @@ def reroll(tape: Tape) -> Rolled:
             continue
         roll(program, numbered, loops, number)
         number += len(loops)
-    differences = diagnose(program, numbered, unproven)
     collect(program)
     take_last(program)
     prune(program)
+    differences = diagnose(program)
     return Rolled(to_graph(program), tape.sources, differences)

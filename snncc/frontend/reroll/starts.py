@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from snncc.frontend.reroll.flat import Item, alike, fill_value, is_floating, is_number, operands
-from snncc.frontend.reroll.patterns import Back, PerStep, Proof, Pure, Refuted, Same
+from snncc.frontend.reroll.patterns import Back, Listed, PerStep, Proof, Pure, Refuted, Same
 from snncc.frontend.reroll.symbols import Sequence
 
 # A carry: the place of its update in the body, and the codes of the values that it holds before
@@ -63,6 +63,17 @@ def cell_of(pattern: Back) -> Cell:
     return pattern.place, pattern.initial[::-1]
 
 
+def step_input(sequence: Sequence, pattern: PerStep) -> Item:
+    """Return an item with the meta of what a per-step input is at one step."""
+    if isinstance(pattern, Listed):
+        item: Item = sequence.value(pattern.codes[0])
+        return item
+    base = sequence.value(pattern.base)
+    shape = base.meta["shape"]
+    seen = (*shape[: pattern.dim], *shape[pattern.dim + 1 :])
+    return Item(None, meta={**base.meta, "shape": seen})
+
+
 def find_starts(sequence: Sequence, proof: Proof) -> Starts | Refuted:
     """Decide how the carries of a loop start; refuse a start that is made inside of the loop."""
     return _Planner(sequence, proof).plan()
@@ -75,7 +86,10 @@ class _Planner:
         self.items = sequence.items[start : start + proof.period]
         self.readers: dict[Cell, int] = {}
         self.steps: dict[Cell, int] = {}
+        self.inputs: dict[PerStep, None] = {}
         for place, pattern in proof.reads():
+            if isinstance(pattern, PerStep):
+                self.inputs[pattern] = None
             if isinstance(pattern, Back):
                 self.add(pattern, place)
 
@@ -97,7 +111,7 @@ class _Planner:
                 return Refuted(self.steps[cell], min(reader, self.proof.period - 1), reason)
             starts.cells[cell] = start
             if isinstance(start, Filled) and isinstance(start.like, int) and start.like >= reader:
-                needed = self.closure(start.like, starts.cells)
+                needed = self.closure(start.like, reader, starts.cells)
                 starts.early.setdefault(reader, []).extend(needed or ())
         return starts
 
@@ -128,8 +142,8 @@ class _Planner:
 
     def find_like(self, carried: Item, reader: int, ready: Container[Cell]) -> PerStep | int | None:
         """Return a per-step input or the place of an operation with the shape of a carry."""
-        for place, pattern in self.proof.selects.items():
-            if alike(self.items[place], carried):
+        for pattern in self.inputs:
+            if alike(step_input(self.sequence, pattern), carried):
                 return pattern
         places = [
             place
@@ -138,18 +152,18 @@ class _Planner:
         ]
         if places and places[0] < reader:
             return places[0]
-        return next((p for p in places if self.closure(p, ready) is not None), None)
+        return next((p for p in places if self.closure(p, reader, ready) is not None), None)
 
-    def closure(self, place: int, ready: Container[Cell]) -> list[int] | None:
-        """Return the places that one needs, itself included, in order.
+    def closure(self, place: int, reader: int, ready: Container[Cell]) -> list[int] | None:
+        """Return what has to come before the reader to have one place there, in order.
 
-        None if there are effects among them, or carries whose start is not decided yet.
+        None if there are effects among it, or carries whose start is not decided yet.
         """
         needed: set[int] = set()
         stack = [place]
         while stack:
             here = stack.pop()
-            if here in needed or here in self.proof.selects:
+            if here < reader or here in needed or here in self.proof.selects:
                 continue
             needed.add(here)
             if self.items[here].impure:

@@ -3,7 +3,8 @@
 Two operations have the same symbol if they could be the same operation of two iterations: the same
 operator, reached through the same calls, with arguments of the same structure and a result of the
 same shape and type.  Operands are abstract: which value is read is the business of the proof.
-Parameters and buffers are not abstract, so that equal layers with different weights differ.
+Weights are not abstract, so that equal layers with different weights differ; the parameters that
+arithmetic reads are, because one may be the initial value of a state.
 
 Operands are numbered.  A code of zero or more is a position in the sequence; a negative code stands
 for anything else (an input, a floating item, a number), equal codes for equal values.
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snncc.frontend.reroll.flat import (
-    LEAF,
+    ARITHMETIC,
     Item,
     Program,
     element,
@@ -76,16 +77,15 @@ def symbol(item: Item, *, loose: bool = False) -> Hashable:
     meta = item.meta
     if loose:
         return item.target, meta["path"], structure
-    fixed = tuple([_fixed(leaf) for leaf in leaves])
+    abstract = item.operator in ARITHMETIC
+    fixed = () if abstract else tuple([id(leaf) for leaf in leaves if _is_weight(leaf)])
     seen = (meta.get("shape"), meta.get("dtype"), meta.get("grad", True))
     return item.target, meta["path"], structure, fixed, seen
 
 
-def _fixed(leaf: Any) -> Hashable:
-    if not isinstance(leaf, Item) or leaf.source is None:
-        return LEAF
-    named = (SourceKind.PARAMETER, SourceKind.BUFFER)
-    return id(leaf) if leaf.source.kind in named else LEAF
+def _is_weight(leaf: Any) -> bool:
+    source = leaf.source if isinstance(leaf, Item) else None
+    return source is not None and source.kind is SourceKind.PARAMETER
 
 
 def live_classes(items: list[Item], outputs: tuple[Any, ...]) -> set[Item]:

@@ -1,0 +1,113 @@
+"""A sequence of one to three steps may show no loop; it is recorded again with the steps repeated.
+
+Three steps do not always show one either: a first step that starts from nothing and a last step
+whose state is never read differ from the one between.  The loop that the longer recording proves is then run on the short sequence
+that the user passed, and has to give, bit by bit, what the user's code gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from snncc.errors import SnnccError
+from snncc.frontend.sources import gather
+from snncc.ir.time_loop import TimeLoop
+from snncc.passes.neurons import copy_graph
+from snncc.pipeline import Recording, record
+from snncc.translation import run_graph
+
+# Sizes of a time axis that may hide the loop.
+SHORT = (1, 2, 3)
+# How often they are repeated: enough to tell a first and a last step from those between.
+REPEATS = 4
+
+
+def record_longer(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], short: Recording
+) -> Recording | None:
+    """Return a recording of the model on a longer sequence, or None where no axis shows a loop.
+
+    Where there is a loop that cannot be cut to the short sequence, the short recording is returned
+    as *flat*: it runs as it was recorded.
+
+    Args:
+        model: The model.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        short: The recording of those very arguments, in which no loop was found.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    values = gather(short.tape, model, args, kwargs)
+    expected = run_graph(short.tape.graph, values)
+    has_loop = False
+    for stretched in _stretched(leaves):
+        longer_args, longer_kwargs = pytree.tree_unflatten(stretched, spec)
+        try:
+            longer = record(model, longer_args, longer_kwargs)
+        except (SnnccError, RuntimeError, IndexError, ValueError, TypeError):
+            continue  # not the time axis: the user's own code refuses the longer input
+        has_loop |= bool(longer.rolled.loops)
+        for candidate in (longer, _cut_to_length(longer)):
+            if longer.rolled.loops and _agrees(candidate, model, args, kwargs, expected):
+                return candidate
+    return replace(short, exact=True, flat=True) if has_loop else None
+
+
+def _cut_to_length(longer: Recording) -> Recording:
+    """Return a recording whose loops make as many steps as the short one has.
+
+    A loop with numbers of its own for each step (``decay ** t``) does not follow the axis.
+    """
+    graph = copy_graph(longer.rolled.graph)
+    for node in graph.nodes:
+        if isinstance(node.target, TimeLoop) and node.target.trip.operand is None:
+            node.target = _cut(node.target)
+    return replace(longer, rolled=replace(longer.rolled, graph=graph), exact=True)
+
+
+def _cut(loop: TimeLoop) -> TimeLoop:
+    steps = loop.trip.seen // REPEATS
+    tables = tuple(replace(table, values=table.values[:steps]) for table in loop.tables)
+    return replace(loop, trip=replace(loop.trip, seen=steps), tables=tables)
+
+
+def _stretched(leaves: list[Any]) -> Iterator[list[Any]]:
+    """Yield the leaves with one short axis repeated, for each such axis."""
+    ranks = [x.dim() for x in leaves if isinstance(x, Tensor)]
+    for dim in range(max(ranks, default=0)):
+        if any(_is_short(x, dim) for x in leaves):
+            yield [_repeat(x, dim) if _is_short(x, dim) else x for x in leaves]
+
+
+def _is_short(leaf: Any, dim: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > dim and leaf.shape[dim] in SHORT
+
+
+def _repeat(leaf: Tensor, dim: int) -> Tensor:
+    longer = torch.cat([leaf.detach()] * REPEATS, dim)
+    return longer.requires_grad_(leaf.requires_grad)
+
+
+def _agrees(
+    longer: Recording,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    expected: tuple[Any, ...],
+) -> bool:
+    """Run the proven loop on the short sequence and compare."""
+    values = gather(longer.tape, model, args, kwargs)
+    try:
+        actual = run_graph(longer.rolled.graph, values)
+    except (RuntimeError, IndexError):
+        return False
+    return len(actual) == len(expected) and all(
+        a.shape == b.shape and torch.equal(a, b) if isinstance(a, Tensor) else a == b
+        for a, b in zip(actual, expected, strict=True)
+    )
