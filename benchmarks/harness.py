@@ -197,7 +197,7 @@ def is_busy() -> bool:
     Eager mode takes a small step on all cores thousands of times, so it suffers more from a core
     that is taken than one long kernel does: a busy machine flatters whatever is compared with it.
     """
-    return LOAD_AT_START > BUSY_SHARE * (os.cpu_count() or 1)
+    return BUSY_SHARE * (os.cpu_count() or 1) < LOAD_AT_START
 
 
 def show(title: str, records: Sequence[Record], columns: Mapping[str, str]) -> None:

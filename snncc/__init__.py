@@ -1,10 +1,7 @@
 """snncc: from plain serial PyTorch code for spiking neural networks to fused kernels.
 
-    fast = snncc.compile(model)          # an nn.Module that shares its parameters with the model
-    y = fast(x)                          # recorded and compiled at the first call
-    print(fast)                          # the plan: what runs how
-    report = snncc.verify(model, fast, x)
-    print(snncc.explain(model, x))
+``compile`` gives a module that shares its parameters with the model and is recorded at the first
+call; printing it shows the plan.  ``verify`` compares the two; ``explain`` shows what was found.
 """
 
 from __future__ import annotations
@@ -61,7 +58,7 @@ __all__ = [
 ]
 
 
-def compile(  # noqa: A001 - the verb of the interface, as in torch.compile
+def compile(
     model: Callable[..., Any],
     *,
     example_inputs: tuple[Any, ...] | None = None,

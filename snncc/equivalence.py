@@ -32,6 +32,7 @@ from snncc.errors import EquivalenceError, OptionError
 from snncc.frontend.sources import gather, preserved
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
+from snncc.ir.program import NeuronProgram
 from snncc.layers import layers_of
 from snncc.module import CompiledModule
 from snncc.options import Options
@@ -237,7 +238,7 @@ class _Walk:
                 if isinstance(node.target, NeuronCall):
                     self.calls.append((node, args))
                 env[node] = call(node, args, kwargs)
-        outputs = torch.fx.node.map_arg(graph.output_node().args[0], env.__getitem__)
+        outputs: Any = torch.fx.node.map_arg(graph.output_node().args[0], env.__getitem__)
         self.outputs: tuple[Any, ...] = tuple(outputs)
 
 
@@ -250,7 +251,11 @@ def _kernels(
         walk = _Walk(compiled.graph, values, lambda n, a, k: n.target(*a, **k))
     found: list[Comparison] = []
     for node, (length, *tensors) in walk.calls:
-        inputs = [x.detach().clone().requires_grad_(gradients) for x in tensors]
+        wanted = _wanted(node.target.program)  # type: ignore[union-attr]
+        inputs = [
+            x.detach().clone().requires_grad_(gradients and w)
+            for x, w in zip(tensors, wanted, strict=True)
+        ]
         reference = list(node.target(length, *inputs))  # type: ignore[operator]
         kernel = list(_single(node, options)(length, *inputs))
         exact = runner[node.name].numerics if node.name in runner else Numerics.BITWISE
@@ -263,6 +268,15 @@ def _kernels(
             b = _differentiate(kernel, leaves, seeds)
             found += _compare_gradients("kernel", a, b)
     return found
+
+
+def _wanted(program: NeuronProgram) -> list[bool]:
+    """Return for each input of a neuron whether its kernels compute its gradient."""
+    if program.adjoint is None:
+        forward = program.forward
+        return [False] * (len(forward.step_inputs) + len(forward.lane_inputs))
+    steps = [name is not None for name in program.adjoint.step_gradients]
+    return steps + [bool(finals) for finals in program.adjoint.lane_gradients]
 
 
 def _single(node: torch.fx.Node, options: Options) -> Callable[..., tuple[Any, ...]]:

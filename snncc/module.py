@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.errors import OptionError, TargetError, UnsupportedError
-from snncc.frontend.generalize import Generalization, same_program
+from snncc.frontend.generalize import same_program
 from snncc.frontend.sources import attribute_signature, gather, write_back
 from snncc.options import Options
 from snncc.pipeline import Compiled, Recording, build, record
@@ -154,8 +154,8 @@ class _Family:
             recording = record(model, args, kwargs)
             if not recording.rolled.loops:
                 recording = record_longer(model, args, kwargs, recording) or recording
-        for member in self.members:
-            if not recording.exact and isinstance(_compare(member.compiled.recording, recording), Generalization):
+        for member in [] if recording.exact else self.members:
+            if same_program(member.compiled.recording.rolled, recording.rolled):
                 member.free(shapes)
                 return member.compiled
         leaves = gather(recording.tape, model, args, kwargs)
@@ -165,10 +165,6 @@ class _Family:
         member.free(shapes)
         self.members.append(member)
         return compiled
-
-
-def _compare(a: Recording, b: Recording) -> Any:
-    return same_program(a.rolled, b.rolled)
 
 
 def _require_cpu(leaves: list[Any]) -> None:

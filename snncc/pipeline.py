@@ -152,7 +152,7 @@ def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
         if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
             culprit, reason = node.meta.get("culprit"), node.meta["rejection"].reason
             raise UnsupportedError(
-                "A state is fed back through an operator that is not elementwise.",
+                "A state is updated by an operator that cannot be part of a neuron kernel.",
                 code="unsupported.serial-recurrence",
                 location=None if culprit is None else culprit.meta.get("where"),
                 notes=[reason],
@@ -160,8 +160,8 @@ def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
             )
 
 
-# Why an operator without state feedback runs once a step: exact, and no fallback.
-EXACT_LOOPS = frozenset({"mapped", "train-norm", "effect"})
+# Why something runs once a step although it is no recurrence of neurons: exact, and no fallback.
+EXACT_LOOPS = frozenset({"mapped", "train-norm", "effect", "counter"})
 
 
 def _no_loop(recording: Recording, rejection: Rejection) -> UnsupportedError:

@@ -1,8 +1,9 @@
 """A sequence of one to three steps may show no loop; it is recorded again with the steps repeated.
 
 Three steps do not always show one either: a first step that starts from nothing and a last step
-whose state is never read differ from the one between.  The loop that the longer recording proves is then run on the short sequence
-that the user passed, and has to give, bit by bit, what the user's code gave.
+whose state is never read differ from the one between.  The loop that the longer recording proves is
+then run on the short sequence that the user passed, and has to give, bit by bit, what the user's
+code gave.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import SnnccError
 from snncc.frontend.sources import gather
+from snncc.ir.custom_gradient import run_graph
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.neurons import copy_graph
 from snncc.pipeline import Recording, record
-from snncc.translation import run_graph
 
 # Sizes of a time axis that may hide the loop.
 SHORT = (1, 2, 3)

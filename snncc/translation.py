@@ -8,13 +8,13 @@ any fault of a pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor
 
 from snncc.errors import InternalError
+from snncc.ir.custom_gradient import run_graph
 from snncc.ir.numerics import Numerics
 from snncc.passes.base import Pass
 
@@ -38,21 +38,6 @@ def check_translation(
             raise InternalError(
                 f"pass '{each.name}' changed output {position} beyond '{each.numerics.value}'"
             )
-
-
-def run_graph(graph: torch.fx.Graph, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Run a graph by interpretation, with the reference semantics of every node."""
-    env: dict[torch.fx.Node, Any] = {}
-    places = iter(values)
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            env[node] = next(places)
-        elif node.op == "call_function":
-            args = torch.fx.node.map_arg(node.args, env.__getitem__)
-            kwargs = torch.fx.node.map_arg(node.kwargs, env.__getitem__)
-            env[node] = node.target(*args, **kwargs)
-    outputs = torch.fx.node.map_arg(graph.output_node().args[0], env.__getitem__)
-    return tuple(outputs)
 
 
 def _widened(leaf: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def dialect(dtype: FloatType, names: dict[str, str]) -> Dialect:
             **{op: call(name + suffix) for op, name in MATH.items()},
             **{op: call(name) for op, name in HELPERS.items()},
             Op.NEG: Spelling("-{0}", _UNARY, (_UNARY + 1,)),
-            Op.NOT: Spelling("!{0}", _UNARY, (_UNARY + 1,)),
+            Op.NOT: Spelling("!{0}", 22, (_UNARY + 1,)),  # gcc warns on !a & b too
             Op.FLOAT: Spelling(f"{{0}} ? {one} : {zero}", 2, (_UNARY,)),
             Op.ADD: infix("+", 40),
             Op.SUB: infix("-", 40),
@@ -183,5 +183,6 @@ def _half_gap(value: float) -> Fraction:
 
 def c_names(names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
     """Give each IR name a C variable of the same name where that is possible."""
-    fresh = Names({*RESERVED, *taken})
+    functions = {*MATH.values(), *(f"{name}f" for name in MATH.values())}
+    fresh = Names({*RESERVED, *functions, *taken})
     return {name: fresh.fresh(identifier(name)) for name in names}

@@ -49,6 +49,8 @@ def handler_of(function: Function) -> Handler:
     for table in (_HANDLERS, departures.HANDLERS, factories.HANDLERS, indexing.HANDLERS):
         if name in table:
             return table[name]
+    if name.startswith(departures.OPTIMIZER_PREFIXES):
+        return departures.refuse_training
     if name.startswith(("get:", "set:", "is_")) and name not in REWRITES:
         return _ask
     mutated = _out_of_place(name)
@@ -80,6 +82,9 @@ def _meaning_of(name: str, function: Function) -> Meaning:
     rewrite, operator = REWRITES.get(name), operators().get(name)
 
     def meaning(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        if "input" in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"), *args)
         if rewrite is not None:
             return rewrite(*args, **kwargs)
         bound = None if operator is None else operator.bind(args, kwargs)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.aftermath import Aftermath
+from snncc.frontend.libraries import plain_libraries
 from snncc.frontend.location import CallSites
 from snncc.frontend.origin import Outside
+from snncc.frontend.parameters import parameters_refused
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session
 from snncc.frontend.sources import gather, named_tensors, preserved
@@ -63,7 +65,7 @@ def capture(
         recorder = Recorder(sites, outside, inner=False)
         session = Session(sites)
         session.recorder = recorder
-        with functions_recorded(session):
+        with functions_recorded(session), parameters_refused(session), plain_libraries():
             result = _run(session, model, args, kwargs)
         tape = _finish(Aftermath(recorder, outside, before), in_spec, result)
         tape.guards = tuple(outside.guards.values())
@@ -74,8 +76,16 @@ def _run(
     session: Session, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call the model; call paths start below this frame."""
-    with session.listening():
-        return model(*args, **kwargs)
+    try:
+        with session.listening():
+            result = model(*args, **kwargs)
+    except Exception:
+        if session.failure is not None:
+            raise session.failure from None
+        raise
+    if session.failure is not None:  # the user's code went on regardless
+        raise session.failure
+    return result
 
 
 def _finish(after: Aftermath, in_spec: pytree.TreeSpec, result: Any) -> Tape:

@@ -98,9 +98,10 @@ def _print(
     return function(*args, **kwargs)
 
 
-def _refuse_training(
+def refuse_training(
     recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> NoReturn:
+    """Raise the error for a gradient or an update inside the model."""
     raise CaptureError(
         "The model computes gradients or updates parameters while it runs.",
         code="capture.backward-inside",
@@ -124,14 +125,21 @@ def _refuse_hook(
 def _refuse_memory(
     recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> NoReturn:
-    recorder.refuse_alias(f"'{function.__name__}' gives a tensor other memory.")
+    owner = getattr(function, "__self__", None)
+    name = str(getattr(owner, "__name__", None) or function.__name__)
+    raise UnsupportedError(
+        f"'{name}' depends on how tensors lie in memory.",
+        code="unsupported.memory",
+        location=recorder.where,
+        hints=["Bind a name to a new tensor, and take parts of tensors by index."],
+    )
 
 
 def _refuse_gradient(
     recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     if function(*args, **kwargs) is not None:
-        _refuse_training(recorder, function, args, kwargs)
+        refuse_training(recorder, function, args, kwargs)
 
 
 def refuse_generator(recorder: Recorder) -> NoReturn:
@@ -201,18 +209,11 @@ HANDLERS: Mapping[str, Handler] = {
     "tolist": _leave_as_number,
     **dict.fromkeys(_LEFT, _leave_untraced),
     **dict.fromkeys(_CONDITIONS, _leave_as_condition),
-    **dict.fromkeys(_TRAINING, _refuse_training),
+    **dict.fromkeys(_TRAINING, refuse_training),
     **dict.fromkeys(_MEMORY, _refuse_memory),
     "register_hook": _refuse_hook,
     "register_post_accumulate_grad_hook": _refuse_hook,
     "get:grad": _refuse_gradient,
 }
-# Functions of these name prefixes are those of optimizers.
-TRAINING_PREFIXES = ("_foreach_", "_fused_")
 
-
-def refuse_training(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> NoReturn:
-    """Raise the error for a gradient or an update inside the model."""
-    _refuse_training(recorder, function, args, kwargs)
+OPTIMIZER_PREFIXES = ("_foreach_", "_fused_")

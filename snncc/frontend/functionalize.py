@@ -130,18 +130,31 @@ def element(node: Node, dim: int, index: Any) -> tuple[Node | None, Node]:
     """Look up ``node.select(dim, index)`` through the slices that were written into ``node``.
 
     Returns:
-        The value written to that slice or None, and the oldest tensor with the same slice.
+        The value of that slice or None, and the oldest tensor with the same slice.
     """
-    while node.target is torch.select_scatter:
+    while True:
+        if node.target in (torch.unsqueeze, torch.stack):
+            return _only_element(node, dim), node
+        if node.target is not torch.select_scatter or not _may_compare(index, node.args[3]):
+            return None, node
         base, value, at_dim, at = node.args
-        if at_dim != dim or type(at) is not int or type(index) is not int:
-            break
+        if at_dim != dim:
+            return None, node
         if at == index:
             return _node(value), node
-        if (at < 0) != (index < 0):
-            break
         node = _node(base)
-    return None, node
+
+
+def _only_element(node: Node, dim: int) -> Node | None:
+    """Return the one slice of a tensor that was made by adding a dim to it."""
+    content, added = node.args
+    if isinstance(content, tuple):
+        content = content[0] if len(content) == 1 else None
+    return _node(content) if content is not None and added == dim else None
+
+
+def _may_compare(a: Any, b: Any) -> bool:
+    return type(a) is int and type(b) is int and (a < 0) == (b < 0)
 
 
 def _node(value: Any) -> Node:

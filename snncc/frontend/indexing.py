@@ -113,9 +113,7 @@ def _setitem(
     assign(recorder, base, index, value, lambda: function(base, index, value))
 
 
-def assign(
-    recorder: Recorder, base: Tensor, index: Any, value: Any, run: Callable[[], Any]
-) -> Any:
+def assign(recorder: Recorder, base: Tensor, index: Any, value: Any, run: Callable[[], Any]) -> Any:
     """Run ``base[index] = value`` and record it.
 
     Args:

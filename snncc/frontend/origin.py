@@ -28,7 +28,6 @@ class Outside:
         self._known: dict[int, tuple[Source, Tensor]] = {}
         self._data: dict[tuple[object, ...], Node] = {}
         self._kept: set[int] = {id(tensor) for tensor, *_ in before.values}
-        self._start = _next_sequence_number()
         self.sources: dict[Node, Source] = {}
         self.views: dict[Node, View] = {}
         self.guards: dict[Node, Guard] = {}
@@ -96,15 +95,7 @@ class Outside:
         """Refuse a tensor that was made during the run by something that was not recorded."""
         memory = recorder.memory_at(tensor)
         inside = memory is not None and memory.owner is None
-        if inside and isinstance(tensor, nn.Parameter):
-            raise CaptureError(
-                "A parameter is made while the model runs.",
-                code="capture.parameter-inside",
-                location=recorder.where,
-                notes=["A parameter that is new in every call has no place in the program."],
-                hints=["Make it in '__init__'; for a plain tensor drop 'nn.Parameter'."],
-            )
-        if inside or (tensor.grad_fn is not None and _sequence_number(tensor) >= self._start):
+        if inside or tensor.grad_fn is not None:
             _refuse_unrecorded(recorder)
 
 
@@ -113,8 +104,8 @@ def _refuse_unrecorded(recorder: Recorder) -> NoReturn:
         "A tensor was computed where it cannot be recorded.",
         code="capture.unrecorded-tensor",
         location=recorder.where,
-        notes=["It was made during the run, by no torch call of the recorded code."],
-        hints=["Compute it with functions of torch in the same thread."],
+        notes=["It has a history of operators, and none of them was recorded."],
+        hints=["Compute it in the model, by functions of torch, in the same thread."],
     )
 
 
@@ -140,14 +131,3 @@ def _facts(source: Source, tensor: Tensor) -> int:
 
 def _identifier(name: str) -> str:
     return re.sub(r"\W+", "_", name).strip("_") or "value"
-
-
-def _next_sequence_number() -> int:
-    probe = torch.zeros((), requires_grad=True) + 0
-    return _sequence_number(probe)
-
-
-def _sequence_number(tensor: Tensor) -> int:
-    assert tensor.grad_fn is not None
-    number: int = tensor.grad_fn._sequence_nr()
-    return number

@@ -180,9 +180,10 @@ class Recorder:
             return tensor.untyped_storage()._cdata
         except NotImplementedError:
             raise UnsupportedError(
-                f"A tensor of layout '{tensor.layout}' has no plain memory.",
+                "A tensor has no memory of its own.",
                 code="unsupported.tensor-kind",
                 location=self.where,
+                notes=["Sparse tensors, and tensors inside 'torch.vmap', are of this kind."],
             ) from None
 
     def node(self, tensor: Tensor) -> Node:

@@ -20,7 +20,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snncc.errors import UnsupportedError
+from snncc.errors import SnnccError, UnsupportedError
 from snncc.frontend import calls, departures, factories
 from snncc.frontend.functionalize import Edge
 from snncc.frontend.location import CallSites
@@ -44,12 +44,14 @@ class Session:
         recorder: The recorder of the function that runs now: the model, or a custom gradient.
         grad: Whether the user's code has gradients switched on.  Autograd itself switches them off
             around the forward of a Function, which is not seen here.
+        failure: The first refusal, kept because the user's code or torch may catch it.
     """
 
     def __init__(self, sites: CallSites) -> None:
         self.sites = sites
         self.recorder: Recorder
         self.grad = True
+        self.failure: SnnccError | None = None
         self._thread = threading.get_ident()
         self._is_inside = False
         # Tensors that came into being without a call of torch's Python interface, by id.
@@ -75,6 +77,9 @@ class Session:
             if function is torch._C._set_grad_enabled:
                 self.grad = torch.is_grad_enabled()
             return result
+        except SnnccError as error:
+            self.failure = self.failure or error
+            raise
         finally:
             self._is_inside = False
 
@@ -88,9 +93,7 @@ class Session:
             hints=["Leave 'torch.autocast', or cast inputs and parameters yourself."],
         )
 
-    def dispatch(
-        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def dispatch(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Judge an operator that ran without a call of torch's Python interface."""
         recorder = self.recorder
         recorder.start_call()
@@ -153,5 +156,9 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        with quiet():
-            return self.session.dispatch(func, args, kwargs or {})
+        try:
+            with quiet():
+                return self.session.dispatch(func, args, kwargs or {})
+        except SnnccError as error:
+            self.session.failure = self.session.failure or error
+            raise

@@ -120,9 +120,7 @@ class _Walker:
         if not hasattr(value, "__dict__"):
             return False
         package = type(value).__module__.split(".")[0]
-        return (
-            package in self.packages or isinstance(value, SimpleNamespace) or is_dataclass(value)
-        )
+        return package in self.packages or isinstance(value, SimpleNamespace) or is_dataclass(value)
 
 
 def _packages(model: Callable[..., Any]) -> frozenset[str]:
@@ -245,6 +243,14 @@ def gather(
         else:
             values.append(resolve(source.name, root, args, kwargs))
     return values
+
+
+def holds(
+    tape: Tape, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Tell whether the numbers that steered the recorded run are what they were."""
+    root = root_of(model, args, kwargs) if tape.guards else None
+    return all(resolve(g.source.name, root, args, kwargs).item() == g.value for g in tape.guards)
 
 
 def write_back(

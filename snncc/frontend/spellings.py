@@ -267,4 +267,3 @@ def spelling_of(function: Any) -> str:
     if module in ("torch.nn.functional", "torch._C._nn"):
         return f"F.{name}"
     return name
-

@@ -88,9 +88,7 @@ def _subclasses(cls: Any) -> list[Any]:
     return list(found)
 
 
-def _wrappers(
-    session: Session, known: _Known, cls: Any
-) -> dict[str, Callable[..., Any]]:
+def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[..., Any]]:
     """Return what replaces the static methods of a Function while a run is recorded."""
     forward, setup = cls.forward, cls.setup_context
     saved: list[_Context] = []  # between 'forward' and 'setup_context' of one call
@@ -222,15 +220,11 @@ class _Arguments:
         self._outer.guard(self.nodes[self.places.index(place)])
 
 
-@dataclass(eq=False)
 class _Call:
     """One call of a Function under way."""
 
-    session: Session
-    rules: _Rules
-    args: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
+    def __init__(self, session: Session, rules: _Rules, args: tuple[Any, ...]) -> None:
+        self.session, self.rules, self.args = session, rules, args
         self.outer = self.session.recorder
         self.outer.start_call()
         self.arguments = _Arguments(self.outer)

@@ -104,6 +104,14 @@ class Binding:
     in_place: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Guard:
+    """A single number that the model holds as a tensor, and that steered the run."""
+
+    source: Source
+    value: bool | int | float
+
+
 @dataclass(eq=False)
 class Tape:
     """One recorded run.
@@ -118,6 +126,7 @@ class Tape:
         writes: What the run left behind in buffers and attributes, tensor by tensor.
         bindings: The attributes that were bound anew, with their Python structure; an attribute
             that was only changed in place is in ``writes`` alone.
+        guards: What must be as it was for the tape to hold.
         result: What the user's code returned in the recorded run.
     """
 
@@ -128,4 +137,5 @@ class Tape:
     output_leaves: tuple[int | Any, ...]
     writes: tuple[Write, ...] = ()
     bindings: tuple[Binding, ...] = ()
+    guards: tuple[Guard, ...] = ()
     result: Any = field(default=None, repr=False)

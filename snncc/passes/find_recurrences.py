@@ -197,8 +197,8 @@ class _Partition:
         return (*shapes, self._float_dtype(nodes))
 
     def _shape(self, node: torch.fx.Node) -> tuple[int, ...] | None:
-        seen = self.updates.get(node, node)
-        return seen.meta.get("shape")
+        shape: tuple[int, ...] | None = self.updates.get(node, node).meta.get("shape")
+        return shape
 
     def _is_float_state(self, carry: torch.fx.Node) -> bool:
         return self.updates[carry].meta.get("dtype") in FLOATS
@@ -222,8 +222,12 @@ class _Partition:
             if not cyclic:
                 return [Group(Kind.STATELESS, (n,)) for n in calls]
         culprit = next((n for n in calls if self.rejections[n] is not None), None)
-        reason = self.rejections[culprit] if culprit is not None else None
-        reason = reason or Rejection("state", "its state is not a float tensor of one shape")
+        if all(self._shape(n) == () for n in nodes):
+            reason = Rejection("counter", "it counts, one number for all lanes")
+            return [Group(Kind.SERIAL, tuple(nodes), reason, culprit)]
+        reason = None if culprit is None else self.rejections[culprit]
+        if reason is None:
+            reason = Rejection("state", "its state is not a float tensor of one shape")
         return [Group(Kind.SERIAL, tuple(nodes), reason, culprit)]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch.fx
 
 from snncc.errors import InternalError
+from snncc.frontend.variables import variable_of
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.nodes import (
     Const,
@@ -83,7 +84,7 @@ def scalarize(
     nodes = list(nodes)
     for node in nodes:
         if node in carries:
-            builder.add_state(node)
+            builder.add_state(node, carries[node][1])
     for node in nodes:
         if node.op == "call_function":
             builder.add_let(node)
@@ -125,15 +126,16 @@ class _Builder:
         self.taken.add(name)
         return name
 
-    def add_state(self, node: torch.fx.Node) -> None:
-        self.names[node] = self.fresh(node.name)
+    def add_state(self, node: torch.fx.Node, update: torch.fx.Node) -> None:
+        variable = variable_of(update.meta.get("where"))
+        self.names[node] = self.fresh(f"{variable}_prev" if variable else node.name)
 
     def add_let(self, node: torch.fx.Node) -> None:
         if isinstance(node.target, CustomGradient):
             self.add_surrogate(node, node.target)
             return
         expr = self.build(node, self.operand)
-        self.names[node] = self.append(node.name, expr, node)
+        self.names[node] = self.append(base_name(node), expr, node)
 
     def append(
         self, base: str, expr: Expr, node: torch.fx.Node, surrogate: Surrogate | None = None
@@ -177,7 +179,7 @@ class _Builder:
         places = [n for n in function.forward.nodes if n.op == "placeholder"]
         values: dict[torch.fx.Node, Expr] = dict(zip(places, args, strict=True))
         value = self.inline(function.forward, values)[0]
-        name = self.fresh(node.name)
+        name = self.fresh(base_name(node))
         rule = self.surrogate(function, args, name)
         self.lets.append(Let(name, value, rule, node.meta.get("where")))
         if is_bool(value, self.bools):
@@ -245,6 +247,11 @@ class _Builder:
             return name
         scope = Scope(lambda e: is_bool(e, self.bools))
         return self.append(name, scope.as_float(Var(name)), node)
+
+
+def base_name(node: torch.fx.Node) -> str:
+    """Return the user's name for the value of a node, or the operator's."""
+    return variable_of(node.meta.get("where")) or node.name
 
 
 def literal(value: Any) -> Any:

@@ -8,7 +8,19 @@ import pytest
 from snncc.codegen.base import FloatType, Job, KernelSpec
 from snncc.codegen.c import CTarget
 from snncc.codegen.lower import lower
-from snncc.ir.nodes import Binary, Const, Input, Let, Op, Rank, Recurrence, Select, State, Unary, Var
+from snncc.ir.nodes import (
+    Binary,
+    Const,
+    Input,
+    Let,
+    Op,
+    Rank,
+    Recurrence,
+    Select,
+    State,
+    Unary,
+    Var,
+)
 from snncc.ir.program import NeuronProgram, Place
 from tests.neuron_programs import lif
 
@@ -40,7 +52,10 @@ def curves():
         Let("deep", Binary(Op.SUB, x, Binary(Op.SUB, v, Binary(Op.MUL, x, Const(-2.0))))),
         Let("low", Binary(Op.LT, x, Const(float("inf")))),
         Let("high", Binary(Op.GE, v, Const(float("nan")))),
-        Let("both", Binary(Op.AND, Unary(Op.NOT, Var("low")), Binary(Op.OR, Var("high"), Const(True)))),
+        Let(
+            "both",
+            Binary(Op.AND, Unary(Op.NOT, Var("low")), Binary(Op.OR, Var("high"), Const(True))),
+        ),
         Let("other", Binary(Op.XOR, Binary(Op.EQ, x, v), Var("both"))),
         Let("picked", Select(Var("other"), Unary(Op.TANH, x), Unary(Op.SQRT, Unary(Op.ABS, v)))),
         Let("cube", Binary(Op.POW, Binary(Op.ADD, x, v), Const(3.0))),
@@ -106,7 +121,8 @@ def test_maths_functions_are_vectorised(tmp_path):
     if "GLIBC_2.2.5" not in symbols:
         pytest.skip("no glibc on x86-64")
 
-    assert "_expf" in symbols and "_ZGV" in symbols
+    assert "_ZGV" in symbols
+    assert "_expf" in symbols
     assert " expf@" not in symbols
 
 

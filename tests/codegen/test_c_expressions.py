@@ -55,7 +55,9 @@ def test_rounding_to_float32_saturates(value):
     """Numbers out of range become infinite, as a C cast does."""
     rounded = round_to_float32(value)
 
-    assert math.isnan(value) or abs(rounded) <= abs(value) * (1 + 1e-6) + 1e-45 or math.isinf(rounded)
+    assert (
+        math.isnan(value) or abs(rounded) <= abs(value) * (1 + 1e-6) + 1e-45 or math.isinf(rounded)
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_rounding_to_float32_saturates(value):
         (Unary(Op.NEG, Unary(Op.NEG, Var("a"))), "-(-a)"),
         (
             Binary(Op.AND, Binary(Op.LT, Var("a"), Var("b")), Unary(Op.NOT, Var("c"))),
-            "(a < b) & !c",
+            "(a < b) & (!c)",
         ),
         (
             Binary(Op.MUL, Select(Var("a"), Var("b"), Var("c")), Var("b")),

@@ -21,16 +21,26 @@ from snncc.frontend.sources import (
 from snncc.ir.tape import Tape
 
 
-def check(model: Any, *args: Any, again: tuple[Any, ...] | None = None, **kwargs: Any) -> Tape:
-    """Capture a model and compare its tape with it, on the same and on other data."""
+def check(
+    model: Any,
+    *args: Any,
+    again: tuple[Any, ...] | None = None,
+    gradient_error: float = 0.0,
+    **kwargs: Any,
+) -> Tape:
+    """Capture a model and compare its tape with it, on the same and on other data.
+
+    Outputs, state and random numbers must be equal bit by bit, and gradients too unless
+    ``gradient_error`` allows for sums in another order.
+    """
     before = _state(model)
     tape = capture(model, args, kwargs)
 
     assert _same(before, _state(model)), "capture changed the model"
-    _compare(tape, model, args, kwargs)
-    _compare(tape, model, _other_data(args), _other_data(kwargs))
+    _compare(tape, model, args, kwargs, gradient_error)
+    _compare(tape, model, _other_data(args), _other_data(kwargs), gradient_error)
     if again is not None:
-        _compare(tape, model, again, kwargs)
+        _compare(tape, model, again, kwargs, gradient_error)
     return tape
 
 
@@ -58,18 +68,22 @@ def _state(model: Any) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a[0] == b[0] and [n for n, _ in a[1]] == [n for n, _ in b[1]] and all(
-        _equal(x, y) for (_, x), (_, y) in zip(a[1], b[1], strict=True)
+    return (
+        a[0] == b[0]
+        and [n for n, _ in a[1]] == [n for n, _ in b[1]]
+        and all(_equal(x, y) for (_, x), (_, y) in zip(a[1], b[1], strict=True))
     )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(
-        a.detach().nan_to_num(), b.detach().nan_to_num()
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(a.detach().nan_to_num(), b.detach().nan_to_num())
     )
 
 
-def _compare(tape: Tape, model: Any, args: Any, kwargs: Any) -> None:
+def _compare(tape: Tape, model: Any, args: Any, kwargs: Any, gradient_error: float) -> None:
     expected = _observe(model, args, kwargs, lambda a, k: model(*a, **k))
 
     def run(a: Any, k: Any) -> Any:
@@ -86,8 +100,12 @@ def _compare(tape: Tape, model: Any, args: Any, kwargs: Any) -> None:
         wanted, found = expected[name], actual[name]
         assert len(wanted) == len(found), name
         for n, (x, y) in enumerate(zip(wanted, found, strict=True)):
-            if isinstance(x, Tensor) and isinstance(y, Tensor):
-                assert _equal(x, y), f"{name} {n}: {(x - y).abs().max() if x.shape == y.shape else (x.shape, y.shape)}"
+            if name == "gradient" and gradient_error:
+                torch.testing.assert_close(y, x, rtol=gradient_error, atol=gradient_error)
+            elif isinstance(x, Tensor) and isinstance(y, Tensor):
+                assert _equal(x, y), (
+                    f"{name} {n}: {(x - y).abs().max() if x.shape == y.shape else (x.shape, y.shape)}"
+                )
             else:
                 assert x == y, (name, n, x, y)
 
@@ -99,7 +117,9 @@ def _observe(model: Any, args: Any, kwargs: Any, run: Any) -> dict[str, list[Any
     with preserved(model, args, kwargs):
         torch.manual_seed(7)
         parameters = [t for s, t in named_tensors(walk(model)) if t.requires_grad and t.is_leaf]
-        inputs = [pytree.tree_map_only(Tensor, torch.Tensor.clone, x) if False else x for x in leaves]
+        inputs = [
+            pytree.tree_map_only(Tensor, torch.Tensor.clone, x) if False else x for x in leaves
+        ]
         result = pytree.tree_leaves(run(args, kwargs))
         state = [t.detach().clone() for _, t in named_tensors(walk(model))]
         signature = attribute_signature(model)
@@ -110,13 +130,19 @@ def _observe(model: Any, args: Any, kwargs: Any, run: Any) -> dict[str, list[Any
         gradients: list[Any] = []
         if tensors and wanted:
             found = torch.autograd.grad(tensors, wanted, seeds, allow_unused=True)
-            gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
+            gradients = [
+                torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)
+            ]
         outputs = [x.detach().clone() if isinstance(x, Tensor) else x for x in result]
         needs = [x.requires_grad for x in result if isinstance(x, Tensor)]
         mutated = [x.detach().clone() for x in leaves]
     return {
-        "output": outputs, "gradient": gradients, "state": state, "signature": [signature],
-        "input": mutated, "needs": needs,
+        "output": outputs,
+        "gradient": gradients,
+        "state": state,
+        "signature": [signature],
+        "input": mutated,
+        "needs": needs,
     }
 
 

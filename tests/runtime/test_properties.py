@@ -76,8 +76,7 @@ def trace(recurrence: Recurrence, inputs: dict[str, Tensor]) -> dict[str, Tensor
     like = next(iter(inputs.values()))
     values = {name: inputs[name] for name in recurrence.lane_inputs}
     state = {
-        s.name: interpret.evaluate(s.initial, values, like).expand(lanes)
-        for s in recurrence.states
+        s.name: interpret.evaluate(s.initial, values, like).expand(lanes) for s in recurrence.states
     }
     history: dict[str, list[Tensor]] = {}
     for t in range(len(like)):

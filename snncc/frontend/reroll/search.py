@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snncc.frontend.reroll.alignment import first_place
 from snncc.frontend.reroll.patterns import Proof, Refuted
 from snncc.frontend.reroll.prove import prove
 from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats, longest_steady
@@ -33,10 +34,18 @@ class Unproven:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loop:
-    """A proven loop and how its carries start."""
+    """A proven loop and how its carries start.
+
+    Attributes:
+        proof: The loop.
+        starts: How its carries start.
+        aligned: The same loop from where the user's iteration begins.  Where ``proof`` begins
+            elsewhere, it has an iteration less: the first or last one is not complete.
+    """
 
     proof: Proof
     starts: Starts
+    aligned: Proof
 
     @property
     def score(self) -> int:
@@ -97,7 +106,7 @@ def _prove_ending(sequence: Sequence, repeat: Repeat) -> Loop | Unproven:
             break
         faults = []
         for start in _beginnings(sequence, Repeat(repeat.period, low, repeat.stop)):
-            found = _prove_at(sequence, start, repeat.period, count)
+            found = _prove_at(sequence, Repeat(repeat.period, start, repeat.stop))
             if isinstance(found, Loop):
                 return _accept(repeat, found)
             faults.append(max(_failures(start, repeat, found), key=lambda f: f.position))
@@ -107,12 +116,25 @@ def _prove_ending(sequence: Sequence, repeat: Repeat) -> Loop | Unproven:
     return failure or Unproven(repeat, repeat.start, "it is too short")
 
 
-def _prove_at(sequence: Sequence, start: int, period: int, count: int) -> Loop | list[Refuted]:
-    proof = prove(sequence, start, period, count)
+def _prove_at(sequence: Sequence, repeat: Repeat) -> Loop | list[Refuted]:
+    """Prove the loop that begins where a repeat does."""
+    proof = prove(sequence, repeat.start, repeat.period, repeat.count)
     if not isinstance(proof, Proof):
         return proof
     starts = find_starts(sequence, proof)
-    return Loop(proof, starts) if isinstance(starts, Starts) else [starts]
+    if not isinstance(starts, Starts):
+        return [starts]
+    return Loop(proof, starts, _aligned(sequence, repeat, proof))
+
+
+def _aligned(sequence: Sequence, repeat: Repeat, proof: Proof) -> Proof:
+    """Return the loop from where the user's iteration begins, if that can be proven."""
+    start = (first_place(sequence, repeat) - repeat.start) % repeat.period + repeat.start
+    count = (repeat.stop - start) // repeat.period
+    if start == proof.start or count < 2:
+        return proof
+    aligned = prove(sequence, start, proof.period, count)
+    return aligned if isinstance(aligned, Proof) else proof
 
 
 def _failures(start: int, repeat: Repeat, refuted: list[Refuted]) -> list[Unproven]:
@@ -139,10 +161,8 @@ def _beginnings(sequence: Sequence, repeat: Repeat) -> list[int]:
     starts = np.arange(repeat.start, repeat.start + span % repeat.period + 1)
     if len(starts) == 1:
         return [int(starts[0])]
-    crossing = _crossing(sequence, repeat, starts)
-    first = _first_statement(sequence, repeat)
-    aligned = [sequence.symbols[s] in first for s in starts]
-    ranked = np.lexsort((starts, crossing, ~np.array(aligned)))
+    first = (first_place(sequence, repeat) - repeat.start) % repeat.period + repeat.start
+    ranked = np.lexsort((starts, _crossing(sequence, repeat, starts), starts != first))
     return [int(starts[i]) for i in ranked[:ROTATIONS]]
 
 
@@ -161,26 +181,3 @@ def _crossing(sequence: Sequence, repeat: Repeat, starts: Codes) -> Codes:
     crossings = (longest[places][None, :] - behind) // p - (-behind) // p
     total: Codes = crossings.sum(axis=1)
     return total
-
-
-def _first_statement(sequence: Sequence, repeat: Repeat) -> set[int]:
-    """Return the symbols with which the user's iteration may begin.
-
-    The call paths of a body have a common beginning; what comes next tells the statements of the
-    loop apart.  The statement that the program reached first is the first one of the loop.
-    """
-    body = range(repeat.stop - repeat.period, repeat.stop)
-    paths = [tuple(sequence.items[i].meta.get("path", ())) for i in body]
-    shortest = min(len(path) for path in paths)
-    depth = next((d for d in range(shortest) if len({path[d] for path in paths}) > 1), None)
-    if depth is None:
-        return set()
-    statements = {path[: depth + 1] for path in paths}
-    reached = (tuple(item.meta.get("path", ()))[: depth + 1] for item in sequence.items)
-    first = next(path for path in reached if path in statements)
-    begins = [
-        i
-        for i, path, before in zip(body, paths, [paths[-1], *paths[:-1]], strict=True)
-        if path[: depth + 1] == first and before[: depth + 1] != first
-    ]
-    return {int(sequence.symbols[i]) for i in begins}

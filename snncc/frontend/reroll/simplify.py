@@ -127,6 +127,23 @@ def _merge_writes(program: Program) -> None:
                 before[item] = made
     if before:
         program.items = [x for item in program.items for x in (*before.get(item, ()), item)]
+        _sink(program, set(before))
+
+
+def _sink(program: Program, collected: set[Item]) -> None:
+    """Move what collects values over time out of the last iteration, to its first reader."""
+    items: list[Item] = []
+    waiting: dict[Item, None] = {}
+    for item in program.items:
+        if item in collected:
+            waiting[item] = None
+            continue
+        for operand in operands(item) if waiting else ():
+            if operand in waiting:
+                del waiting[operand]
+                items.append(operand)
+        items.append(item)
+    program.items = [*items, *waiting]
 
 
 def _dim_of(scatter: Item) -> int:
@@ -198,6 +215,7 @@ def _merge_concatenations(program: Program) -> None:
         else:
             item.args = (tensors, dim)
         item.kwargs, item.parts = {}, None
+    _sink(program, set(parts))
 
 
 def _is_nothing(part: Item, whole: Item) -> bool:

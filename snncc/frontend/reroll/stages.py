@@ -68,8 +68,8 @@ def reroll(tape: Tape) -> Rolled:
         loops, _ = find_loops(numbered)
         if not loops:
             break
-        completed = [complete_first(program, numbered, loop.proof) for loop in loops]
-        completed += [complete_last(program, numbered, loop.proof, tried) for loop in loops]
+        completed = [complete_first(program, numbered, loop.aligned) for loop in loops]
+        completed += [complete_last(program, numbered, loop.aligned, tried) for loop in loops]
         if any(completed):
             continue
         roll(program, numbered, loops, number)
