@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.fx
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.errors import EquivalenceError, OptionError
@@ -38,6 +38,7 @@ from snncc.module import CompiledModule
 from snncc.options import Options
 from snncc.pipeline import Compiled, executable
 from snncc.report import render
+from snncc.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 
 # Relative error allowed to gradients that sum the same terms in another order, per dtype: a few
 # hundred roundings, the length of the longest sums here.
@@ -163,16 +164,17 @@ def verify(
     seeds = _Cotangents(seed)
     with preserved(model, args, kwargs):
         expected = _flat(model(*args, **kwargs))
-        wanted = _differentiate(expected, _leaves(fast, args, kwargs), seeds) if gradients else {}
-    with preserved(model, args, kwargs):
+        wanted = _differentiate(expected, _leaves(model, args, kwargs), seeds) if gradients else {}
+    with preserved(fast.original, args, kwargs):
         actual = _flat(fast(*args, **kwargs))
         found = _differentiate(actual, _leaves(fast, args, kwargs), seeds) if gradients else {}
-    values = gather(compiled.recording.tape, model, args, kwargs)
-    with preserved(model, args, kwargs), torch.no_grad():
+    values = gather(compiled.recording.tape, fast.original, args, kwargs)
+    with preserved(fast.original, args, kwargs), torch.no_grad():
         stepwise = _user_outputs(compiled, run_stepwise(compiled.graph, values))
     comparisons = [*_compare_all("structure", "output", expected, stepwise, 0.0)]
-    comparisons += _products(compiled, values)
-    comparisons += _kernels(compiled, values, fast.options, seeds, gradients)
+    with preserved(fast.original, args, kwargs):
+        comparisons += _products(compiled, values)
+        comparisons += _kernels(compiled, values, fast.options, seeds, gradients)
     network = _network(compiled, expected, actual, wanted, found)
     inexact = compiled.plan.numerics is not Numerics.BITWISE
     explained = inexact and all(c.ok for c in comparisons)
@@ -180,35 +182,13 @@ def verify(
     return Report(tuple(comparisons), compiled.plan.numerics, _notes(comparisons))
 
 
-def run_stepwise(graph: torch.fx.Graph, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Run a sequence graph by the reference, each product over time one step at a time."""
-    return _Walk(graph, values, _call_stepwise).outputs
-
-
-def _call_stepwise(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    target: Any = node.target
-    if not _is_product(node):
-        return target(*args, **kwargs)
-    stacked = node.meta["stacked"]
-    length = next(a.shape[0] for a, s in zip(args, stacked, strict=False) if s)
-    steps = []
-    for t in range(length):
-        at_t = [a[t : t + 1] if s else a for a, s in zip(args, stacked, strict=False)]
-        steps.append(target(*at_t, *args[len(stacked) :], **kwargs))
-    return torch.cat(steps)
-
-
-def _is_product(node: torch.fx.Node) -> bool:
-    return node.meta.get("numerics") is Numerics.REASSOCIATED and "stacked" in node.meta
-
-
 def _products(compiled: Compiled, values: Sequence[Any]) -> list[Comparison]:
     """Compare each product over time with the same product step by step."""
     found: list[Comparison] = []
 
     def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        stepwise = _call_stepwise(node, args, kwargs)
-        if _is_product(node):
+        stepwise = call_stepwise(node, args, kwargs)
+        if is_product(node):
             target: Any = node.target
             batched = target(*args, **kwargs)
             allowed = OUTPUT_TOLERANCE.get(batched.dtype, 0.0)
@@ -216,30 +196,8 @@ def _products(compiled: Compiled, values: Sequence[Any]) -> list[Comparison]:
         return stepwise
 
     with torch.no_grad():
-        _Walk(compiled.graph, values, call)
+        interpret_graph(compiled.graph, values, call)
     return found
-
-
-class _Walk:
-    """Interprets a graph, keeping the values that neurons read."""
-
-    def __init__(
-        self, graph: torch.fx.Graph, values: Sequence[Any], call: Callable[..., Any]
-    ) -> None:
-        env: dict[torch.fx.Node, Any] = {}
-        self.calls: list[tuple[torch.fx.Node, tuple[Any, ...]]] = []
-        places = iter(values)
-        for node in graph.nodes:
-            if node.op == "placeholder":
-                env[node] = next(places)
-            elif node.op == "call_function":
-                args = torch.fx.node.map_arg(node.args, env.__getitem__)
-                kwargs = torch.fx.node.map_arg(node.kwargs, env.__getitem__)
-                if isinstance(node.target, NeuronCall):
-                    self.calls.append((node, args))
-                env[node] = call(node, args, kwargs)
-        outputs: Any = torch.fx.node.map_arg(graph.output_node().args[0], env.__getitem__)
-        self.outputs: tuple[Any, ...] = tuple(outputs)
 
 
 def _kernels(
@@ -247,10 +205,18 @@ def _kernels(
 ) -> list[Comparison]:
     """Compare each neuron kernel with the reference on the inputs that it has here."""
     runner = {layer.name: layer for layer in layers_of(compiled.graph, options.target)}
+    calls: list[tuple[torch.fx.Node, tuple[Any, ...]]] = []
+
+    def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(node.target, NeuronCall):
+            calls.append((node, args))
+        target: Any = node.target
+        return target(*args, **kwargs)
+
     with torch.no_grad():
-        walk = _Walk(compiled.graph, values, lambda n, a, k: n.target(*a, **k))
+        interpret_graph(compiled.graph, values, call)
     found: list[Comparison] = []
-    for node, (length, *tensors) in walk.calls:
+    for node, (length, *tensors) in calls:
         wanted = _wanted(node.target.program)  # type: ignore[union-attr]
         inputs = [
             x.detach().clone().requires_grad_(gradients and w)
@@ -305,7 +271,13 @@ def _compare_gradients(
     part: str, wanted: dict[str, Tensor], found: dict[str, Tensor]
 ) -> list[Comparison]:
     return [
-        compare(part, f"grad {name}", g, found[name], GRADIENT_TOLERANCE.get(g.dtype, 0.0))
+        compare(
+            part,
+            f"grad {name}",
+            g,
+            found.get(name, torch.zeros_like(g)),
+            GRADIENT_TOLERANCE.get(g.dtype, 0.0),
+        )
         for name, g in wanted.items()
     ]
 
@@ -373,11 +345,11 @@ def _differentiate(
 
 
 def _leaves(
-    fast: CompiledModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Tensor]:
     inputs, _ = pytree.tree_flatten((args, kwargs))
     leaves = {f"input {i}": x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
-    return leaves | dict(fast.named_parameters())
+    return leaves | (dict(model.named_parameters()) if isinstance(model, nn.Module) else {})
 
 
 def _flat(result: Any) -> list[Tensor]:

@@ -54,13 +54,15 @@ def capture(
     """
     with _LOCK, torch.enable_grad(), preserved(model, args, kwargs) as before:
         outside = Outside(before)
-        leaves, in_spec = pytree.tree_flatten((args, kwargs))
-        names = _leaf_names(model, args, kwargs)
-        for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
-            if isinstance(leaf, Tensor):
-                outside.add(Source(SourceKind.INPUT, name, index), leaf)
         for source, tensor in named_tensors(before.holders):
             outside.add(source, tensor)
+        names = _leaf_names(model, args, kwargs)
+        leaves, in_spec = pytree.tree_flatten((args, kwargs))
+        for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+            if isinstance(leaf, Tensor):
+                leaves[index] = _distinct(leaf, outside)
+                outside.add(Source(SourceKind.INPUT, name, index), leaves[index])
+        args, kwargs = pytree.tree_unflatten(leaves, in_spec)
         sites = CallSites(_run.__code__)
         recorder = Recorder(sites, outside, inner=False)
         session = Session(sites)
@@ -86,6 +88,13 @@ def _run(
     if session.failure is not None:  # the user's code went on regardless
         raise session.failure
     return result
+
+
+def _distinct(leaf: Tensor, outside: Outside) -> Tensor:
+    """Return an argument as an object of its own: another call may pass different tensors."""
+    if outside.source_of(leaf) is None:
+        return leaf
+    return leaf.detach().requires_grad_(leaf.requires_grad)
 
 
 def _finish(after: Aftermath, in_spec: pytree.TreeSpec, result: Any) -> Tape:
@@ -122,7 +131,7 @@ def _leaf_names(
     pairs, _ = pytree.tree_flatten_with_path((args, kwargs))
     names = []
     for path, _ in pairs:
-        top, key, *rest = path
+        _, key, *rest = path
         position = getattr(key, "idx", None)
         if position is None:
             name = str(getattr(key, "key", key))

@@ -7,19 +7,15 @@ or attributes may leave by ``.item()`` or ``.tolist()`` to be printed or collect
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.errors import CaptureError, UnsupportedError
-from snncc.frontend.recorder import Call, Recorder
+from snncc.frontend.recorder import Call, Handler, Invocation, Recorder
 from snncc.frontend.traced import leaked
-
-Function = Callable[..., Any]
-Handler = Callable[[Recorder, Function, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def tensors_in(*values: Any) -> Iterator[Tensor]:
@@ -34,19 +30,18 @@ def tensors_in(*values: Any) -> Iterator[Tensor]:
 
 
 def _depends(recorder: Recorder, values: Any) -> bool:
-    return not all([recorder.may_leave(x) for x in tensors_in(values)])
+    may_leave = [recorder.may_leave(x) for x in tensors_in(values)]
+    return not all(may_leave)
 
 
-def _leave_as_number(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _leave_as_number(recorder: Recorder, call: Invocation) -> Any:
     """Let numbers leave, tagged where they depend on the model's inputs."""
-    result = function(*args, **kwargs)
-    if not _depends(recorder, args[0]):
+    result = call.run()
+    if not _depends(recorder, call.args[0]):
         return result
     tagged = _tagged(recorder, result)
     if not isinstance(tagged, list):
-        tagged.node = recorder.node(args[0])
+        tagged.node = recorder.node(call.args[0])
     return tagged
 
 
@@ -55,15 +50,13 @@ def _tagged(recorder: Recorder, value: Any) -> Any:
         return [_tagged(recorder, v) for v in value]
     if type(value) is int or type(value) is float:
         return leaked(value, recorder.where)
-    _refuse_branch(recorder)
+    return _refuse_branch(recorder)
 
 
-def _leave_as_condition(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    if _depends(recorder, args):
+def _leave_as_condition(recorder: Recorder, call: Invocation) -> Any:
+    if _depends(recorder, call.args):
         _refuse_branch(recorder)
-    return function(*args, **kwargs)
+    return call.run()
 
 
 def _refuse_branch(recorder: Recorder) -> NoReturn:
@@ -76,15 +69,12 @@ def _refuse_branch(recorder: Recorder) -> NoReturn:
     )
 
 
-def _leave_untraced(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    if not _depends(recorder, args[0]):
-        return function(*args, **kwargs)
-    name = str(function.__name__)
+def _leave_untraced(recorder: Recorder, call: Invocation) -> Any:
+    if not _depends(recorder, call.args[0]):
+        return call.run()
     spelled = {"__float__": "float(...)", "__int__": "int(...)", "__index__": "an index"}
     raise CaptureError(
-        f"The value of a tensor leaves torch by '{spelled.get(name, '.' + name + '()')}'.",
+        f"The value of a tensor leaves torch by '{spelled.get(call.name, f'.{call.name}()')}'.",
         code="capture.value-left-torch",
         location=recorder.where,
         notes=["What is computed from it outside of torch would be frozen into the program."],
@@ -92,15 +82,7 @@ def _leave_untraced(
     )
 
 
-def _print(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    return function(*args, **kwargs)
-
-
-def refuse_training(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> NoReturn:
+def refuse_training(recorder: Recorder, call: Invocation) -> NoReturn:
     """Raise the error for a gradient or an update inside the model."""
     raise CaptureError(
         "The model computes gradients or updates parameters while it runs.",
@@ -111,9 +93,7 @@ def refuse_training(
     )
 
 
-def _refuse_hook(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> NoReturn:
+def _refuse_hook(recorder: Recorder, call: Invocation) -> NoReturn:
     raise CaptureError(
         "A gradient hook on a tensor cannot be recorded.",
         code="capture.tensor-hook",
@@ -122,11 +102,9 @@ def _refuse_hook(
     )
 
 
-def _refuse_memory(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> NoReturn:
-    owner = getattr(function, "__self__", None)
-    name = str(getattr(owner, "__name__", None) or function.__name__)
+def _refuse_memory(recorder: Recorder, call: Invocation) -> NoReturn:
+    owner = getattr(call.function, "__self__", None)
+    name = getattr(owner, "__name__", None) or call.name
     raise UnsupportedError(
         f"'{name}' depends on how tensors lie in memory.",
         code="unsupported.memory",
@@ -135,11 +113,9 @@ def _refuse_memory(
     )
 
 
-def _refuse_gradient(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    if function(*args, **kwargs) is not None:
-        refuse_training(recorder, function, args, kwargs)
+def _refuse_gradient(recorder: Recorder, call: Invocation) -> Any:
+    if call.run() is not None:
+        refuse_training(recorder, call)
 
 
 def refuse_generator(recorder: Recorder) -> NoReturn:
@@ -170,39 +146,36 @@ def versions(args: Any, kwargs: Any) -> tuple[tuple[Tensor, int], ...]:
 
 
 def check_versions(
-    recorder: Recorder, function: Function, before: tuple[tuple[Tensor, int], ...]
+    recorder: Recorder, call: Invocation, before: tuple[tuple[Tensor, int], ...]
 ) -> None:
     """Refuse an operator that changed one of its arguments without telling."""
     if any(x._version != version for x, version in before):
-        recorder.refuse_alias(f"'{getattr(function, '__name__', function)}' changes its argument.")
+        recorder.refuse_alias(f"'{call.name}' changes its argument.")
 
 
 def has_side_effect(recorder: Recorder, call: Call) -> bool:
     """Tell whether a pure spelling updates buffers, and keep what they held before."""
-    if call.target is F.batch_norm:
-        buffers, active = call.args[1:3], call.args[5]
-    elif call.target is F.instance_norm:
-        buffers, active = call.args[1:3], call.args[5]
-    elif call.target is F.scaled_dot_product_attention:
-        return bool((*call.args, call.kwargs)[4:] and _drops(call))
-    else:
+    if call.target is F.scaled_dot_product_attention:
+        return bool(call.args[4] if len(call.args) > 4 else call.kwargs.get("dropout_p"))
+    if call.target not in (F.batch_norm, F.instance_norm):
         return False
-    if not active or buffers[0] is None:
+    buffers, is_active = call.args[1:3], call.args[5]
+    if not is_active or buffers[0] is None:
         return False
     for buffer in buffers:
         recorder.before_write(recorder.view(buffer))
     return True
 
 
-def _drops(call: Call) -> bool:
-    given = call.args[4] if len(call.args) > 4 else call.kwargs.get("dropout_p", 0.0)
-    return bool(given)
-
-
-_LEFT = "numpy __array__ __float__ __int__ __index__ __complex__ data_ptr __dlpack__".split()
-_CONDITIONS = "__bool__ equal allclose is_nonzero __contains__".split()
-_TRAINING = "backward grad set:grad".split()
-_MEMORY = "set_ resize_ resize_as_ as_strided as_strided_ set:data apply_ map_".split()
+_LEFT = (
+    "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__", "data_ptr",
+    "__dlpack__", "__reduce_ex__",
+)  # fmt: skip
+_CONDITIONS = ("__bool__", "equal", "allclose", "is_nonzero", "__contains__")
+_TRAINING = ("backward", "grad", "set:grad")
+_MEMORY = (
+    "set_", "resize_", "resize_as_", "as_strided", "as_strided_", "set:data", "apply_", "map_",
+)  # fmt: skip
 
 HANDLERS: Mapping[str, Handler] = {
     "item": _leave_as_number,

@@ -7,7 +7,7 @@ data are a fill where the data are uniform, else a constant of the tape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,16 +15,15 @@ from torch import Tensor
 
 from snncc.frontend import departures
 from snncc.frontend.canonical import cast, full, full_like
-from snncc.frontend.recorder import Recorder
+from snncc.frontend.recorder import Handler, Invocation, Recorder, SizesOf
 from snncc.frontend.traced import TracedInt
 
-Function = Callable[..., Any]
-Handler = Callable[[Recorder, Function, tuple[Any, ...], dict[str, Any]], Any]
 
-
-def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    if "size" in kwargs:
-        return tuple(kwargs["size"])
+def _sizes(call: Invocation, start: int = 0) -> tuple[Any, ...]:
+    """Return the sizes that a call was given, as one tuple or one by one."""
+    args = call.args[start:]
+    if "size" in call.kwargs:
+        return tuple(call.kwargs["size"])
     if len(args) == 1 and isinstance(args[0], tuple | list):
         return tuple(args[0])
     return args
@@ -33,11 +32,9 @@ def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
 def _filled(value: float) -> Handler:
     """Return the handler of ``zeros(*size)`` and the like."""
 
-    def handler(
-        recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        result = function(*args, **kwargs)
-        _fill(recorder, result, _sizes(args, kwargs), value)
+    def handler(recorder: Recorder, call: Invocation) -> Any:
+        result = call.run()
+        _fill(recorder, result, _sizes(call), value)
         return result
 
     return handler
@@ -61,11 +58,9 @@ def _typed(value: Any, dtype: torch.dtype) -> Any:
 def _new_filled(value: float) -> Handler:
     """Return the handler of ``x.new_zeros(*size)`` and the like."""
 
-    def handler(
-        recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        result = function(*args, **kwargs)
-        _fill(recorder, result, _sizes(args[1:], kwargs), value)
+    def handler(recorder: Recorder, call: Invocation) -> Any:
+        result = call.run()
+        _fill(recorder, result, _sizes(call, 1), value)
         return result
 
     return handler
@@ -74,11 +69,9 @@ def _new_filled(value: float) -> Handler:
 def _filled_like(value: float) -> Handler:
     """Return the handler of ``zeros_like(x)`` and the like."""
 
-    def handler(
-        recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        like = args[0] if args else kwargs["input"]
-        result = function(*args, **kwargs)
+    def handler(recorder: Recorder, call: Invocation) -> Any:
+        like = call.argument(0, "input")
+        result = call.run()
         _fill_like(recorder, result, like, value)
         return result
 
@@ -91,80 +84,69 @@ def _fill_like(recorder: Recorder, result: Tensor, like: Tensor, value: Any) -> 
     recorder.fresh(result, recorder.emit(full_like, arguments, options, like=result))
 
 
-def _full(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _full(recorder: Recorder, call: Invocation) -> Any:
     """Record ``full(size, value)``, ``full_like(x, value)`` or ``x.new_full(size, value)``."""
-    names = {"full": "size", "full_like": "input", "new_full": "size"}
-    name = str(function.__name__)
-    given = list(args[1:] if name == "new_full" else args)
-    first = given.pop(0) if given else kwargs[names[name]]
-    value = given.pop(0) if given else kwargs["fill_value"]
-    result = function(*args, **kwargs)
+    at, is_like = int(call.name == "new_full"), call.name == "full_like"
+    first = call.argument(at, "input" if is_like else "size")
+    value = call.argument(at + 1, "fill_value")
+    result = call.run()
     if isinstance(value, Tensor):
         node = recorder.node(value)
         if value.dtype != result.dtype:
             node = recorder.emit(cast, (node, result.dtype), like=result)
-        sizes = recorder.sizes(recorder.node(first), first.dim()) if name == "full_like" else None
-        sizes = sizes if sizes is not None else recorder.lower(tuple(first))
+        sizes = recorder.lower(SizesOf(first) if is_like else tuple(first))
         node = recorder.emit(torch.Tensor.expand, (node, sizes), like=result)
         recorder.fresh(result, recorder.emit(torch.detach, (node,), like=result))
-    elif name == "full_like":
+    elif is_like:
         _fill_like(recorder, result, first, value)
     else:
         _fill(recorder, result, first, value)
     return result
 
 
-def _from_sizes(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _from_sizes(recorder: Recorder, call: Invocation) -> Any:
     """Record a factory as it is, with type and device spelled out."""
-    if kwargs.get("generator") is not None:
+    if call.kwargs.get("generator") is not None:
         departures.refuse_generator(recorder)
-    impure = str(function.__name__) in _RANDOM
-    result = function(*args, **kwargs)
-    sizes = _sizes(args, kwargs) if impure and function.__name__ in ("rand", "randn") else None
-    given = recorder.lower((sizes,) if sizes is not None else args)
-    dropped = {"dtype", "device", "layout", "requires_grad", "pin_memory", "out", "names"}
-    dropped |= {"size"} if sizes is not None else set()
-    options = {k: recorder.lower(v) for k, v in kwargs.items() if k not in dropped}
+    dropped = set(_PLACEMENT)
+    result = call.run()
+    given = call.args
+    if call.name in ("rand", "randn"):
+        given, dropped = (_sizes(call),), dropped | {"size"}
+    options = {k: recorder.lower(v) for k, v in call.kwargs.items() if k not in dropped}
     options |= {"dtype": result.dtype, "device": result.device}
-    node = recorder.emit(function, given, options, like=result, impure=impure)
+    impure = call.name in _RANDOM
+    node = recorder.emit(call.function, recorder.lower(given), options, like=result, impure=impure)
     recorder.fresh(result, node)
     return result
 
 
-def _from_data(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _from_data(recorder: Recorder, call: Invocation) -> Any:
     """Record ``torch.tensor(data)`` and the like; of a tensor it is a copy without history."""
-    method = function is torch.Tensor.new_tensor
-    data = args[1] if method and len(args) > 1 else args[0] if args else kwargs["data"]
+    is_method = call.name == "new_tensor"
+    data = call.argument(int(is_method), "data")
     if isinstance(data, Tensor):
-        return _from_tensor(recorder, function, args, kwargs)
+        return _from_tensor(recorder, call, data)
     for part in departures.tensors_in(data):
         if not recorder.may_leave(part):
-            return departures.HANDLERS["__float__"](recorder, torch.Tensor.__float__, (part,), {})
+            number = Invocation(torch.Tensor.__float__, (part,), {})
+            return departures.HANDLERS["__float__"](recorder, number)
     if isinstance(data, TracedInt):
-        result = function(*args, **kwargs)
+        result = call.run()
         _fill(recorder, result, (), data)
         return result
     recorder.lower(data)  # refuses numbers that left torch for good
-    result = function(*args, **kwargs)
+    result = call.run()
     bind_data(recorder, result)
     return result
 
 
-def _from_tensor(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    data = next(x for x in reversed(args) if isinstance(x, Tensor))
+def _from_tensor(recorder: Recorder, call: Invocation, data: Tensor) -> Any:
     node = recorder.node(data)
-    result = function(*args, **kwargs)
+    result = call.run()
     if result is data:
         return result
-    if function in (torch.tensor, torch.Tensor.new_tensor):
+    if call.name in ("tensor", "new_tensor"):
         node = recorder.emit(torch.detach, (node,), like=data)
     if result.dtype != data.dtype:
         node = recorder.emit(cast, (node, result.dtype), like=result)
@@ -188,8 +170,11 @@ def bind_data(recorder: Recorder, tensor: Tensor) -> None:
 
 
 _RANDOM = frozenset({"rand", "randn", "randint", "randperm"})
-_FROM_SIZES = """arange linspace logspace eye range tril_indices triu_indices hann_window
-hamming_window""".split()
+_FROM_SIZES = (
+    "arange", "linspace", "logspace", "eye", "range", "tril_indices", "triu_indices",
+    "hann_window", "hamming_window",
+)  # fmt: skip
+_PLACEMENT = ("dtype", "device", "layout", "requires_grad", "pin_memory", "out", "names")
 
 HANDLERS: Mapping[str, Handler] = {
     "zeros": _filled(0),

@@ -37,6 +37,10 @@ class Emitter(Protocol):
         """Return the sizes of a tensor as integer nodes."""
         ...
 
+    def is_used(self, node: Node) -> bool:
+        """Tell whether a gradient may need the value of a node."""
+        ...
+
     def refuse_alias(self, reason: str) -> NoReturn:
         """Raise the error for memory that is shared in a way that cannot be proven right."""
         ...
@@ -61,10 +65,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """How a view follows from its parent: ``target(parent, *args)``; None is the same value."""
+    """How a view follows from its parent: ``target(parent, *args)``; None is the same value.
+
+    ``is_secret`` marks ``.data``: autograd does not notice a write through it.
+    """
 
     target: Callable[..., Any] | None
     args: tuple[Any, ...] = ()
+    is_secret: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -181,6 +189,8 @@ def _carry_up(emitter: Emitter, view: View, base: Node, node: Node) -> Node:
     if target is None:
         return node
     if target is torch.detach:
+        if view.edge.is_secret and base.is_differentiable and emitter.is_used(base):
+            emitter.refuse_alias("Gradients would be computed from the value before the write.")
         return past_history(emitter, node, base, view.parent)
     rule = _BACKWARD.get(target)
     if rule is None:

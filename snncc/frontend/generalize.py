@@ -10,9 +10,9 @@ inputs of b, does what b does:
 * the loops of both have the same body, carries, per-step inputs and results;
 * each loop of a, given operands of the sizes that b saw, makes as many steps as the loop of b.
 
-Then the sizes in which the two recordings differ are free: the numbers in the program either follow
-them or do not depend on them.  (Numbers that Python computed from a size by a rule that changes
-later, like ``min(T, 50)``, can look constant in two recordings; a third one beyond the bend differs.)
+Then the sizes in which the two recordings differ are free: the numbers in the program follow them
+or do not depend on them.  A number that Python computed from a size by a rule with a bend, like
+``min(T, 50)``, can look constant in two recordings on one side of the bend.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def same_program(a: Rolled, b: Rolled) -> Generalization | Mismatch:
     for x, y in zip(a.sources, b.sources, strict=True):
         if not _same_source(x, y):
             return Mismatch(f"one reads '{x.name}', the other '{y.name}'")
-    comparison = _Comparison()
-    difference = comparison.graphs(a.graph, b.graph)
-    return difference or Generalization(_free(a.graph, b.graph))
+    difference = _Comparison().graphs(a.graph, b.graph)
+    if difference is not None:
+        return difference
+    return Generalization(_free(a.graph, b.graph))
 
 
 def _same_source(a: Source, b: Source) -> bool:
@@ -118,9 +119,8 @@ class _Comparison:
     def difference(self, x: torch.fx.Node, y: torch.fx.Node) -> str | Mismatch:
         if x.op != y.op:
             return f"'{x.name}' is a {x.op} in one and a {y.op} in the other"
-        for key, name in (("dtype", "type"), ("impure", "side effect"), ("grad", "gradient mode")):
-            if x.meta.get(key) != y.meta.get(key):
-                return f"the {name} of '{x.name}' differs"
+        if x.meta.get("dtype") != y.meta.get("dtype"):
+            return f"the type of '{x.name}' differs"
         if len(x.meta.get("shape", ())) != len(y.meta.get("shape", ())):
             return f"the rank of '{x.name}' differs"
         if x.op != "placeholder":
@@ -165,7 +165,8 @@ def _different_loop(x: torch.fx.Node, y: torch.fx.Node) -> str | Mismatch:
     names = {p.name: q.name for p, q in zip(a.body.nodes, b.body.nodes, strict=True)}
     if _renamed(a, names) != _renamed(b, {n.name: n.name for n in b.body.nodes}):
         return "the carries, per-step inputs or results of a loop differ"
-    return _Comparison().graphs(a.body, b.body) or ""
+    difference = _Comparison().graphs(a.body, b.body)
+    return "" if difference is None else difference
 
 
 def _steps(trip: Trip, call: torch.fx.Node) -> int:

@@ -22,10 +22,7 @@ from snncc.frontend.draft import Node, map_nodes
 from snncc.frontend.functionalize import Edge, View
 from snncc.frontend.masks import unmasked
 from snncc.frontend.outputs import record
-from snncc.frontend.recorder import Call, Recorder
-
-Function = Callable[..., Any]
-Handler = Callable[[Recorder, Function, tuple[Any, ...], dict[str, Any]], Any]
+from snncc.frontend.recorder import Call, Handler, Invocation, Recorder
 
 _FULL = slice(None)
 
@@ -93,24 +90,20 @@ def _apply(edge: Edge, seen: Tensor) -> Tensor:
     return result
 
 
-def _getitem(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    base, index = args
+def _getitem(recorder: Recorder, call: Invocation) -> Any:
+    base, index = call.args
     edges = basic_edges(recorder, index, base.dim())
     if edges is None:
         lowered = Call(operator.getitem, (recorder.node(base), recorder.lower(index)))
-        return record(recorder, function(base, index), lowered, args, impure=False)
-    result = function(base, index)
+        return record(recorder, call.run(), lowered, call.args, impure=False)
+    result = call.run()
     recorder.bind(result, part(recorder, base, edges, result))
     return result
 
 
-def _setitem(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    base, index, value = args
-    assign(recorder, base, index, value, lambda: function(base, index, value))
+def _setitem(recorder: Recorder, call: Invocation) -> Any:
+    base, index, value = call.args
+    assign(recorder, base, index, value, call.run)
 
 
 def assign(recorder: Recorder, base: Tensor, index: Any, value: Any, run: Callable[[], Any]) -> Any:
@@ -192,28 +185,21 @@ def _write_masked(recorder: Recorder, base: Tensor, mask: Tensor, value: Any) ->
     return recorder.emit(torch.where, (condition, chosen, recorder.node(base)), like=base)
 
 
-def _unbind(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    x = args[0]
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % max(x.dim(), 1)
-    results = function(*args, **kwargs)
+def _unbind(recorder: Recorder, call: Invocation) -> Any:
+    x = call.args[0]
+    dim = call.argument(1, "dim", 0) % max(x.dim(), 1)
+    results = call.run()
     for position, result in enumerate(results):
         recorder.bind(result, part(recorder, x, [Edge(torch.select, (dim, position))], result))
     return results
 
 
-def _split(
-    recorder: Recorder, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _split(recorder: Recorder, call: Invocation) -> Any:
     """Record ``split``, ``chunk`` and the like: each piece is an element or a slice."""
-    x = args[0]
-    name = str(function.__name__)
-    dim = {"hsplit": 1, "vsplit": 0, "dsplit": 2}.get(name)
-    if dim is None:
-        dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    x = call.args[0]
+    dim = {"hsplit": 1, "vsplit": 0, "dsplit": 2}.get(call.name, call.argument(2, "dim", 0))
     dim %= max(x.dim(), 1)
-    results = function(*args, **kwargs)
+    results = call.run()
     start = 0
     for result in results:
         length = int(result.shape[dim])

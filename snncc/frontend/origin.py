@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snncc.errors import CaptureError
-from snncc.frontend.functionalize import View
 from snncc.frontend.draft import DEPENDENT, DIFFERENTIABLE, GUARDED, Node
+from snncc.frontend.functionalize import View
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.sources import Snapshot
 from snncc.ir.tape import Guard, Source, SourceKind
@@ -95,7 +94,7 @@ class Outside:
         """Refuse a tensor that was made during the run by something that was not recorded."""
         memory = recorder.memory_at(tensor)
         inside = memory is not None and memory.owner is None
-        if inside or tensor.grad_fn is not None:
+        if inside or not tensor.is_leaf:
             _refuse_unrecorded(recorder)
 
 

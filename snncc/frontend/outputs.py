@@ -30,8 +30,7 @@ def record(
             return result
         _bind(recorder, result, lowered, operands, impure)
     elif isinstance(result, tuple | list) and any(isinstance(x, Tensor) for x in result):
-        target, args, kwargs = lowered
-        node = recorder.emit(target, args, kwargs, impure=impure)
+        node = recorder.emit(lowered.target, lowered.args, lowered.kwargs, impure=impure)
         for position, part in enumerate(result):
             if isinstance(part, Tensor):
                 _bind_part(recorder, part, node, position)
@@ -41,15 +40,14 @@ def record(
 def _bind(
     recorder: Recorder, result: Tensor, lowered: Call, operands: tuple[Any, ...], impure: bool
 ) -> None:
-    target, args, kwargs = lowered
     memory = recorder.memory_at(result)
     first = operands[0] if operands and isinstance(operands[0], Tensor) else None
     parent = None if first is None else recorder.find(first)
-    if memory is not None and parent is not None and parent.memory is memory and not kwargs:
-        edge = Edge(target, args[1:])
+    if memory is not None and parent is not None and parent.memory is memory and not lowered.kwargs:
+        edge = Edge(lowered.target, lowered.args[1:])
         recorder.bind(result, recorder.child(parent, edge, result))
         return
-    node = recorder.emit(target, args, kwargs, like=result, impure=impure)
+    node = recorder.emit(lowered.target, lowered.args, lowered.kwargs, like=result, impure=impure)
     if memory is None:
         recorder.fresh(result, node)
     else:

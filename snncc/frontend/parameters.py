@@ -30,7 +30,7 @@ def parameters_refused(session: Session) -> Iterator[None]:
             raise session.failure
         return create(cls, *args, **kwargs)
 
-    nn.Parameter.__new__ = created  # type: ignore[method-assign, assignment]
+    nn.Parameter.__new__ = created  # type: ignore[method-assign]
     try:
         yield
     finally:

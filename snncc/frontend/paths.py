@@ -7,6 +7,7 @@ for a function its roots are the variables that it reads from outside, by name.
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import re
 from collections import deque
@@ -34,9 +35,7 @@ def steps_of(name: str) -> tuple[Step, ...]:
 def follow(value: Any, steps: tuple[Step, ...]) -> Any:
     """Return what a path leads to."""
     for kind, key in steps:
-        if kind == "item":
-            value = value[key]
-        elif isinstance(value, Variables | Roots):
+        if kind == "item" or isinstance(value, Variables | Roots):
             value = value[key]
         else:
             value = getattr(value, key)
@@ -61,8 +60,7 @@ class Variables(MutableMapping[str, Any]):
         names = function.__code__.co_freevars
         self._cells = dict(zip(names, function.__closure__ or (), strict=True))
         self._globals = function.__globals__
-        read = [n for code in _codes(function.__code__) for n in code.co_names]
-        self._names = [n for n in dict.fromkeys(read) if n in self._globals]
+        self._names = _globals_read_by(function.__code__)
 
     def __getitem__(self, name: str) -> Any:
         return self._cells[name].cell_contents if name in self._cells else self._globals[name]
@@ -92,11 +90,17 @@ def _is_filled(cell: Any) -> bool:
     return True
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
+@functools.cache
+def _globals_read_by(code: CodeType) -> tuple[str, ...]:
+    """Return the names of the globals that a function, or one inside it, reads or writes."""
+    found = [i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            found += _globals_read_by(constant)
+    return tuple(dict.fromkeys(found))
+
+
+_GLOBAL = ("LOAD_GLOBAL", "STORE_GLOBAL", "LOAD_NAME")
 
 
 class Roots(dict[str, Any]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
@@ -23,18 +24,46 @@ from snncc.frontend.location import CallSites, Path
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
 
 
-class Call(NamedTuple):
+class Invocation(NamedTuple):
+    """A torch call as the user wrote it."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return str(getattr(self.function, "__name__", self.function))
+
+    def run(self) -> Any:
+        """Do what the user asked for."""
+        return self.function(*self.args, **self.kwargs)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument that was given by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
     """A canonical call whose arguments are the run's values; a call may be an argument."""
 
     target: Callable[..., Any]
     args: tuple[Any, ...]
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-class SizesOf(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SizesOf:
     """Stands in a call for the sizes of a tensor."""
 
     tensor: Tensor
+
+
+Handler = Callable[["Recorder", Invocation], Any]
 
 
 class Origin(Protocol):
@@ -128,10 +157,15 @@ class Recorder:
 
     def _meta(self, like: View | Tensor | None, *, impure: bool = False) -> dict[str, Any]:
         path, where = ((), None) if self._inner else self.here
-        meta = {"where": where, "path": path, "grad": self.grad, "impure": impure}
+        meta: dict[str, Any] = {"where": where, "path": path, "grad": self.grad, "impure": impure}
         if like is not None:
             meta["shape"], meta["dtype"] = tuple(like.shape), like.dtype
         return meta
+
+    def is_used(self, node: Node) -> bool:
+        """Tell whether a gradient may need the value of a node."""
+        users = (c for c in self.draft.calls if node in c.operands)
+        return node.target is not None or any(c.target is not torch.detach for c in users)
 
     def refuse_alias(self, reason: str) -> NoReturn:
         """Raise the error for memory that is shared in a way that cannot be proven right."""
@@ -177,7 +211,8 @@ class Recorder:
 
     def _storage(self, tensor: Tensor) -> int:
         try:
-            return tensor.untyped_storage()._cdata
+            storage: int = tensor.untyped_storage()._cdata
+            return storage
         except NotImplementedError:
             raise UnsupportedError(
                 "A tensor has no memory of its own.",
@@ -209,7 +244,7 @@ class Recorder:
         return self._origin.constant(self, tensor)
 
     def may_leave(self, tensor: Tensor) -> bool:
-        """Tell whether a value may steer the program: it is the same in every run that it serves."""
+        """Tell whether a value may steer the program, being the same in every run of the tape."""
         node = self.node(tensor)
         if node.is_dependent:
             return False
@@ -295,8 +330,12 @@ class Recorder:
             return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
         return _plain(value)
 
+    def lower_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return keyword arguments with nodes in the place of tensors."""
+        return {name: self.lower(value) for name, value in options.items()}
+
     def _lower_call(self, call: Call) -> Node:
-        args, kwargs = self.lower(call.args), {k: self.lower(v) for k, v in call.kwargs.items()}
+        args, kwargs = self.lower(call.args), self.lower_options(call.kwargs)
         with torch.no_grad():
             seen = concrete(call)
         return self.emit(call.target, args, kwargs, like=seen)

@@ -48,11 +48,11 @@ def _reversed_floor_divide(x: Tensor, other: Any) -> Call:
     return _floor_divide(other, x)
 
 
-def _clamp_min(x: Tensor, min: Any) -> Call:  # noqa: A002
+def _clamp_min(x: Tensor, min: Any) -> Call:
     return Call(torch.clamp, (x, min, None))
 
 
-def _clamp_max(x: Tensor, max: Any) -> Call:  # noqa: A002
+def _clamp_max(x: Tensor, max: Any) -> Call:
     return Call(torch.clamp, (x, None, max))
 
 

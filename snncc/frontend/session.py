@@ -24,7 +24,7 @@ from snncc.errors import SnnccError, UnsupportedError
 from snncc.frontend import calls, departures, factories
 from snncc.frontend.functionalize import Edge
 from snncc.frontend.location import CallSites
-from snncc.frontend.recorder import Recorder
+from snncc.frontend.recorder import Invocation, Recorder
 
 _DISPATCH_KEYS = DispatchKeySet(DispatchKey.Python) | DispatchKeySet(DispatchKey.PythonTLSSnapshot)
 
@@ -73,7 +73,7 @@ class Session:
             with torch._C._ExcludeDispatchKeyGuard(_DISPATCH_KEYS):
                 if torch._C._is_any_autocast_enabled():
                     self._refuse_autocast()
-                result = calls.handle(self.recorder, function, args, kwargs)
+                result = calls.handle(self.recorder, Invocation(function, args, kwargs))
             if function is torch._C._set_grad_enabled:
                 self.grad = torch.is_grad_enabled()
             return result
@@ -148,9 +148,9 @@ class _Record(TorchFunctionMode):
         return self.session.call(func, args, kwargs or {})
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, session: Session) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.session = session
 
     def __torch_dispatch__(

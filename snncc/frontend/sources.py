@@ -50,17 +50,16 @@ class Holder:
     owner: Any
     entries: MutableMapping[str, Any]
     kind: SourceKind
+    hidden: frozenset[str] = frozenset()
 
     def name(self, key: str) -> str:
         """Return the full name of an entry."""
         return f"{self.path}.{key}" if self.path else key
 
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Yield the entries that are the user's."""
-        is_module = isinstance(self.owner, nn.Module) and self.entries is self.owner.__dict__
-        for key in list(self.entries):
-            if not (is_module and key in _PLUMBING):
-                yield key, self.entries[key]
+    def items(self) -> list[tuple[str, Any]]:
+        """Return the entries that are the user's."""
+        hidden = self.hidden
+        return [(key, value) for key, value in self.entries.items() if key not in hidden]
 
 
 def walk(
@@ -80,6 +79,9 @@ def walk(
     return walker.holders
 
 
+_SIMPLE = frozenset({int, float, bool, str, type(None), Tensor, nn.Parameter})
+
+
 @dataclass
 class _Walker:
     packages: frozenset[str]
@@ -96,10 +98,12 @@ class _Walker:
                     entries = owner.__dict__[registry]
                     self.holders.append(Holder(path, owner, entries, kind))
             entries = owner if isinstance(owner, Variables) else owner.__dict__
-            self.holders.append(Holder(path, owner, entries, SourceKind.ATTRIBUTE))
+            hidden = _PLUMBING if isinstance(owner, nn.Module) else frozenset[str]()
+            self.holders.append(Holder(path, owner, entries, SourceKind.ATTRIBUTE, hidden))
             for holder in self.holders[start:]:
                 for key, value in holder.items():
-                    self.visit(holder.name(key), value)
+                    if type(value) not in _SIMPLE:
+                        self.visit(holder.name(key), value)
 
     def visit(self, path: str, value: Any) -> None:
         """Queue a value, or what it contains, if it holds state."""
@@ -175,7 +179,7 @@ class Snapshot:
 
     def keep_value(self, tensor: Tensor) -> None:
         """Keep the value of a tensor, to be restored."""
-        self.values.append((tensor, tensor.detach().clone(), tensor.grad_fn is None))
+        self.values.append((tensor, tensor.detach().clone(), tensor.is_leaf))
 
     def restore(self) -> None:
         """Put everything back."""
@@ -189,7 +193,7 @@ class Snapshot:
             container.clear()
             (container.extend if isinstance(container, list | deque) else container.update)(copy)
         for tensor, copy, is_leaf in self.values:
-            if is_leaf and tensor.grad_fn is not None:
+            if is_leaf and not tensor.is_leaf:
                 tensor.detach_()
             tensor.data.copy_(copy)  # also what torch changes without counting (batch norm)
 
@@ -204,7 +208,8 @@ def preserved(
     """Leave the state of a model, and of the random number generators, as it was."""
     snapshot = Snapshot(walk(model, args, kwargs))
     generators = torch.get_rng_state(), random.getstate()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda: Any = torch.cuda
+    devices = cuda.get_rng_state_all() if cuda.is_initialized() else []
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
     try:
@@ -214,7 +219,7 @@ def preserved(
         torch.set_rng_state(generators[0])
         random.setstate(generators[1])
         if devices:
-            torch.cuda.set_rng_state_all(devices)
+            cuda.set_rng_state_all(devices)
         if numpy is not None:
             numpy.random.set_state(numpy_state)
 
@@ -309,15 +314,11 @@ def attribute_signature(model: Callable[..., Any]) -> Hashable:
     Numbers, strings and None are part of it by value, tensors by type and shape, containers by
     what they hold, anything else by identity.
     """
-    parts: list[Hashable] = []
-    for holder in walk(model):
-        for key, value in holder.items():
-            parts.append((holder.path, key, _describe(value)))
-    return tuple(parts)
+    return tuple([(h.path, key, _describe(value)) for h in walk(model) for key, value in h.items()])
 
 
 def _describe(value: Any) -> Hashable:
-    if value is None or isinstance(value, bool | int | float | str):
+    if type(value) in (bool, int, float, str, type(None)):
         return type(value), value
     if isinstance(value, Tensor):
         return value.dtype, value.device, tuple(value.shape), value.requires_grad

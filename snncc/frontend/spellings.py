@@ -18,10 +18,10 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 _TABLE = """
 torch.add(input, other, *, alpha=1): __add__ __radd__
@@ -237,8 +237,7 @@ def _resolve(path: str) -> Callable[..., Any]:
     found: Any = {"torch": torch, "F": F}[path.split(".")[0]]
     for name in path.split(".")[1:]:
         found = getattr(found, name)
-    assert callable(found)
-    return found
+    return cast(Callable[..., Any], found)
 
 
 @functools.cache

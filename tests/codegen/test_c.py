@@ -126,6 +126,37 @@ def test_maths_functions_are_vectorised(tmp_path):
     assert " expf@" not in symbols
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", FloatType)
+@pytest.mark.parametrize("case", ["forward", "training", "backward", "curves"])
+def test_steps_are_vectorised(case, dtype, tmp_path):
+    """Each step function is vector code, with bools, selects and packed bits."""
+    program = lif(Place.MEMORY, saved=("h", "fire"))
+    source = {
+        "forward": lambda: emit(lif(), Job.INFERENCE, dtype),
+        "training": lambda: emit(program, Job.TRAINING, dtype),
+        "backward": lambda: emit(lif(saved=("h", "fire")), Job.BACKWARD, dtype),
+        "curves": lambda: emit(NeuronProgram(curves()), Job.INFERENCE, dtype),
+    }[case]()
+    if (
+        "Free Software Foundation"
+        not in subprocess.run([COMPILER, "--version"], capture_output=True, text=True).stdout
+    ):
+        pytest.skip("reports of vectorisation are read from gcc")
+    report = compile_source(source, tmp_path, "-fopenmp", "-fopt-info-vec").stderr
+    lines = source.text.splitlines()
+    loops = {n for n, line in enumerate(lines) if line == "#pragma omp simd"}
+    vectorised = {int(line.split(":")[1]) for line in report.splitlines() if "vectorized" in line}
+
+    assert loops
+    for pragma in loops:
+        # The report names a line of the loop: its head or a statement.
+        body = range(
+            pragma + 1, next(n for n in range(pragma, len(lines)) if lines[n] == "  }") + 2
+        )
+        assert vectorised & set(body)
+
+
 def test_dead_gradients_are_not_computed():
     """A kernel whose caller wants one gradient does not compute the others."""
     text = emit(lif(), Job.BACKWARD, wanted=frozenset({"h_bar"})).text

@@ -57,3 +57,11 @@ def test_long_time_is_cut():
     schedule = make_schedule(kernel, Layout(100_000, (4096,), (0, 1), ((0,),)), 2, 1 << 18)
 
     assert schedule.chunk * schedule.tile * 4 <= 1 << 18
+
+
+def test_chunks_are_equal():
+    """A step more than a chunk does not make a chunk of its own."""
+    kernel = signature(scratch=1, checkpoint=1)
+    layout = Layout(257, (256,), (0, 1), ((0,),))
+
+    assert make_schedule(kernel, layout, 1, 256 * 256 * 4).chunk == 129

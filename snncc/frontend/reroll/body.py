@@ -222,16 +222,21 @@ class _Body:
                 return Fill(value, node.name)
 
     def trip(self) -> Trip:
-        """Return the number of steps: the size of an axis where the loop reads one to its end."""
+        """Return the number of steps: the size of an axis where the loop reads one to its end.
+
+        A loop that stops one short of the end (``for t in range(T - 1)``) counts as well; if its
+        length is a constant after all, another recording will show it.
+        """
         count = self.proof.count
-        ends: list[Trip] = []
+        ends: list[tuple[int, Trip]] = []
         for pattern, step in self.steps.items():
             if isinstance(pattern, Element) and abs(step.stride) == 1:
                 size = self.operands[step.operand].meta["shape"][step.dim]
                 start = step.start + size if step.start < 0 else step.start
                 last = start + step.stride * (count - 1)
-                if last == (size - 1 if step.stride == 1 else 0):
-                    ends.append(Trip(count, step.operand, step.dim, count - size))
+                left = size - 1 - last if step.stride == 1 else last
+                if left <= 1:
+                    ends.append((left, Trip(count, step.operand, step.dim, count - size)))
         if self.tables or not ends:
             return Trip(count)
-        return max(ends, key=lambda trip: trip.offset)
+        return min(ends, key=lambda end: (end[0], -end[1].offset))[1]

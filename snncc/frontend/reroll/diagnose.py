@@ -9,7 +9,7 @@ from snncc.errors import Location
 from snncc.frontend.reroll.flat import Item, Program
 from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats
 from snncc.frontend.reroll.search import Unproven, find_loops
-from snncc.frontend.reroll.symbols import Sequence, sequence
+from snncc.frontend.reroll.symbols import Sequence, loose_symbol, sequence
 from snncc.ir.tape import SourceKind
 
 # A repeat of fewer operations is not reported: every program says some things twice.
@@ -64,7 +64,7 @@ def _explain(numbered: Sequence, unproven: Unproven) -> tuple[Repeat, Difference
 
 def _similar(program: Program) -> Iterator[tuple[Sequence, Repeat]]:
     """Yield repeats of the same statements whose shapes or parameters may differ."""
-    loose = sequence(program, loose=True)
+    loose = sequence(program, loose_symbol)
     for period in candidate_periods(loose.symbols):
         for repeat in find_repeats(loose.symbols, period):
             yield loose, repeat

@@ -21,9 +21,18 @@ from typing import Any
 import torch
 
 from snncc.frontend.canonical import full_like
-from snncc.frontend.reroll.flat import Item, Program, alike, is_number, map_leaves, operands
+from snncc.frontend.reroll.flat import (
+    COMMUTATIVE,
+    ELEMENTWISE,
+    Item,
+    Program,
+    alike,
+    is_number,
+    map_leaves,
+    operands,
+)
 from snncc.frontend.reroll.patterns import Back, Numbers, Outer, Pattern, Proof, Same
-from snncc.frontend.reroll.symbols import Sequence, symbol
+from snncc.frontend.reroll.symbols import Sequence, loose_symbol
 
 # What Python computes from numbers and torch from tensors of these numbers, equal to the bit where
 # the operands are zeros.
@@ -33,11 +42,6 @@ PYTHON: Mapping[Any, Callable[[Any, Any], Any]] = {
     torch.sub: operator.sub,
     torch.div: operator.truediv,
 }
-COMMUTATIVE = (torch.add, torch.mul)
-ELEMENTWISE = (
-    *(torch.add, torch.sub, torch.mul),
-    *(torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne),
-)
 
 
 def complete_first(program: Program, sequence: Sequence, proof: Proof) -> bool:
@@ -87,8 +91,8 @@ class _First:
         """Find the operation of each place, from the last one backwards."""
         position = self.proof.start - 1
         for place in reversed(range(self.proof.period)):
-            same = symbol(self.body[place], loose=True)
-            if position >= 0 and symbol(self.sequence.items[position], loose=True) == same:
+            same = loose_symbol(self.body[place])
+            if position >= 0 and loose_symbol(self.sequence.items[position]) == same:
                 self.items[place] = self.sequence.items[position]
                 position -= 1
 
@@ -250,6 +254,7 @@ class _First:
             for key in ("shape", "dtype"):
                 if key in self.body[place].meta:
                     item.meta[key] = self.body[place].meta[key]
+            item.forget()
         present = set(program.items)
         before: dict[Item, list[Item]] = {}
         waiting: list[Item] = list(self.zeros.values())

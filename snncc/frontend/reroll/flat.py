@@ -32,6 +32,12 @@ ARITHMETIC = frozenset(
         *("addcmul", "addcdiv", "masked_fill", "heaviside"),
     )
 )
+COMMUTATIVE = (torch.add, torch.mul)
+# For these it makes no difference at all if a zero is Python's or a tensor of zeros.
+ELEMENTWISE = (
+    *(torch.add, torch.sub, torch.mul),
+    *(torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne),
+)
 # Operators that only move or copy values: what they make of a constant is constant.
 MOVES = frozenset(
     (
@@ -54,6 +60,7 @@ class Item:
         name: Name of the node.
         source: For an input, where its tensor comes from.
         parts: Cached structure and leaves of the arguments.
+        symbol: Cached symbol (`snncc.frontend.reroll.symbols`).
     """
 
     target: Any
@@ -63,6 +70,7 @@ class Item:
     name: str = ""
     source: Source | None = None
     parts: tuple[Hashable, list[Any]] | None = None
+    symbol: Hashable = None
 
     def __repr__(self) -> str:
         return self.name or self.operator
@@ -92,9 +100,19 @@ class Item:
 
     def rewrite(self, function: Callable[[Any], Any]) -> None:
         """Replace every leaf of the arguments by ``function(leaf)``."""
-        self.args = map_leaves(self.args, function)
-        self.kwargs = map_leaves(self.kwargs, function)
-        self.parts = None
+        kwargs = map_leaves(self.kwargs, function) if self.kwargs else self.kwargs
+        self.become(self.target, map_leaves(self.args, function), kwargs)
+
+    def become(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Change what the operation is."""
+        self.target, self.args, self.kwargs = target, args, kwargs or {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was computed from the arguments and the meta."""
+        self.parts = self.symbol = None
 
 
 @dataclass(eq=False)
@@ -281,3 +299,36 @@ def alike(a: Item, b: Item) -> bool:
     if "shape" not in a.meta:
         return False
     return bool(a.meta["shape"] == b.meta.get("shape") and a.meta["dtype"] == b.meta.get("dtype"))
+
+
+def replace(program: Program, replaced: dict[Item, Any]) -> None:
+    """Replace items by others wherever they are read."""
+
+    def current(leaf: Any) -> Any:
+        while isinstance(leaf, Item) and leaf in replaced:
+            leaf = replaced[leaf]
+        return leaf
+
+    if not replaced:
+        return
+    for item in program.items:
+        if any(x in replaced for x in operands(item)):
+            item.rewrite(current)
+    program.outputs = tuple([current(leaf) for leaf in program.outputs])
+
+
+def axis(item: Item, dim: int) -> int:
+    """Return a dim of a tensor counted from the front."""
+    return dim % len(item.meta["shape"]) if item.meta["shape"] else 0
+
+
+def listed(item: Any) -> tuple[list[Item], int] | None:
+    """Return (tensors, dim) where an item is ``cat`` or ``stack`` of a list."""
+    if not isinstance(item, Item) or item.target not in (torch.cat, torch.stack):
+        return None
+    if not item.args or not isinstance(item.args[0], tuple | list):
+        return None
+    tensors = list(item.args[0])
+    dim = item.args[1] if len(item.args) > 1 else item.kwargs.get("dim", 0)
+    ranked = all(isinstance(x, Item) and "shape" in x.meta for x in tensors)
+    return (tensors, axis(item, dim)) if ranked and type(dim) is int else None

@@ -7,6 +7,7 @@ the operations that it lacks.  They are pure and nobody reads them, so nothing c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from snncc.frontend.reroll.patterns import (
     Pure,
     Same,
 )
-from snncc.frontend.reroll.symbols import Sequence
+from snncc.frontend.reroll.symbols import Sequence, reads_weights
 
 
 def complete_last(program: Program, sequence: Sequence, proof: Proof, tried: set[Item]) -> bool:
@@ -34,6 +35,53 @@ def complete_last(program: Program, sequence: Sequence, proof: Proof, tried: set
         tried: The operations behind which this was done before; one is added.
     """
     return _Last(sequence, proof).complete(program, tried)
+
+
+def complete_second(program: Program, sequence: Sequence, tried: set[Item]) -> bool:
+    """Do the same for the second of two iterations, where no loop is proven yet.
+
+    Only what reads no weights is added, so that of two layers none becomes a loop over time.
+    """
+    pairs = [_pair(sequence, start, second) for start, second in _beginnings(sequence)]
+    found = [proof for proof in pairs if proof is not None]
+    found.sort(key=lambda proof: -proof.period)
+    return any(complete_last(program, sequence, proof, tried) for proof in found)
+
+
+def _beginnings(sequence: Sequence) -> Iterator[tuple[int, int]]:
+    """Yield positions from which the operations come again, one after another."""
+    later: dict[int, int] = {}
+    again = [-1] * len(sequence.symbols)
+    for position in reversed(range(len(again))):
+        name = int(sequence.symbols[position])
+        again[position] = later.get(name, -1)
+        later[name] = position
+    for position, second in enumerate(again):
+        if second >= 0 and (position == 0 or again[position - 1] != second - 1):
+            yield position, second
+
+
+def _pair(sequence: Sequence, start: int, second: int) -> Proof | None:
+    """Return an iteration as a loop of one step, if what comes behind is most of another."""
+    period = second - start
+    codes = sequence.operands(start, second)
+    offsets = (sequence.offsets[start : second + 1] - sequence.offsets[start]).tolist()
+    outside: dict[int, int] = {}
+    position, lacking = second, []
+    for place in range(period):
+        same = position < len(sequence.symbols) and (
+            sequence.symbols[position] == sequence.symbols[start + place]
+        )
+        if not same:
+            lacking.append(sequence.items[start + place])
+            continue
+        here = codes[offsets[place] : offsets[place + 1]].tolist()
+        outside.update(zip(here, sequence.operands(position, position + 1).tolist(), strict=True))
+        position += 1
+    if 2 * len(lacking) > period or any(reads_weights(item) for item in lacking):
+        return None
+    columns = [Same(c - start) if c >= start else Outer(outside.get(c, c)) for c in codes.tolist()]
+    return Proof(start, period, 1, tuple(columns), tuple(offsets), {})
 
 
 class _CannotCopyError(Exception):

@@ -14,6 +14,7 @@ import torch
 
 from snncc.frontend.reroll.flat import (
     ARITHMETIC,
+    COMMUTATIVE,
     Item,
     alike,
     element,
@@ -55,9 +56,23 @@ class _Prover:
         self.sequence = sequence
         self.start, self.period, self.count = start, period, count
         stop = start + period * count
-        self.table: Codes = sequence.operands(start, stop).reshape(count, -1)
+        self.table: Codes = sequence.operands(start, stop).reshape(count, -1).copy()
         self.offsets = sequence.offsets[start : start + period + 1] - sequence.offsets[start]
         self.last_body = sequence.items[stop - period : stop]
+        for place, item in enumerate(self.last_body):
+            if item.target in COMMUTATIVE and not item.kwargs:
+                self.turn(int(self.offsets[place]))
+
+    def turn(self, column: int) -> None:
+        """Read ``x + 0`` as ``0 + x`` in the first iteration, where the others add a carry to x.
+
+        Python turns a sum around that begins with its own number.
+        """
+        x, number = self.sequence.value(int(self.table[0, column])), self.table[0, column + 1]
+        number = self.sequence.value(int(number))
+        carried = self.start <= self.table[-1, column] < self.stop_of_last
+        if carried and isinstance(x, Item) and is_number(number) and number == 0:
+            self.table[0, column : column + 2] = self.table[0, column : column + 2][::-1].copy()
 
     def prove(self) -> Proof | list[Refuted]:
         columns: list[Any] = [None] * self.table.shape[1]

@@ -11,10 +11,17 @@ import numpy as np
 import torch
 
 from snncc.frontend.reroll.body import Built, build
-from snncc.frontend.reroll.flat import Item, Program, element, is_floating, live_items, operands
+from snncc.frontend.reroll.flat import (
+    Item,
+    Program,
+    element,
+    is_floating,
+    live_items,
+    operands,
+    replace,
+)
 from snncc.frontend.reroll.patterns import Proof
 from snncc.frontend.reroll.search import Loop
-from snncc.frontend.reroll.simplify import replace
 from snncc.frontend.reroll.symbols import Sequence
 from snncc.ir.time_loop import Result, TimeLoop
 
@@ -201,7 +208,7 @@ def _prune_loop(call: Item, readers: list[Item]) -> None:
     loop: TimeLoop = call.target
     used = sorted({reader.args[1] for reader in readers})
     for reader in readers:
-        reader.args, reader.parts = (call, used.index(reader.args[1])), None
+        reader.become(reader.target, (call, used.index(reader.args[1])))
     loop.results = tuple([loop.results[i] for i in used])
     needed = _needed(loop)
     loop.carries = tuple([c for c in loop.carries if c.name in needed])
@@ -244,7 +251,7 @@ def _prune_operands(call: Item) -> None:
         used.add(loop.trip.operand)
     order = sorted(used)
     at = {old: new for new, old in enumerate(order)}
-    call.args, call.parts = tuple([call.args[i] for i in order]), None
+    call.become(loop, tuple([call.args[i] for i in order]))
     loop.operands = len(order)
     loop.steps = tuple([dataclasses.replace(s, operand=at[s.operand]) for s in loop.steps])
     loop.invariants = tuple(

@@ -1,27 +1,26 @@
 """Rewrites of the flat program that bring the ways to collect values over time to one form.
 
-Before loops are looked for (`simplify`), all of them exact copies of values:
+Before loops are looked for; all of them copy values exactly:
 
 * ``unbind(x, dim)[i]``                                    becomes ``select(x, dim, i)``
+* ``x[i:i + 1]``, read or written,                          becomes ``select`` and ``unsqueeze``
 * ``select(select_scatter(b, v, dim, i), dim, i)``         becomes ``v``
 * ``select_scatter(select_scatter(b, v, ...), w, ...)``... becomes ``stack([v, w, ...], dim)``
 * ``cat([cat([a, b]), c])``                                becomes ``cat([a, b, c])``
 * ``cat([unsqueeze(a, d), unsqueeze(b, d)], d)``           becomes ``stack([a, b], d)``
 
-After (`collect`): what stacks consecutive elements of one tensor becomes a view of it.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from snncc.frontend.reroll.flat import Item, Program, element, operands
+from snncc.frontend.canonical import setitem
+from snncc.frontend.reroll.flat import Item, Program, axis, element, listed, operands, replace
 
 
 def simplify(program: Program) -> None:
@@ -32,38 +31,70 @@ def simplify(program: Program) -> None:
     _merge_concatenations(program)
 
 
-def replace(program: Program, replaced: dict[Item, Any]) -> None:
-    """Replace items by others wherever they are read."""
-
-    def current(leaf: Any) -> Any:
-        while isinstance(leaf, Item) and leaf in replaced:
-            leaf = replaced[leaf]
-        return leaf
-
-    if not replaced:
-        return
-    for item in program.items:
-        if any(x in replaced for x in operands(item)):
-            item.rewrite(current)
-    program.outputs = tuple([current(leaf) for leaf in program.outputs])
-
-
-def axis(item: Item, dim: int) -> int:
-    """Return a dim of a tensor counted from the front."""
-    return dim % len(item.meta["shape"]) if item.meta["shape"] else 0
-
-
 def _unify_elements(program: Program) -> None:
+    items: list[Item] = []
     for item in program.items:
-        if item.target is not operator.getitem or type(item.args[1]) is not int:
-            continue
-        base, index = item.args
-        if base.operator == "unbind" and base.args:
-            dim = base.args[1] if len(base.args) > 1 else base.kwargs.get("dim", 0)
-            item.target, item.args = torch.select, (base.args[0], dim, index)
-        elif "shape" in base.meta:
-            item.target, item.args = torch.select, (base, 0, index)
-        item.parts = None
+        if item.target is operator.getitem and type(item.args[1]) is int:
+            _unify_element(item, *item.args)
+        elif item.target is operator.getitem:
+            items += _unify_slice(item)
+        elif item.target is setitem:
+            items += _unify_write(item)
+        items.append(item)
+    program.items = items
+
+
+def _unify_element(item: Item, base: Item, index: int) -> None:
+    if base.operator == "unbind" and base.args:
+        dim = base.args[1] if len(base.args) > 1 else base.kwargs.get("dim", 0)
+        item.become(torch.select, (base.args[0], dim, index))
+    elif "shape" in base.meta:
+        item.become(torch.select, (base, 0, index))
+
+
+def _unify_slice(item: Item) -> list[Item]:
+    """Rewrite a read of one element as a slice; return the item to insert before it."""
+    base, index = item.args
+    place = _single(base, index)
+    if place is None:
+        return []
+    element = _select(base, *place, item)
+    item.become(torch.unsqueeze, (element, place[0]))
+    return [element]
+
+
+def _unify_write(item: Item) -> list[Item]:
+    """Rewrite a write of one element as a slice; return the item to insert before it."""
+    base, index, value = item.args
+    place = _single(base, index)
+    if place is None or not isinstance(value, Item) or "shape" not in value.meta:
+        return []
+    dim = place[0]
+    shape = base.meta["shape"]
+    if value.meta["shape"] != (*shape[:dim], 1, *shape[dim + 1 :]):
+        return []
+    if value.meta["dtype"] != base.meta["dtype"]:
+        return []
+    element = _select(value, dim, 0, item)
+    item.become(torch.select_scatter, (base, element, *place))
+    return [element]
+
+
+def _single(base: Any, index: Any) -> tuple[int, int] | None:
+    """Return (dim, i) of an index that is ``i:i + 1`` in one dim and everything in the others."""
+    parts = index if isinstance(index, tuple | list) else (index,)
+    if not isinstance(base, Item) or "shape" not in base.meta:
+        return None
+    if not all(isinstance(p, slice) and p.step in (None, 1) for p in parts):
+        return None
+    taken = [(d, p) for d, p in enumerate(parts) if (p.start or 0, p.stop) != (0, None)]
+    if len(taken) != 1 or len(parts) > len(base.meta["shape"]):
+        return None
+    dim, part = taken[0]
+    if type(part.start) is not int or type(part.stop) is not int:
+        return None
+    inside = 0 <= part.start < base.meta["shape"][dim] and part.stop == part.start + 1
+    return (dim, part.start) if inside else None
 
 
 def _written(item: Any) -> tuple[Item, Item, int, int] | None:
@@ -99,7 +130,7 @@ def _forward_reads(program: Program) -> None:
         if write is not None and write[2:] == (dim, index):
             replaced[item] = write[1]
         else:
-            item.args, item.parts = (base, dim, index), None
+            item.become(torch.select, (base, dim, index))
     replace(program, replaced)
 
 
@@ -122,8 +153,7 @@ def _merge_writes(program: Program) -> None:
         if item not in continued:
             parts, made = _merged(item, continued)
             if parts is not None:
-                item.target, item.args = torch.stack, (parts, _dim_of(item))
-                item.parts = None
+                item.become(torch.stack, (parts, _dim_of(item)))
                 before[item] = made
     if before:
         program.items = [x for item in program.items for x in (*before.get(item, ()), item)]
@@ -174,18 +204,6 @@ def _select(base: Item, dim: int, index: int, like: Item) -> Item:
     return Item(torch.select, (base, dim, index), meta=meta, name="select")
 
 
-def listed(item: Any) -> tuple[list[Item], int] | None:
-    """Return (tensors, dim) where an item is ``cat`` or ``stack`` of a list."""
-    if not isinstance(item, Item) or item.target not in (torch.cat, torch.stack):
-        return None
-    if not item.args or not isinstance(item.args[0], tuple | list):
-        return None
-    tensors = list(item.args[0])
-    dim = item.args[1] if len(item.args) > 1 else item.kwargs.get("dim", 0)
-    ranked = all(isinstance(x, Item) and "shape" in x.meta for x in tensors)
-    return (tensors, axis(item, dim)) if ranked and type(dim) is int else None
-
-
 def _merge_concatenations(program: Program) -> None:
     """Flatten nested concatenations, and turn those of unsqueezed values into stacks."""
     cats = [item for item in program.items if item.target is torch.cat]
@@ -211,10 +229,9 @@ def _merge_concatenations(program: Program) -> None:
         dim = listed(item)[1]  # type: ignore[index]
         plain = [_unsqueezed(x, dim) for x in tensors]
         if all(x is not None for x in plain):
-            item.target, item.args = torch.stack, (plain, dim)
+            item.become(torch.stack, (plain, dim))
         else:
-            item.args = (tensors, dim)
-        item.kwargs, item.parts = {}, None
+            item.become(torch.cat, (tensors, dim))
     _sink(program, set(parts))
 
 
@@ -229,112 +246,3 @@ def _unsqueezed(item: Item, dim: int) -> Item | None:
         return None
     base = item.args[0]
     return base if type(item.args[1]) is int and axis(item, item.args[1]) == dim else None
-
-
-def collect(program: Program) -> None:
-    """Turn stacks and concatenations of consecutive elements into views of the whole."""
-    items: list[Item] = []
-    replaced: dict[Item, Any] = {}
-    for item in program.items:
-        given = listed(item)
-        if given is not None and len(given[0]) > 1:
-            made, whole = _collected(item, *given)
-            items += made
-            if whole is not None:
-                replaced[item] = whole
-        items.append(item)
-    program.items = items
-    replace(program, replaced)
-
-
-def _place(item: Item) -> tuple[Item, int, int] | None:
-    """Return (tensor, dim, index) of an element, both counted from the front."""
-    found = element(item)
-    if found is None:
-        return None
-    base, dim, index = found
-    dim = axis(base, dim)
-    return base, dim, index % base.meta["shape"][dim]
-
-
-@dataclass
-class _Run:
-    """Consecutive elements of one tensor, or a single value (``base`` None)."""
-
-    tensors: list[Item]
-    base: Item | None = None
-    dim: int = 0
-    start: int = 0
-    stride: int = 1
-
-    def extend(self, tensor: Item, place: tuple[Item, int, int] | None) -> bool:
-        """Take the next value in if it continues the run."""
-        if place is None or self.base is None or place[:2] != (self.base, self.dim):
-            return False
-        step = place[2] - self.start
-        if len(self.tensors) == 1 and abs(step) == 1:
-            self.stride = step
-        if step != self.stride * len(self.tensors):
-            return False
-        self.tensors.append(tensor)
-        return True
-
-
-def _runs(tensors: list[Item]) -> list[_Run]:
-    """Split a list into maximal runs of consecutive elements of one tensor."""
-    runs: list[_Run] = []
-    for tensor in tensors:
-        place = _place(tensor)
-        if not runs or not runs[-1].extend(tensor, place):
-            runs.append(_Run([tensor], *(place or ())))
-    return runs
-
-
-def _collected(item: Item, tensors: list[Item], dim: int) -> tuple[list[Item], Item | None]:
-    """Rewrite one stack or concatenation in place.
-
-    Returns:
-        The items to insert before it, and the tensor that it equals, if it is nothing but a view.
-    """
-    runs = _runs(tensors)
-    if all(len(run.tensors) < 2 for run in runs):
-        return [], None
-    made: list[Item] = []
-
-    def make(target: Any, args: tuple[Any, ...], shape: tuple[int, ...]) -> Item:
-        meta = {**item.meta, "shape": shape}
-        made.append(Item(target, args, meta=meta, name=getattr(target, "__name__", "")))
-        return made[-1]
-
-    stacking = item.target is torch.stack
-    pieces = [_piece(run, dim, stacking, make) for run in runs]
-    if len(pieces) == 1:
-        return made, pieces[0]
-    item.target, item.args, item.kwargs, item.parts = torch.cat, (pieces, dim), {}, None
-    return made, None
-
-
-def _piece(run: _Run, dim: int, stacking: bool, make: Callable[..., Item]) -> Item:
-    """Return a run as one tensor, to be concatenated along ``dim``."""
-    first, length = run.tensors[0], len(run.tensors)
-    shape = first.meta["shape"]
-    stacked_shape = (*shape[:dim], length, *shape[dim:])
-    if length < 2 or run.base is None:
-        return make(torch.unsqueeze, (first, dim), stacked_shape) if stacking else first
-    base, source = run.base, run.dim
-    whole = base.meta["shape"]
-    if length != whole[source]:
-        start = min(run.start, run.start + run.stride * (length - 1))
-        # Open ends stay open, so that the slice means the same for another length.
-        ends = (start or None, None if start + length == whole[source] else start + length)
-        whole = (*whole[:source], length, *whole[source + 1 :])
-        index = (*[slice(None)] * source, slice(*ends))
-        base = make(operator.getitem, (base, index), whole)
-    if run.stride < 0:
-        base = make(torch.flip, (base, (source,)), whole)
-    if source != dim:
-        base = make(torch.movedim, (base, source, dim), stacked_shape)
-    if not stacking:
-        joined = (*shape[:dim], length * shape[dim], *shape[dim + 1 :])
-        base = make(torch.flatten, (base, dim, dim + 1), joined)
-    return base

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import torch.fx
 
+from snncc.frontend.reroll.collect import collect
 from snncc.frontend.reroll.diagnose import Difference, diagnose
 from snncc.frontend.reroll.first_iteration import complete_first
 from snncc.frontend.reroll.flat import Item, from_tape, to_graph
-from snncc.frontend.reroll.last_iteration import complete_last
+from snncc.frontend.reroll.last_iteration import complete_last, complete_second
 from snncc.frontend.reroll.roll import prune, roll, take_last
 from snncc.frontend.reroll.search import find_loops
-from snncc.frontend.reroll.simplify import collect, simplify
+from snncc.frontend.reroll.simplify import simplify
 from snncc.frontend.reroll.symbols import live_classes, sequence
 from snncc.ir.tape import Source, Tape
 from snncc.ir.time_loop import TimeLoop
@@ -66,6 +67,8 @@ def reroll(tape: Tape) -> Rolled:
     while True:
         numbered = sequence(program)
         loops, _ = find_loops(numbered)
+        if not loops and complete_second(program, numbered, tried):
+            continue
         if not loops:
             break
         completed = [complete_first(program, numbered, loop.aligned) for loop in loops]

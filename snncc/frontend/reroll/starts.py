@@ -11,7 +11,15 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from snncc.frontend.reroll.flat import Item, alike, fill_value, is_floating, is_number, operands
+from snncc.frontend.reroll.flat import (
+    ELEMENTWISE,
+    Item,
+    alike,
+    fill_value,
+    is_floating,
+    is_number,
+    operands,
+)
 from snncc.frontend.reroll.patterns import Back, Listed, PerStep, Proof, Pure, Refuted, Same
 from snncc.frontend.reroll.symbols import Sequence
 
@@ -85,6 +93,7 @@ class _Planner:
         start = proof.start + proof.period
         self.items = sequence.items[start : start + proof.period]
         self.readers: dict[Cell, int] = {}
+        self.readings: dict[Cell, list[int]] = {}
         self.steps: dict[Cell, int] = {}
         self.inputs: dict[PerStep, None] = {}
         for place, pattern in proof.reads():
@@ -95,6 +104,7 @@ class _Planner:
 
     def add(self, pattern: Back, place: int) -> None:
         """Note the cells of a shift register; only its end is read."""
+        self.readings.setdefault(cell_of(pattern), []).append(place)
         source, recent = cell_of(pattern)
         for depth in range(1, pattern.depth + 1):
             cell = source, recent[:depth]
@@ -118,14 +128,35 @@ class _Planner:
     def start(self, cell: Cell, reader: int, ready: Container[Cell]) -> Start | None:
         code = cell[1][-1]
         value = self.sequence.value(code)
+        carried = self.items[cell[0]]
         if is_number(value):
-            return Number(value)
-        number, carried = fill_value(value), self.items[cell[0]]
+            like = (
+                self.find_like(carried, reader, ready) if self.may_be_tensor(cell, value) else None
+            )
+            if like is not None:
+                return Filled(value, like)
+            return None if self.is_turned(cell) else Number(value)
+        number = fill_value(value)
         if number is not None and alike(value, carried):
             like = self.find_like(carried, reader, ready)
             if like is not None:
                 return Filled(number, like)
         return None if self.reads_region(value) else Operand(code)
+
+    def may_be_tensor(self, cell: Cell, number: float) -> bool:
+        """Tell whether a tensor of zeros can stand for the number that a carry starts from."""
+        readers = [self.items[place] for place in self.readings.get(cell, ())]
+        return number == 0 and all(r.target in ELEMENTWISE and not r.kwargs for r in readers)
+
+    def is_turned(self, cell: Cell) -> bool:
+        """Tell whether a carry is read where the first iteration had its number on the right."""
+        firsts = [self.sequence.items[self.proof.start + p] for p in self.readings.get(cell, ())]
+        patterns = [self.proof.operands(p) for p in self.readings.get(cell, ())]
+        return any(
+            isinstance(pattern, Back) and cell_of(pattern) == cell and not is_number(leaf)
+            for first, columns in zip(firsts, patterns, strict=True)
+            for leaf, pattern in zip(first.split()[1], columns, strict=True)
+        )
 
     def reads_region(self, value: Item) -> bool:
         """Tell whether a floating value is made from a value of the loop."""

@@ -69,18 +69,31 @@ class Sequence:
         return self.codes[self.offsets[start] : self.offsets[stop]]
 
 
-def symbol(item: Item, *, loose: bool = False) -> Hashable:
-    """Return the symbol of an operation; ``loose`` ignores shapes and which parameter is read."""
-    if isinstance(item.target, TimeLoop) or "path" not in item.meta:
-        return id(item)
-    structure, leaves = item.split()
-    meta = item.meta
-    if loose:
-        return item.target, meta["path"], structure
-    abstract = item.operator in ARITHMETIC
-    fixed = () if abstract else tuple([id(leaf) for leaf in leaves if _is_weight(leaf)])
-    seen = (meta.get("shape"), meta.get("dtype"), meta.get("grad", True))
-    return item.target, meta["path"], structure, fixed, seen
+def symbol(item: Item) -> Hashable:
+    """Return the symbol of an operation."""
+    if item.symbol is None:
+        path = item.meta.get("path")
+        if path is None or isinstance(item.target, TimeLoop):
+            item.symbol = id(item)
+        else:
+            structure, leaves = item.split()
+            meta = item.meta
+            weights = item.operator not in ARITHMETIC
+            fixed = tuple([id(x) for x in leaves if _is_weight(x)]) if weights else ()
+            seen = (meta.get("shape"), meta.get("dtype"), meta.get("grad", True))
+            item.symbol = item.target, path, structure, fixed, seen
+    return item.symbol
+
+
+def loose_symbol(item: Item) -> Hashable:
+    """Return the symbol of an operation without the shape of its result and its weights."""
+    path = item.meta.get("path")
+    return id(item) if path is None else (item.target, path, item.split()[0])
+
+
+def reads_weights(item: Item) -> bool:
+    """Tell whether an operation other than arithmetic reads a parameter."""
+    return item.operator not in ARITHMETIC and any(_is_weight(x) for x in item.split()[1])
 
 
 def _is_weight(leaf: Any) -> bool:
@@ -113,15 +126,14 @@ def live_classes(items: list[Item], outputs: tuple[Any, ...]) -> set[Item]:
     return live
 
 
-def sequence(program: Program, *, loose: bool = False) -> Sequence:
-    """Number the operations of a program."""
-    return _Numbering(program, loose).sequence()
+def sequence(program: Program, name: Callable[[Item], Hashable] = symbol) -> Sequence:
+    """Number the operations of a program, whose symbols are given by ``name``."""
+    return _Numbering(program).sequence(name)
 
 
 class _Numbering:
-    def __init__(self, program: Program, loose: bool) -> None:
+    def __init__(self, program: Program) -> None:
         self.items = [item for item in program.items if not is_floating(item)]
-        self.loose = loose
         self.position = {item: i for i, item in enumerate(self.items)}
         self.others: list[Any] = []
         self.other_codes: dict[Hashable, int] = {}
@@ -130,11 +142,11 @@ class _Numbering:
             if item not in self.position:
                 self.code(item)
 
-    def sequence(self) -> Sequence:
+    def sequence(self, name: Callable[[Item], Hashable]) -> Sequence:
         symbols: dict[Hashable, int] = {}
         names, offsets, codes, kinds = [], [0], [], []
         for item in self.items:
-            names.append(symbols.setdefault(symbol(item, loose=self.loose), len(symbols)))
+            names.append(symbols.setdefault(name(item), len(symbols)))
             for leaf in item.split()[1]:
                 codes.append(self.code(leaf))
                 kinds.append(self.kind(leaf))
