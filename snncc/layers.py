@@ -10,12 +10,11 @@ import torch.fx
 
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import TRANSCENDENTAL
 from snncc.ir.numerics import Numerics
 from snncc.ir.printer import IR_DIALECT, spell
 from snncc.ir.program import NeuronProgram, Place
 from snncc.ir.time_loop import TimeLoop
-from snncc.ir.walk import operations
+from snncc.ir.walk import calls_maths
 from snncc.passes.plan_storage import FLOAT_BYTES, backward_bytes
 from snncc.report import Layer
 
@@ -87,7 +86,7 @@ def _neuron(node: torch.fx.Node, program: NeuronProgram, target: str) -> Layer:
     dtype = node.meta.get("dtype")
     scale = 1.0 if dtype is None else dtype.itemsize / FLOAT_BYTES
     moved = FLOAT_BYTES * (len(forward.step_inputs) + len(forward.outputs)) * scale
-    exact = not any(op in TRANSCENDENTAL for op in operations(forward))
+    exact = calls_maths(forward.lets) == 0
     return Layer(
         name=forward.name,
         kind="neuron",

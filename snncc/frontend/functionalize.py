@@ -113,8 +113,6 @@ def read(emitter: Emitter, view: View) -> Node:
 def write(emitter: Emitter, view: View, node: Node) -> None:
     """Make ``node`` the value of a view and, through it, of all views of its memory."""
     memory = view.memory
-    if memory.is_shared:
-        emitter.refuse_alias("Another tensor shares this memory in a way that is not known.")
     updates = [(view, node)]
     while view.parent is not None:
         base = read(emitter, view.parent)

@@ -260,6 +260,8 @@ class Recorder:
 
     def before_write(self, view: View) -> None:
         """Prepare for a write to a view."""
+        if view.memory.is_shared:
+            self.refuse_alias("Another tensor shares this memory in a way that is not known.")
         self._origin.before_write(self, view)
 
     def write(self, view: View, node: Node) -> None:

@@ -78,7 +78,7 @@ def _subclasses(cls: Any) -> list[Any]:
 
 def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[..., Any]]:
     """Return what replaces the static methods of a Function while a run is recorded."""
-    forward, setup = cls.forward, cls.setup_context
+    forward, setup = _original(cls.forward), _original(cls.setup_context)
     saved: list[Context] = []  # between 'forward' and 'setup_context' of one call
 
     @functools.wraps(forward)  # torch binds default arguments by the signature
@@ -103,9 +103,17 @@ def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[.
         else:
             setup(ctx, inputs, output)
 
-    if setup is _SingleLevelFunction.setup_context:
-        return {"forward": forward_with_context}
-    return {"forward": forward_alone, "setup_context": setup_context}
+    has_context = setup is _SingleLevelFunction.setup_context
+    wrapper: Any = forward_with_context if has_context else forward_alone
+    wrapper.replaces, setup_context.replaces = forward, setup  # type: ignore[attr-defined]
+    if has_context:
+        return {"forward": wrapper}
+    return {"forward": wrapper, "setup_context": setup_context}
+
+
+def _original(function: Any) -> Any:
+    """Return a static method as its class defines it; a subclass may inherit a wrapper."""
+    return getattr(function, "replaces", function)
 
 
 def _record(

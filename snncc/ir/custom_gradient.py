@@ -55,8 +55,8 @@ class CustomGradient:
 
     def __call__(self, *args: Tensor) -> Any:
         """Run the forward graph; gradients of the result run the backward graph."""
-        result: Any = _Apply.apply(self, *args)
-        return result
+        apply: Any = _Apply.apply  # type: ignore[no-untyped-call]
+        return apply(self, *args)
 
 
 class _Apply(torch.autograd.Function):

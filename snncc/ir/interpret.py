@@ -117,7 +117,10 @@ def evaluate_let(let: Let, values: Mapping[str, Tensor], like: Tensor) -> Tensor
     if not any(arg.requires_grad for arg in args):
         return value
     scope = {name: x.detach() for name, x in values.items()} | {let.name: value}
-    return _SurrogateFunction.apply(rule, scope, value, *args)  # type: ignore[no-any-return]
+    result: Tensor = _SurrogateFunction.apply(  # type: ignore[no-untyped-call]
+        rule, scope, value, *args
+    )
+    return result
 
 
 class _SurrogateFunction(torch.autograd.Function):

@@ -63,6 +63,8 @@ LOGICAL = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})
 # SQRT is among them: IEEE 754 defines its rounding, but torch's vector code on AVX-512 differs from
 # it by one unit in a seventh of all float32 arguments.
 TRANSCENDENTAL = frozenset({Op.EXP, Op.LOG, Op.SQRT, Op.SIGMOID, Op.TANH, Op.SIN, Op.COS, Op.POW})
+# Powers that are products and quotients, in torch as in the kernels.
+EXACT_POWERS = frozenset({-2.0, -1.0, 0.0, 1.0, 2.0, 3.0})
 
 
 @dataclass(frozen=True, slots=True)

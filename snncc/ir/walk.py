@@ -7,14 +7,15 @@ from typing import assert_never
 
 from snncc.ir.nodes import (
     COMPARISONS,
+    EXACT_POWERS,
     LOGICAL,
+    TRANSCENDENTAL,
     Binary,
     Const,
     Detach,
     Expr,
     Let,
     Op,
-    Recurrence,
     Select,
     Unary,
     Var,
@@ -117,9 +118,20 @@ def bool_lets(lets: Iterable[Let]) -> frozenset[str]:
     return frozenset(names)
 
 
-def operations(recurrence: Recurrence) -> Iterator[Op]:
-    """Yield every scalar operation of one step, in order of evaluation."""
-    for let in recurrence.lets:
-        for node in subexpressions(let.expr):
-            if isinstance(node, Unary | Binary):
-                yield node.op
+def calls_maths(lets: Iterable[Let]) -> int:
+    """Return how many maths functions some lets call.
+
+    Their results differ between maths libraries by units in the last place, and each costs as much
+    as several accesses to memory.
+    """
+    return sum(_is_inexact(e) for let in lets for e in subexpressions(let.expr))
+
+
+def _is_inexact(expr: Expr) -> bool:
+    match expr:
+        case Binary(Op.POW, _, Const(exponent)):
+            return exponent not in EXACT_POWERS
+        case Unary(op, _) | Binary(op, _, _):
+            return op in TRANSCENDENTAL
+        case _:
+            return False

@@ -222,13 +222,17 @@ class _Partition:
             if not cyclic:
                 return [Group(Kind.STATELESS, (n,)) for n in calls]
         culprit = next((n for n in calls if self.rejections[n] is not None), None)
+        return [Group(Kind.SERIAL, tuple(nodes), self._serial_reason(nodes, culprit), culprit)]
+
+    def _serial_reason(
+        self, nodes: list[torch.fx.Node], culprit: torch.fx.Node | None
+    ) -> Rejection:
         if all(self._shape(n) == () for n in nodes):
-            reason = Rejection("counter", "it counts, one number for all lanes")
-            return [Group(Kind.SERIAL, tuple(nodes), reason, culprit)]
+            return Rejection("counter", "it counts, one number for all lanes")
         reason = None if culprit is None else self.rejections[culprit]
         if reason is None:
-            reason = Rejection("state", "its state is not a float tensor of one shape")
-        return [Group(Kind.SERIAL, tuple(nodes), reason, culprit)]
+            return Rejection("state", "its state is not a float tensor of one shape")
+        return reason
 
 
 def effect(node: torch.fx.Node) -> Any:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 
 import torch.fx
 
-from snncc.ir.nodes import TRANSCENDENTAL, Binary, Let, Recurrence, Unary
+from snncc.ir.nodes import Let, Recurrence
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import Adjoint, NeuronProgram, Place, Storage
-from snncc.ir.walk import bool_lets, let_reads, operations, subexpressions
+from snncc.ir.walk import bool_lets, calls_maths, let_reads
 from snncc.passes.neurons import rewrite_neurons
 
 
@@ -116,14 +116,9 @@ def _recomputed(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...]) -
 def _traffic(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place) -> float:
     """Return the bytes of a choice, with the price of its arithmetic."""
     recomputed = set(_recomputed(forward, adjoint, saved))
-    costly = sum(
-        isinstance(e, Unary | Binary) and e.op in TRANSCENDENTAL
-        for let in forward.lets
-        if let.name in recomputed
-        for e in subexpressions(let.expr)
-    )
+    costly = calls_maths(let for let in forward.lets if let.name in recomputed)
     if place is Place.SCRATCH:
-        costly += sum(op in TRANSCENDENTAL for op in operations(forward))
+        costly += calls_maths(forward.lets)
     # In cache the size of the basis still matters, though far less than memory traffic.
     cache = 0.01 * len(saved) if place is Place.SCRATCH else 0.0
     return _bytes(forward, adjoint, saved, place) + TRANSCENDENTAL_BYTES * costly + cache

@@ -79,7 +79,7 @@ SPELLINGS: dict[str, list[Function]] = {
         in_place("masked_fill_", torch.eye(4, dtype=torch.bool), 2.0),
     ],
     "matmul": [lambda x, y: x @ y, lambda x, y: torch.mm(x, y), lambda x, y: x.matmul(y)],
-    "gt": [lambda x, y: (x > y), lambda x, y: x.gt(y), lambda x, y: 0.3 < x,
+    "gt": [lambda x, y: (x > y), lambda x, y: x.gt(y), lambda x, y: operator.lt(0.3, x),
            lambda x, y: torch.greater(x, y)],
     "ge": [lambda x, y: x >= 0.1, lambda x, y: torch.greater_equal(x, y)],
     "eq": [lambda x, y: x == y, lambda x, y: x.eq(0)],

@@ -130,28 +130,31 @@ def is_number(value: Any) -> bool:
 
 
 def _split(value: Any, leaves: list[Any]) -> Hashable:
-    if isinstance(value, Item) or is_number(value):
+    kind = type(value)
+    if kind is Item or kind is int or kind is float:
         leaves.append(value)
         return LEAF
-    if isinstance(value, tuple | list):
-        return (type(value).__name__, *[_split(v, leaves) for v in value])
-    if isinstance(value, dict):
-        return ("dict", *[(k, _split(v, leaves)) for k, v in value.items()])
-    if isinstance(value, slice):
-        return ("slice", *[_split(v, leaves) for v in (value.start, value.stop, value.step)])
-    return ("=", type(value).__name__, value if isinstance(value, Hashable) else id(value))
+    if kind is tuple or kind is list:
+        return (kind, *[_split(v, leaves) for v in value])
+    if kind is dict:
+        return (kind, *[(k, _split(v, leaves)) for k, v in value.items()])
+    if kind is slice:
+        return (kind, *[_split(v, leaves) for v in (value.start, value.stop, value.step)])
+    return (kind, value if isinstance(value, Hashable) else id(value))
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     """Return arguments of the same structure with every item and number replaced."""
-    if isinstance(value, Item) or is_number(value):
+    kind = type(value)
+    if kind is Item or kind is int or kind is float:
         return function(value)
-    if isinstance(value, tuple | list):
-        mapped = [map_leaves(v, function) for v in value]
-        return tuple(mapped) if isinstance(value, tuple) else mapped
-    if isinstance(value, dict):
+    if kind is tuple:
+        return tuple([map_leaves(v, function) for v in value])
+    if kind is list:
+        return [map_leaves(v, function) for v in value]
+    if kind is dict:
         return {k: map_leaves(v, function) for k, v in value.items()}
-    if isinstance(value, slice):
+    if kind is slice:
         return slice(*[map_leaves(v, function) for v in (value.start, value.stop, value.step)])
     return value
 
@@ -206,6 +209,7 @@ def from_tape(tape: Tape) -> Program:
     items: dict[torch.fx.Node, Item] = {}
 
     def convert(value: Any) -> Any:
+        """Return arguments with items for nodes, and with Python's own containers."""
         if isinstance(value, torch.fx.Node):
             return items[value]
         if isinstance(value, tuple):

@@ -114,6 +114,8 @@ def _written(item: Any) -> tuple[Item, Item, int, int] | None:
 
 def _forward_reads(program: Program) -> None:
     """Let a read of a slice that was written before read the value that was written."""
+    if all(item.target is not torch.select_scatter for item in program.items):
+        return
     replaced: dict[Item, Any] = {}
     for item in program.items:
         if any(x in replaced for x in operands(item)):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from snncc.frontend.reroll.flat import (
     ARITHMETIC,
@@ -25,7 +26,6 @@ from snncc.frontend.reroll.flat import (
     Program,
     element,
     is_floating,
-    is_number,
     may_stack,
     operands,
 )
@@ -183,10 +183,10 @@ class _Numbering:
         return self.other_codes[key]
 
     def kind(self, leaf: Any) -> int:
-        if is_number(leaf):
+        if type(leaf) is not Item:
             return NUMBER
-        if element(leaf) is not None:
-            return ELEMENT
         if leaf.target is None:
             return LISTED if may_stack(leaf) else FIXED
+        if leaf.target is torch.select and element(leaf) is not None:
+            return ELEMENT
         return FIXED if leaf in self.position else FLOATING
