@@ -1,0 +1,1 @@
+"""From the user's code to time loops: capture by execution, re-rolling with proof."""

@@ -86,6 +86,6 @@ def graft(value: Tensor, carrier: Tensor) -> Tensor:
     This is what a change of a tensor's memory behind autograd's back means (``x.data.mul_(2)``, or
     any in-place operator under ``torch.no_grad``): the value is new, the history is the old one.
     """
-    apply: Any = _Graft.apply  # type: ignore[no-untyped-call]
+    apply: Any = _Graft.apply
     result: Tensor = apply(value, carrier)
     return result

@@ -1,4 +1,4 @@
-"""The name that the user's code gives to a value: ``v`` for what ``v = 0.5 * v + x[t]`` computes."""
+"""The name that the user's code gives to a value: ``v`` in ``v = 0.5 * v + x[t]``."""
 
 from __future__ import annotations
 

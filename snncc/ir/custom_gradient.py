@@ -55,7 +55,7 @@ class CustomGradient:
 
     def __call__(self, *args: Tensor) -> Any:
         """Run the forward graph; gradients of the result run the backward graph."""
-        apply: Any = _Apply.apply  # type: ignore[no-untyped-call]
+        apply: Any = _Apply.apply
         return apply(self, *args)
 
 
