@@ -15,6 +15,7 @@ from snncc.frontend.sources import attribute_signature, gather, write_back
 from snncc.options import Options
 from snncc.pipeline import Compiled, Recording, build, record
 from snncc.report import Plan
+from snncc.runtime import memory
 from snncc.short_sequence import record_longer
 
 # Recording patches torch for the whole process, so one thread records at a time.
@@ -150,7 +151,7 @@ class _Family:
             if member.serves(shapes):
                 return member.compiled
         model = self.owner.original
-        with RECORDING:
+        with RECORDING, memory.passing():
             recording = record(model, args, kwargs)
             if not recording.rolled.loops:
                 recording = record_longer(model, args, kwargs, recording) or recording

@@ -16,6 +16,7 @@ from snncc.dump import Dump
 from snncc.errors import UnsupportedError
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
+from snncc.ir import sequence_ops
 from snncc.ir import validate as invariants
 from snncc.ir.program import Place
 from snncc.ir.tape import Tape
@@ -25,6 +26,7 @@ from snncc.options import Options, settings
 from snncc.passes import Rejection, passes_for
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.report import Plan, Timings
+from snncc.runtime import products
 from snncc.runtime.operators import Neuron
 from snncc.translation import check_translation
 
@@ -72,6 +74,7 @@ def record(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     timings = Timings()
     with _timed(timings, "capture"):
         tape = capture(model, args, kwargs)
+        tape.result = None  # it holds the graph of autograd, and with it all of the run's values
     with _timed(timings, "reroll"):
         rolled = reroll(tape)
     return Recording(tape, rolled, timings)
@@ -123,6 +126,9 @@ def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[A
     for node in neuron_nodes(runnable):
         program = node.target.program  # type: ignore[union-attr]
         node.target = KernelCall(Neuron(program, target=target, num_threads=options.num_threads))
+    for node in runnable.nodes:
+        if node.target is sequence_ops.linear:
+            node.target = products.linear
     module = torch.fx.GraphModule(torch.nn.Module(), runnable)
     return module.forward
 

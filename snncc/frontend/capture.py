@@ -17,6 +17,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from snncc.errors import CaptureError
 from snncc.frontend.aftermath import Aftermath
 from snncc.frontend.libraries import plain_libraries
 from snncc.frontend.location import CallSites
@@ -24,7 +25,7 @@ from snncc.frontend.origin import Outside
 from snncc.frontend.parameters import parameters_refused
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session
-from snncc.frontend.sources import gather, named_tensors, preserved
+from snncc.frontend.sources import PythonGenerators, gather, named_tensors, preserved
 from snncc.frontend.surrogate import functions_recorded
 from snncc.frontend.traced import TracedInt
 from snncc.ir.custom_gradient import run_graph
@@ -78,6 +79,7 @@ def _run(
     session: Session, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call the model; call paths start below this frame."""
+    generators = PythonGenerators()
     try:
         with session.listening():
             result = model(*args, **kwargs)
@@ -87,6 +89,13 @@ def _run(
         raise
     if session.failure is not None:  # the user's code went on regardless
         raise session.failure
+    if generators.have_moved():
+        raise CaptureError(
+            "The model draws random numbers of Python or numpy.",
+            code="capture.python-random",
+            notes=["The numbers drawn while recording would be frozen into the program."],
+            hints=["Draw them with torch: 'torch.rand', 'torch.bernoulli', 'torch.randint'."],
+        )
     return result
 
 

@@ -16,6 +16,11 @@ DIFFERENTIABLE = 2  # a gradient may flow through it
 GUARDED = 4  # the value depends on single numbers that the model holds as tensors
 
 
+def carries_gradient(dtype: torch.dtype) -> bool:
+    """Tell whether values of a type may have a gradient."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
 class Node:
     """A value: a placeholder (``target`` is None), or a call of a function.
 

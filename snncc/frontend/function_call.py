@@ -17,7 +17,15 @@ from torch.autograd.function import _SingleLevelFunction
 
 from snncc.errors import CaptureError, SnnccError
 from snncc.frontend.canonical import cast
-from snncc.frontend.draft import DEPENDENT, DIFFERENTIABLE, GUARDED, Node, needed_for, to_fx
+from snncc.frontend.draft import (
+    DEPENDENT,
+    DIFFERENTIABLE,
+    GUARDED,
+    Node,
+    carries_gradient,
+    needed_for,
+    to_fx,
+)
 from snncc.frontend.functionalize import View
 from snncc.frontend.paths import Variables
 from snncc.frontend.recorder import Recorder
@@ -98,7 +106,7 @@ class Arguments:
     def bind(self, recorder: Recorder, tensor: Tensor, original: Tensor) -> View:
         """Make ``tensor`` stand for a new placeholder that is given ``original``."""
         node = self._outer.node(original)
-        facts = DEPENDENT | (DIFFERENTIABLE if tensor.dtype.is_floating_point else 0)
+        facts = DEPENDENT | (DIFFERENTIABLE if carries_gradient(tensor.dtype) else 0)
         if not node.is_dependent:
             facts = node.facts & GUARDED
         name = f"x{len(self.nodes)}"
@@ -167,7 +175,7 @@ class FunctionCall:
         if not isinstance(value, Tensor):
             return value
         stand_in = value.detach()
-        if stand_in.dtype.is_floating_point:
+        if carries_gradient(stand_in.dtype):
             stand_in.requires_grad_()
         self.arguments.bind(self.inner, stand_in, value)
         return stand_in

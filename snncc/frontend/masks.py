@@ -26,46 +26,54 @@ _ELEMENTWISE = frozenset(
 )  # fmt: skip
 
 
+_DEPTH = 8  # how far a value is followed back to the parts that it was computed of
+
+
 def unmasked(recorder: Recorder, node: Node, mask: Node) -> Node | None:
     """Return the tensor of which ``node`` is the part at ``mask``, or None where there is none."""
+    return _whole(recorder, node, mask) if _is_part(node, mask, _DEPTH) else None
+
+
+def _is_part(value: Any, mask: Node, depth: int) -> bool:
+    """Tell whether a value was computed, element by element, of parts at the mask."""
+    if not isinstance(value, Node) or value.target is None or depth == 0:
+        return False
+    if value.target is operator.getitem:
+        return _same(value.args[1], mask, depth)
+    if value.target not in _ELEMENTWISE:
+        return False
+    parts = [a for a in value.operands if not _is_single(a)]
+    return bool(parts) and all(_is_part(p, mask, depth - 1) for p in parts)
+
+
+def _is_single(node: Node) -> bool:
+    return bool(node.meta.get("shape", ()) == ())
+
+
+def _whole(recorder: Recorder, node: Node, mask: Node) -> Node:
+    """Compute for all elements what ``node`` is at the mask."""
     if node.target is operator.getitem:
-        base, index = node.args
-        if isinstance(base, Node) and isinstance(index, Node) and same(index, mask):
-            return base
-        return None
-    if node.target not in _ELEMENTWISE:
-        return None
-    operands = [_operand(recorder, a, mask) for a in node.args]
-    found = [a for a in operands if isinstance(a, Node) and "shape" in a.meta]
-    if any(a is _NOTHING for a in operands) or not found:
-        return None
-    like = max(found, key=lambda n: len(n.meta["shape"]))
-    result = recorder.emit(node.target, tuple(operands), node.kwargs)
-    result.meta["shape"], result.meta["dtype"] = like.meta["shape"], node.meta["dtype"]
+        base = node.args[0]
+        assert isinstance(base, Node)
+        return base
+    args = tuple(
+        _whole(recorder, a, mask) if isinstance(a, Node) and not _is_single(a) else a
+        for a in node.args
+    )
+    result = recorder.emit(node.target, args, node.kwargs)
+    shapes = [a.meta["shape"] for a in result.operands if "shape" in a.meta]
+    result.meta["shape"], result.meta["dtype"] = max(shapes, key=len), node.meta["dtype"]
     return result
 
 
-_NOTHING = object()
-
-
-def _operand(recorder: Recorder, value: Any, mask: Node) -> Any:
-    if not isinstance(value, Node) or value.meta.get("shape") in (None, ()):
-        return value
-    found = unmasked(recorder, value, mask)
-    return _NOTHING if found is None else found
-
-
-def same(a: Any, b: Any) -> bool:
+def _same(a: Any, b: Any, depth: int) -> bool:
     """Tell whether two nodes compute the same value by the same calls of the same operands."""
     if a is b:
         return True
     if not isinstance(a, Node) or not isinstance(b, Node):
         return type(a) is type(b) and bool(a == b)
-    return (
-        a.target is not None
-        and a.target is b.target
-        and a.kwargs == b.kwargs
-        and not a.meta["impure"]
-        and len(a.args) == len(b.args)
-        and all(same(x, y) for x, y in zip(a.args, b.args, strict=True))
-    )
+    if depth == 0 or a.target is None or a.target is not b.target or a.meta["impure"]:
+        return False
+    if a.kwargs != b.kwargs or len(a.args) != len(b.args):
+        return False
+    return all(_same(x, y, depth - 1) for x, y in zip(a.args, b.args, strict=True))

@@ -8,7 +8,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from snncc.errors import CaptureError
-from snncc.frontend.draft import DEPENDENT, DIFFERENTIABLE, GUARDED, Node
+from snncc.frontend.draft import DEPENDENT, DIFFERENTIABLE, GUARDED, Node, carries_gradient
 from snncc.frontend.functionalize import View
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.sources import Snapshot
@@ -123,7 +123,7 @@ def _facts(source: Source, tensor: Tensor) -> int:
             facts = GUARDED
     if tensor.requires_grad:
         facts |= DIFFERENTIABLE
-    if source.kind is SourceKind.INPUT and tensor.dtype.is_floating_point:
+    if source.kind is SourceKind.INPUT and carries_gradient(tensor.dtype):
         facts |= DIFFERENTIABLE
     return facts
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from snncc.errors import CaptureError, Location, UnsupportedError
 from snncc.frontend import functionalize
 from snncc.frontend.canonical import full_like, numel, size
-from snncc.frontend.draft import DIFFERENTIABLE, Draft, Node, needed_for
+from snncc.frontend.draft import DIFFERENTIABLE, Draft, Node, carries_gradient, needed_for
 from snncc.frontend.functionalize import Edge, Memory, View
 from snncc.frontend.location import CallSites, Path
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
@@ -149,7 +149,7 @@ class Recorder:
         if target is not full_like:  # depends on sizes alone
             for operand in node.operands:
                 facts |= operand.facts
-        if like is not None and (target is torch.detach or not like.dtype.is_floating_point):
+        if like is not None and (target is torch.detach or not carries_gradient(like.dtype)):
             facts &= ~DIFFERENTIABLE
         node.meta = self._meta(like, impure=impure)
         node.facts = facts

@@ -124,6 +124,13 @@ def _broadcast_to(x: Tensor, size: Any) -> Call:
     return Call(torch.Tensor.expand, (x, tuple(size)))
 
 
+def _part(function: Callable[[Tensor], Tensor]) -> Rewrite:
+    def rewrite(x: Tensor) -> Call:
+        return Call(function, (x,))
+
+    return rewrite
+
+
 def _ravel(x: Tensor) -> Call:
     return Call(torch.reshape, (x, (-1,)))
 
@@ -157,6 +164,8 @@ REWRITES: Mapping[str, Rewrite] = {
     "min": _extremum("min", torch.minimum),
     "t": _reverse_dims,
     "get:T": _reverse_dims,
+    "get:real": _part(torch.real),
+    "get:imag": _part(torch.imag),
     "get:H": _reverse_dims,
     "get:mT": _matrix_transpose,
     "get:mH": _matrix_transpose,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snncc.errors import SnnccError, UnsupportedError
@@ -135,6 +135,12 @@ class Session:
             yield
         finally:
             self.recorder, self.grad = outer, grad
+
+
+def is_recording() -> bool:
+    """Tell whether the code that runs is being recorded in this thread."""
+    stack: Any = _get_current_function_mode_stack  # untyped in torch
+    return any(isinstance(mode, _Record) for mode in stack())
 
 
 class _Record(TorchFunctionMode):

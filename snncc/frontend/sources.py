@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, is_dataclass
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -201,27 +202,44 @@ class Snapshot:
 _ABSENT = object()
 
 
+class PythonGenerators:
+    """The state of the random number generators of Python and numpy."""
+
+    def __init__(self) -> None:
+        self._python = random.getstate()
+        self._numpy = numpy.random.get_state()
+
+    def have_moved(self) -> bool:
+        """Tell whether numbers were drawn since."""
+        now: Any = numpy.random.get_state()
+        then: Any = self._numpy
+        is_same = now[2:] == then[2:] and bool((now[1] == then[1]).all())
+        return random.getstate() != self._python or not is_same
+
+    def restore(self) -> None:
+        """Set the generators back."""
+        random.setstate(self._python)
+        numpy.random.set_state(self._numpy)
+
+
 @contextmanager
 def preserved(
     model: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> Iterator[Snapshot]:
     """Leave the state of a model, and of the random number generators, as it was."""
     snapshot = Snapshot(walk(model, args, kwargs))
-    generators = torch.get_rng_state(), random.getstate()
+    python = PythonGenerators()
+    generator = torch.get_rng_state()
     cuda: Any = torch.cuda
     devices = cuda.get_rng_state_all() if cuda.is_initialized() else []
-    numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None else None
     try:
         yield snapshot
     finally:
         snapshot.restore()
-        torch.set_rng_state(generators[0])
-        random.setstate(generators[1])
+        torch.set_rng_state(generator)
+        python.restore()
         if devices:
             cuda.set_rng_state_all(devices)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)
 
 
 def resolve(name: str, root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -103,7 +103,7 @@ class Neuron:
             tensors = _widen(tensors, self._steps, tuple(lane_shape))
         if self.target == "torch":
             results = self._interpret(tensors, length)
-        elif _is_traced(tensors):
+        elif is_traced(tensors):
             results = self._traced(tensors, length)
         else:
             results = self._eager(tensors, length)
@@ -246,7 +246,7 @@ def _widen(tensors: tuple[Tensor, ...], steps: int, lanes: Sizes) -> tuple[Tenso
     return (first.expand(sizes), *rest)
 
 
-def _is_traced(tensors: Sequence[Tensor]) -> bool:
+def is_traced(tensors: Sequence[Tensor]) -> bool:
     """Tell whether operators are recorded or transformed rather than run."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True

@@ -31,8 +31,8 @@ class Net(nn.Module):
             setattr(self, name, copy.deepcopy(value))
         self.run = forward
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(self, *args, **kwargs)
+    def forward(self, x: Tensor, *rest: Any) -> Any:
+        return self.run(self, x, *rest)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -220,11 +220,17 @@ class _First:
                 return False
             leaves = self.rewritten.get(item, item.split()[1])
             for leaf, pattern in zip(leaves, self.proof.operands(here), strict=True):
-                if is_number(leaf) and not isinstance(pattern, Outer | Numbers):
+                if is_number(leaf) and not self.is_constant(leaf, pattern):
                     return False
                 if isinstance(pattern, Same):
                     stack.append(pattern.place)
         return True
+
+    def is_constant(self, number: float, pattern: Pattern) -> bool:
+        """Tell whether the loop has a number in this place as well."""
+        if isinstance(pattern, Outer):
+            return self.sequence.code(number) == pattern.code
+        return isinstance(pattern, Numbers)
 
     def made(self, place: int) -> Item | None:
         """Return the operation that computes with torch what Python computed."""

@@ -32,7 +32,7 @@ def complete_last(program: Program, sequence: Sequence, proof: Proof, tried: set
         program: The program.
         sequence: Its operations in numbers.
         proof: A loop of it.
-        tried: The operations behind which this was done before; one is added.
+        tried: The operations of iterations for which this was done; more are added.
     """
     return _Last(sequence, proof).complete(program, tried)
 
@@ -97,9 +97,9 @@ class _Last:
     def complete(self, program: Program, tried: set[Item]) -> bool:
         self.align()
         present = list(self.items.values())
-        if not present or present[0] in tried or len(present) == self.proof.period:
+        if not present or not tried.isdisjoint(present) or len(present) == self.proof.period:
             return False
-        tried.add(present[0])
+        tried.update(present)
         try:
             for place in range(self.proof.period):
                 if place not in self.items:
@@ -107,6 +107,7 @@ class _Last:
         except _CannotCopyError:
             return False
         self.insert(program, set(present))
+        tried.update(self.items.values())  # what was added is never a reason to add more
         return True
 
     def align(self) -> None:

@@ -28,6 +28,10 @@ from snncc.ir.tape import Source, Tape
 from snncc.ir.time_loop import TimeLoop
 
 
+# How often the second of two iterations is completed, in programs where no loop is proven.
+PAIRS = 4
+
+
 @dataclass(eq=False)
 class Rolled:
     """A run in which the loops over time are loops again.
@@ -62,12 +66,13 @@ def reroll(tape: Tape) -> Rolled:
     simplify(program)
     live = live_classes(program.items, program.outputs)
     program.items = [item for item in program.items if item in live]
-    number = 1
+    number, pairs = 1, PAIRS
     tried: set[Item] = set()
     while True:
         numbered = sequence(program)
         loops, _ = find_loops(numbered)
-        if not loops and complete_second(program, numbered, tried):
+        if not loops and pairs > 0 and complete_second(program, numbered, tried):
+            pairs -= 1
             continue
         if not loops:
             break
