@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import OptionError, TargetError, UnsupportedError
 from snncc.frontend.generalize import same_program
-from snncc.frontend.sources import attribute_signature, gather, write_back
+from snncc.frontend.session import is_recording
+from snncc.frontend.sources import attribute_signature, gather, holds, write_back
 from snncc.options import Options
 from snncc.pipeline import Compiled, Recording, build, record
 from snncc.report import Plan
@@ -65,6 +66,8 @@ class CompiledModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; record and compile it first where this is a new specialisation."""
+        if is_recording():  # by the compilation of a model around this one
+            return self.original(*args, **kwargs)
         compiled = self.specialize(*args, **kwargs)
         tape = compiled.recording.tape
         outputs = compiled.run(*gather(tape, self.original, args, kwargs))
@@ -122,9 +125,10 @@ class _Specialization:
         self.shapes: list[list[int | None] | None] = [
             None if shape is None else list(shape) for shape in shapes
         ]
+        self.others: set[Shapes] = set()
 
     def serves(self, shapes: Shapes) -> bool:
-        return all(
+        return shapes in self.others or all(
             mine is None
             or theirs is None
             or all(a is None or a == b for a, b in zip(mine, theirs, strict=True))
@@ -132,7 +136,13 @@ class _Specialization:
         )
 
     def free(self, shapes: Shapes) -> None:
-        """Free every size in which the new shapes differ from those recorded."""
+        """Free every size in which the new shapes differ from those recorded.
+
+        Where sizes steer the program, only these very shapes are known to be served.
+        """
+        if self.compiled.recording.tape.is_steered_by_sizes:
+            self.others.add(shapes)
+            return
         for mine, theirs in zip(self.shapes, shapes, strict=True):
             if mine is not None and theirs is not None:
                 mine[:] = [a if a == b else None for a, b in zip(mine, theirs, strict=True)]
@@ -147,16 +157,19 @@ class _Family:
 
     def find(self, shapes: Shapes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         """Return the program for these shapes; record again where none is known to serve them."""
-        for member in self.members:
-            if member.serves(shapes):
-                return member.compiled
         model = self.owner.original
+        for member in self.members:
+            tape = member.compiled.recording.tape
+            if member.serves(shapes) and holds(tape, model, args, kwargs):
+                return member.compiled
         with RECORDING, memory.passing():
             recording = record(model, args, kwargs)
             if not recording.rolled.loops:
                 recording = record_longer(model, args, kwargs, recording) or recording
         for member in [] if recording.exact else self.members:
-            if same_program(member.compiled.recording.rolled, recording.rolled):
+            tape = member.compiled.recording.tape
+            same = same_program(member.compiled.recording.rolled, recording.rolled)
+            if same and holds(tape, model, args, kwargs):
                 member.free(shapes)
                 return member.compiled
         leaves = gather(recording.tape, model, args, kwargs)
@@ -206,7 +219,7 @@ def _inputs(recording: Recording) -> Iterator[tuple[Any, Any]]:
 def _model_key(model: Callable[..., Any]) -> Any:
     """Return what a recording depends on besides the arguments."""
     if not isinstance(model, nn.Module):
-        return ()
+        return attribute_signature(model)
     return (
         tuple(m.training for m in model.modules()),
         tuple((t.dtype, t.device, t.requires_grad, t.shape) for t in _tensors(model)),

@@ -12,21 +12,10 @@ Integers read off shapes are computed with `size`, `numel` and the functions of 
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-
-INTEGER_OPERATORS: tuple[Callable[..., int], ...] = (
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.floordiv,
-    operator.mod,
-    operator.neg,
-)
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:

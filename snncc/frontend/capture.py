@@ -72,6 +72,7 @@ def capture(
             result = _run(session, model, args, kwargs)
         tape = _finish(Aftermath(recorder, outside, before), in_spec, result)
         tape.guards = tuple(outside.guards.values())
+        tape.is_steered_by_sizes = recorder.is_steered_by_sizes
         return tape
 
 

@@ -101,6 +101,7 @@ class Recorder:
         self.sites = sites
         self._origin = origin
         self._inner = inner
+        self.is_steered_by_sizes = False
         self._views: dict[int, tuple[weakref.ref[Tensor], View]] = {}
         self._memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self._sizes: dict[tuple[Node, int], Node] = {}

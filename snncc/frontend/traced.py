@@ -62,6 +62,23 @@ for _name, _function in {
 }.items():
     setattr(TracedInt, f"__{_name}__", _binary(_function, reflected=False))
     setattr(TracedInt, f"__r{_name}__", _binary(_function, reflected=True))
+
+
+def _comparison(name: str) -> Callable[..., Any]:
+    compare = getattr(int, name)
+
+    def method(self: TracedInt, other: Any) -> Any:
+        # Against another size the outcome is the same at other sizes, or the operators will tell.
+        if not isinstance(other, TracedInt):
+            self.owner.is_steered_by_sizes = True
+        return compare(self, other)
+
+    return method
+
+
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(TracedInt, f"__{_name}__", _comparison(f"__{_name}__"))
+TracedInt.__hash__ = int.__hash__  # type: ignore[method-assign]
 TracedInt.__neg__ = _negative  # type: ignore[method-assign, assignment]
 
 

@@ -127,6 +127,8 @@ class Tape:
         bindings: The attributes that were bound anew, with their Python structure; an attribute
             that was only changed in place is in ``writes`` alone.
         guards: What must be as it was for the tape to hold.
+        is_steered_by_sizes: Whether Python compared a size with a number, as ``min(T, 50)`` does:
+            the program may be another one at other sizes.
         result: What the user's code returned in the recorded run.
     """
 
@@ -138,4 +140,5 @@ class Tape:
     writes: tuple[Write, ...] = ()
     bindings: tuple[Binding, ...] = ()
     guards: tuple[Guard, ...] = ()
+    is_steered_by_sizes: bool = False
     result: Any = field(default=None, repr=False)

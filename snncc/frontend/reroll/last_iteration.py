@@ -138,7 +138,10 @@ class _Last:
         return Item(like.target, (base, pattern.dim, index), {}, dict(like.meta), like.name)
 
     def copied(self, like: Item, patterns: tuple[Pattern, ...]) -> Item:
-        leaves = iter([self.leaf(pattern) for pattern in patterns])
+        operands = [self.leaf(pattern) for pattern in patterns]
+        if not all(_fits(x, y) for x, y in zip(operands, like.split()[1], strict=True)):
+            raise _CannotCopyError
+        leaves = iter(operands)
         args, kwargs = map_leaves((like.args, like.kwargs), lambda _: next(leaves))
         return Item(like.target, args, kwargs, dict(like.meta), like.name)
 
@@ -175,3 +178,10 @@ class _Last:
             if item is last:
                 items += waiting
         program.items = items
+
+
+def _fits(operand: Any, like: Any) -> bool:
+    """Tell whether an operand is of the kind, shape and type that an operation had."""
+    if not isinstance(operand, Item) or not isinstance(like, Item):
+        return type(operand) is type(like)
+    return all(operand.meta.get(k) == like.meta.get(k) for k in ("shape", "dtype", "value"))

@@ -284,6 +284,10 @@ class _Prover:
         rows = [[self.sequence.code(leaf) for leaf in v.split()[1]] for v in values]
         table = np.array(rows, dtype=np.int64)
         made = [self.column(table[:, c], place) for c in range(table.shape[1])]
+        for part in made:
+            chosen = isinstance(part, Numbers) and any(type(v) is int for v in part.values)
+            if chosen and not last.is_integer:
+                return Refuted(self.count - 2, place, "it reads a value that is made differently")
         return self.joined(self.sequence.code(last), made)
 
     def differs(self, codes: Codes, values: list[Any], place: int) -> Refuted:

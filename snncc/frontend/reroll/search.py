@@ -72,7 +72,7 @@ def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
         unproven += [f for f in found if isinstance(f, Unproven)]
         groups.append([f for f in found if isinstance(f, Loop)])
         best = max(best, _total(groups[-1]))
-    groups.sort(key=lambda group: -_total(group))
+    groups.sort(key=lambda group: (-_total(group), group[0].proof.period if group else 0))
     chosen: list[Loop] = []
     for group in groups:
         for loop in group if 2 * _total(group) >= best else ():

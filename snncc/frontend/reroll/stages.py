@@ -27,7 +27,6 @@ from snncc.frontend.reroll.symbols import live_classes, sequence
 from snncc.ir.tape import Source, Tape
 from snncc.ir.time_loop import TimeLoop
 
-
 # How often the second of two iterations is completed, in programs where no loop is proven.
 PAIRS = 4
 
