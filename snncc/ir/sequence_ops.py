@@ -32,9 +32,10 @@ def time_view(x: Tensor, dim: int, start: int, stride: int, length: int) -> Tens
         raise IndexError(
             f"step {length - 1} of the loop reads index {last} of an axis of size {size}"
         )
-    moved = x.movedim(dim, 0)
+    # A view of all of it is no slice: the gradient of a slice is a copy into zeros.
+    moved = x.movedim(dim, 0) if dim else x
     if stride == 1:
-        return moved[first : first + length]
+        return moved if length == size else moved[first : first + length]
     if stride > 1:
         return moved[first : last + 1 : stride]
     indices = torch.arange(length, device=x.device) * stride + first

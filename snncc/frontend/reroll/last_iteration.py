@@ -104,6 +104,8 @@ class _Last:
             for place in range(self.proof.period):
                 if place not in self.items:
                     self.items[place] = self.made(place)
+                elif not self.agrees(place):
+                    return False
         except _CannotCopyError:
             return False
         self.insert(program, set(present))
@@ -117,6 +119,18 @@ class _Last:
             if position < len(symbols) and symbols[position] == symbols[self.proof.start + place]:
                 self.items[place] = self.sequence.items[position]
                 position += 1
+
+    def agrees(self, place: int) -> bool:
+        """Tell whether an operation that is there reads what it would read in the loop."""
+        if place in self.proof.selects:
+            return True
+        patterns = self.proof.operands(place)
+        known = Same if self.proof.count == 1 else Same | Back | Outer
+        return all(
+            not isinstance(pattern, known)
+            or self.sequence.code(leaf) == self.sequence.code(self.leaf(pattern))
+            for leaf, pattern in zip(self.items[place].split()[1], patterns, strict=True)
+        )
 
     def made(self, place: int) -> Item:
         """Return the operation of a place, for the iteration behind the loop."""

@@ -71,6 +71,7 @@ class _Prover:
         x, number = self.sequence.value(int(self.table[0, column])), self.table[0, column + 1]
         number = self.sequence.value(int(number))
         carried = self.start <= self.table[-1, column] < self.stop_of_last
+        carried = carried and self.table[-1, column + 1] != self.table[0, column + 1]
         if carried and isinstance(x, Item) and is_number(number) and number == 0:
             self.table[0, column : column + 2] = self.table[0, column : column + 2][::-1].copy()
 

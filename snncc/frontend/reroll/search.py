@@ -87,10 +87,19 @@ def _total(group: list[Loop]) -> int:
 
 
 def prove_repeat(sequence: Sequence, repeat: Repeat) -> Loop | Unproven:
-    """Return the best loop in a repeat."""
+    """Return the best loop in a repeat.
+
+    Iterations are dropped at the front while that helps; where the last one is at fault, the repeat
+    is cut there.
+    """
     steady = longest_steady(sequence, repeat)
-    ends = {repeat.stop, repeat.stop if steady is None else steady.stop}
-    found = [_prove_ending(sequence, Repeat(repeat.period, repeat.start, end)) for end in ends]
+    found = [_prove_ending(sequence, repeat)]
+    if steady is not None and steady.stop < repeat.stop:
+        found.append(_prove_ending(sequence, Repeat(repeat.period, repeat.start, steady.stop)))
+    cut = min((f.position for f in found if isinstance(f, Unproven)), default=repeat.stop)
+    if all(isinstance(f, Unproven) for f in found) and cut - repeat.start >= repeat.period:
+        end = min(cut + repeat.period, repeat.stop - 1)
+        found.append(_prove_ending(sequence, Repeat(repeat.period, repeat.start, end)))
     loops = [f for f in found if isinstance(f, Loop)]
     if loops:
         return max(loops, key=lambda loop: loop.score)
