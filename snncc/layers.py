@@ -53,7 +53,8 @@ def _lines(graph: torch.fx.Graph, target: str) -> Iterator[Layer]:
 def _is_layer(node: torch.fx.Node) -> bool:
     target: Any = node.target
     plumbing = target in PLUMBING or isinstance(target, sequence_ops.TripLength)
-    return not plumbing and target.__module__ == "torch.nn.functional"
+    # Methods of tensors have no module.
+    return not plumbing and getattr(target, "__module__", "") == "torch.nn.functional"
 
 
 def _operator(node: torch.fx.Node, kind: str, form: str) -> Layer:
