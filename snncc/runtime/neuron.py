@@ -8,7 +8,6 @@ torch.export, make_fx - it is the operator of `snncc.runtime.operators`.
 from __future__ import annotations
 
 import hashlib
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,8 +31,8 @@ from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_resul
 # Plans of one layer that are remembered; a layer sees few sizes, but T may vary with the data.
 _MOST_PLANS = 256
 
-# Weak, so that a layer lives no longer than the compiled model that holds it.
-_NEURONS: weakref.WeakValueDictionary[str, Neuron] = weakref.WeakValueDictionary()
+# Layers stay known for the life of the process: a traced program may name them at any time.
+_NEURONS: dict[str, Neuron] = {}
 
 
 class Neuron:

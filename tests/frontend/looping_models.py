@@ -533,6 +533,20 @@ class StaticInput(Net):
         return total / self.steps
 
 
+@looping((6, False, 4), shape=(3, 5), time=None)
+class LayersInsideTimeOfStaticInput(Net):
+    def forward(self, x):
+        states, total = [torch.zeros_like(x) for _ in range(3)], torch.zeros_like(x)
+        for _ in range(self.steps):
+            h = x
+            for n in range(3):
+                states[n] = 0.9 * states[n] + h * self.decay
+                h = spike(states[n] - 1)
+                states[n] = states[n] - h
+            total = total + h
+        return total
+
+
 @looping((2, True, 1), shape=(2, 3, 4))
 class TwoSteps(Net):
     def forward(self, x):

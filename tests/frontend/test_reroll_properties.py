@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -197,13 +198,13 @@ def test_loops_compute_the_same_bits(script: Script) -> None:
 @given(scripts.filter(lambda s: s.steps >= 4 and not s.quirks))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_regular_programs_are_rolled_up(script: Script) -> None:
-    """A program without quirks becomes loops: it does not grow with the number of steps."""
+    """What a program without quirks computes at every step is in a loop, or it is said why not."""
     torch.manual_seed(0)
     model = Scripted(script)
-    x = torch.randn(script.steps + 2, 2, 3)
-    tape = capture(model, (x,), {})
+    tape = capture(model, (torch.randn(script.steps + 2, 2, 3),), {})
 
     rolled = reroll(tape)
 
-    per_step = max(1, len(tape.graph.nodes) // script.steps)
-    assert rolled.loops or per_step < 3
+    calls = [n for n in tape.graph.nodes if n.target in (F.linear, torch.clamp, torch.sub)]
+    per_step = len(calls) // script.steps
+    assert rolled.loops or rolled.diagnostics or per_step == 0

@@ -16,9 +16,9 @@ def first_place(sequence: Sequence, repeat: Repeat) -> int:
     """Return the position, in the last period of a repeat, at which the user's iteration begins.
 
     The call paths of a body have a common beginning, the way to the loop; what comes next tells the
-    statements of the loop apart.  For operations that the loop's own text calls, the first line of
-    the text comes first.  Operations further inside, in the calls of a statement, come before it if
-    the program reached that statement earlier.
+    statements of the loop apart.  The one that the program reached first comes first; where an
+    inner loop says it several times, the one behind the statement that was reached last.  What else
+    is on its line comes with it: Python may have computed that itself in the first iteration.
     """
     body = list(range(repeat.stop - repeat.period, repeat.stop))
     paths = [_path(sequence, i) for i in body]
@@ -28,28 +28,16 @@ def first_place(sequence: Sequence, repeat: Repeat) -> int:
         return body[0]
     statements = [path[: depth + 1] for path in paths]
     reached = _reached(sequence, set(statements), depth + 1)
+    turns = [k for k in range(len(body)) if statements[k - 1] != statements[k]]
+    first = min(turns, key=lambda k: (reached[statements[k]], -reached[statements[k - 1]]))
     lines = [
         _line(sequence, i) if len(path) == depth + 1 else None
         for i, path in zip(body, paths, strict=True)
     ]
-    turns = [k for k in range(len(body)) if statements[k - 1] != statements[k]]
-    places = _first_line(lines) or turns
-    return body[min(places, key=lambda k: reached[statements[k]])]
-
-
-def _first_line(lines: list[int | None]) -> list[int]:
-    """Return where the first line of the text may begin: at itself or at a call in front of it."""
-    known = [line for line in lines if line is not None]
-    begins = [k for k, line in enumerate(lines) if known and line == min(known)]
-    begins = [k for k in begins if lines[k - 1] != min(known)]
-    places: list[int] = []
-    for begin in begins:
-        place = begin
-        while lines[place - 1] is None:
-            place = (place - 1) % len(lines)
-        length = (begin - place) % len(lines) + 1
-        places += [(place + k) % len(lines) for k in range(length)]
-    return places
+    if len(set(lines) - {None}) > 1:
+        while lines[first] is not None and lines[first - 1] == lines[first]:
+            first = (first - 1) % len(body)
+    return body[first]
 
 
 def _path(sequence: Sequence, position: int) -> Path:

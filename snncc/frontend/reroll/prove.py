@@ -21,7 +21,6 @@ from snncc.frontend.reroll.flat import (
     is_floating,
     is_number,
     may_stack,
-    operands,
 )
 from snncc.frontend.reroll.patterns import (
     Back,
@@ -202,19 +201,10 @@ class _Prover:
         return Back(source, depth, tuple(int(code) for code in codes[:depth]))
 
     def reads_region(self, code: int) -> bool:
-        """Tell whether a floating value is made from the shape of a value of the loop."""
+        """Tell whether a value is made from the shape of a value of the loop."""
         if code >= 0:
             return code >= self.start
-        stack = [self.sequence.value(code)]
-        while stack:
-            item = stack.pop()
-            if isinstance(item, Item) and item.target is not None:
-                if not is_floating(item):
-                    if self.sequence.code(item) >= self.start:
-                        return True
-                else:
-                    stack.extend(operands(item))
-        return False
+        return self.sequence.is_made_from(self.sequence.value(code), self.start)
 
     def hoisted(self, code: int, place: int) -> Pattern | Refuted:
         """Return a value that one iteration made for all, from shapes: it may be made in each."""

@@ -17,8 +17,6 @@ from snncc.frontend.reroll.symbols import FIXED, Codes, Sequence
 # How many occurrences of a symbol to look ahead.  A statement that a loop inside of the time loop
 # repeats comes back at the distance of the inner loop first, at that of the time loop later.
 LOOK_AHEAD = 24
-# How many periods to try in one round.
-CANDIDATES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +45,8 @@ def candidate_periods(symbols: Codes) -> list[int]:
         counts += np.bincount((order[ahead:] - order[:-ahead])[same], minlength=len(counts))
     periods = np.flatnonzero(counts >= np.maximum(np.arange(len(counts)), 1))
     ranked = periods[np.lexsort((periods, -counts[periods]))]
-    return _without_multiples(ranked.tolist())
-
-
-def _without_multiples(periods: list[int]) -> list[int]:
-    """Return the first candidates, without the multiples of a period that is more frequent."""
-    kept: list[int] = []
-    for period in periods:
-        if not any(period % p == 0 for p in kept):
-            kept.append(period)
-            if len(kept) == CANDIDATES:
-                break
-    return kept
+    found: list[int] = ranked.tolist()
+    return found
 
 
 def find_repeats(symbols: Codes, period: int) -> Iterator[Repeat]:

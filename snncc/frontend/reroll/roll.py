@@ -170,7 +170,6 @@ def take_last(program: Program) -> None:
 def prune(program: Program) -> None:
     """Drop what nobody reads: items, results of loops, and what only they needed."""
     live = {leaf for leaf in program.outputs if isinstance(leaf, Item)}
-    replaced: dict[Item, Any] = {}
     kept: list[Item] = []
     for item in _last_first(program):
         if item not in live and not item.impure:
@@ -181,7 +180,6 @@ def prune(program: Program) -> None:
             _prune_loop(item, readers)
         live.update(operands(item))
     program.items = kept[::-1]
-    replace(program, replaced)
 
 
 def _last_first(program: Program) -> list[Item]:

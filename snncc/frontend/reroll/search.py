@@ -21,6 +21,8 @@ from snncc.frontend.reroll.symbols import Codes, Sequence
 # How many places to begin the iteration at are tried, and how often the start is moved on.
 ROTATIONS = 6
 ATTEMPTS = 6
+# How many periods are tried in one round.
+CANDIDATES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +65,42 @@ def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
     """
     groups: list[list[Loop]] = []
     unproven: list[Unproven] = []
-    best = 0
+    best, tries = 0, CANDIDATES
     for period in candidate_periods(sequence.symbols):
-        repeats = list(find_repeats(sequence.symbols, period))
-        if 2 * sum(r.stop - r.start for r in repeats) < best // 2:
+        repeats = [
+            repeat
+            for repeat in find_repeats(sequence.symbols, period)
+            if not any(_is_multiple(repeat, loop.proof) for group in groups for loop in group)
+        ]
+        if not repeats or 2 * sum(r.stop - r.start for r in repeats) < best // 2:
             continue
         found = [prove_repeat(sequence, repeat) for repeat in repeats]
         unproven += [f for f in found if isinstance(f, Unproven)]
         groups.append([f for f in found if isinstance(f, Loop)])
         best = max(best, _total(groups[-1]))
-    groups.sort(key=lambda group: (-_total(group), group[0].proof.period if group else 0))
+        tries -= 1
+        if not tries:
+            break
+    return _choose([group for group in groups if group], best), unproven
+
+
+def _is_multiple(repeat: Repeat, proof: Proof) -> bool:
+    """Tell whether a repeat is a proven loop, taken several iterations at a time."""
+    same = repeat.period % proof.period == 0
+    covered = min(repeat.stop, proof.stop) - max(repeat.start, proof.start)
+    return same and covered + 2 * proof.period >= repeat.stop - repeat.start
+
+
+def _choose(groups: list[list[Loop]], best: int) -> list[Loop]:
+    """Return the loops of the best periods that do not overlap."""
+    groups.sort(key=lambda group: (-_total(group), len(group), group[0].proof.period))
     chosen: list[Loop] = []
     for group in groups:
         for loop in group if 2 * _total(group) >= best else ():
             start, stop = loop.proof.start, loop.proof.stop
             if all(stop <= c.proof.start or c.proof.stop <= start for c in chosen):
                 chosen.append(loop)
-    return chosen, unproven
+    return chosen
 
 
 def _total(group: list[Loop]) -> int:

@@ -7,7 +7,7 @@ which has to be there before the carry is read; the body is reordered for that w
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -16,9 +16,7 @@ from snncc.frontend.reroll.flat import (
     Item,
     alike,
     fill_value,
-    is_floating,
     is_number,
-    operands,
 )
 from snncc.frontend.reroll.patterns import Back, Listed, PerStep, Proof, Pure, Refuted, Same
 from snncc.frontend.reroll.symbols import Sequence
@@ -120,28 +118,25 @@ class _Planner:
                 reason = "its initial value is made from a value of the loop"
                 return Refuted(self.steps[cell], min(reader, self.proof.period - 1), reason)
             starts.cells[cell] = start
-            if isinstance(start, Filled) and isinstance(start.like, int) and start.like >= reader:
+            if isinstance(start, Filled) and isinstance(start.like, int):
                 needed = self.closure(start.like, reader, starts.cells)
-                starts.early.setdefault(reader, []).extend(needed or ())
+                starts.early.setdefault(reader, []).extend(needed or [start.like])
         return starts
 
-    def start(self, cell: Cell, reader: int, ready: Container[Cell]) -> Start | None:
+    def start(self, cell: Cell, reader: int, ready: Mapping[Cell, Start]) -> Start | None:
         code = cell[1][-1]
         value = self.sequence.value(code)
         carried = self.items[cell[0]]
         if is_number(value):
-            like = (
-                self.find_like(carried, reader, ready) if self.may_be_tensor(cell, value) else None
-            )
-            if like is not None:
-                return Filled(value, like)
+            fill = value if self.may_be_tensor(cell, value) else None
+        else:
+            fill = fill_value(value) if alike(value, carried) else None
+        like = None if fill is None else self.find_like(carried, reader, ready)
+        if fill is not None and like is not None:
+            return Filled(fill, like)
+        if is_number(value):
             return None if self.is_turned(cell) else Number(value)
-        number = fill_value(value)
-        if number is not None and alike(value, carried):
-            like = self.find_like(carried, reader, ready)
-            if like is not None:
-                return Filled(number, like)
-        return None if self.reads_region(value) else Operand(code)
+        return None if self.sequence.is_made_from(value, self.proof.start) else Operand(code)
 
     def may_be_tensor(self, cell: Cell, number: float) -> bool:
         """Tell whether a tensor of zeros can stand for the number that a carry starts from."""
@@ -158,20 +153,9 @@ class _Planner:
             for leaf, pattern in zip(first.split()[1], columns, strict=True)
         )
 
-    def reads_region(self, value: Item) -> bool:
-        """Tell whether a floating value is made from a value of the loop."""
-        stack = [value]
-        while stack:
-            item = stack.pop()
-            if item.target is None:
-                continue
-            if is_floating(item):
-                stack.extend(operands(item))
-            elif self.sequence.code(item) >= self.proof.start:
-                return True
-        return False
-
-    def find_like(self, carried: Item, reader: int, ready: Container[Cell]) -> PerStep | int | None:
+    def find_like(
+        self, carried: Item, reader: int, ready: Mapping[Cell, Start]
+    ) -> PerStep | int | None:
         """Return a per-step input or the place of an operation with the shape of a carry."""
         for pattern in self.inputs:
             if alike(step_input(self.sequence, pattern), carried):
@@ -185,7 +169,7 @@ class _Planner:
             return places[0]
         return next((p for p in places if self.closure(p, reader, ready) is not None), None)
 
-    def closure(self, place: int, reader: int, ready: Container[Cell]) -> list[int] | None:
+    def closure(self, place: int, reader: int, ready: Mapping[Cell, Start]) -> list[int] | None:
         """Return what has to come before the reader to have one place there, in order.
 
         None if there are effects among it, or carries whose start is not decided yet.
@@ -202,9 +186,13 @@ class _Planner:
             patterns = list(self.proof.operands(here))
             while patterns:
                 pattern = patterns.pop()
-                if isinstance(pattern, Back) and cell_of(pattern) not in ready:
-                    return None
-                if isinstance(pattern, Same):
+                if isinstance(pattern, Back):
+                    start = ready.get(cell_of(pattern))
+                    if start is None:
+                        return None
+                    if isinstance(start, Filled) and isinstance(start.like, int):
+                        stack.append(start.like)
+                elif isinstance(pattern, Same):
                     stack.append(pattern.place)
                 elif isinstance(pattern, Pure):
                     patterns.extend(pattern.operands)

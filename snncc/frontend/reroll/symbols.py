@@ -64,6 +64,19 @@ class Sequence:
         """Return the item or number that a code stands for."""
         return self.items[code] if code >= 0 else self.others[-1 - code]
 
+    def is_made_from(self, value: Any, start: int) -> bool:
+        """Tell whether a floating value is made from an operation at ``start`` or later."""
+        stack = [value]
+        while stack:
+            item = stack.pop()
+            if not isinstance(item, Item) or item.target is None:
+                continue
+            if is_floating(item):
+                stack.extend(operands(item))
+            elif self.code(item) >= start:
+                return True
+        return False
+
     def operands(self, start: int, stop: int) -> Codes:
         """Return the operands of the operations from ``start`` to ``stop``."""
         return self.codes[self.offsets[start] : self.offsets[stop]]
