@@ -67,21 +67,25 @@ def test_second_process_finds_the_entry(tmp_path, calls):
     assert names == {"kernel.c", "kernel.so", "build.log", "meta.json"}
 
 
+def replace_library(entry, data):
+    """Put another file in the place of a library; the file that this process has loaded stays."""
+    (entry / "kernel.so").unlink()
+    (entry / "kernel.so").write_bytes(data)
+
+
 def truncate_library(entry):
-    library = entry / "kernel.so"
-    library.write_bytes(library.read_bytes()[:1000])
+    replace_library(entry, (entry / "kernel.so").read_bytes()[:1000])
 
 
 def damage_library(entry):
-    library = entry / "kernel.so"
-    data = bytearray(library.read_bytes())
+    data = bytearray((entry / "kernel.so").read_bytes())
     data[len(data) // 2] ^= 1
-    library.write_bytes(data)
+    replace_library(entry, data)
 
 
 def make_library_senseless(entry):
     """Leave a file that is what its meta data say, and no library."""
-    (entry / "kernel.so").write_bytes(b"not a library")
+    replace_library(entry, b"not a library")
     meta = json.loads((entry / "meta.json").read_text())
     meta["sha256"] = "ba8ef71b3a4b6ee1a8c4d8b2e8d4ec6e"
     (entry / "meta.json").write_text(json.dumps(meta))
@@ -118,6 +122,7 @@ def test_wrong_library_behind_a_right_hash(tmp_path, calls):
     """A library without the function is not used."""
     run_layer(tmp_path)
     entry = entry_of(tmp_path)
+    (entry / "kernel.so").unlink()
     subprocess.run(
         ["cc", "-shared", "-x", "c", "/dev/null", "-o", str(entry / "kernel.so")], check=True
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from snncc.errors import Location
 from snncc.frontend.reroll.flat import Item, Program
 from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats
-from snncc.frontend.reroll.search import Unproven, find_loops
+from snncc.frontend.reroll.search import Unproven
 from snncc.frontend.reroll.symbols import Sequence, loose_symbol, sequence
 from snncc.ir.tape import SourceKind
 
@@ -42,44 +41,57 @@ class Difference:
         return f"{lines}: {what}: {self.reason}"
 
 
-def diagnose(program: Program) -> tuple[Difference, ...]:
-    """Explain the largest repeats that are left, each operation at most once."""
-    numbered = sequence(program)
-    _, unproven = find_loops(numbered)
-    found = [_explain(numbered, u) for u in unproven]
-    found += [_compare(loose, r) for loose, r in _similar(program)]
+def diagnose(
+    program: Program, numbered: Sequence, unproven: list[Unproven]
+) -> tuple[Difference, ...]:
+    """Explain the largest repeats that are left, each operation at most once.
+
+    Args:
+        program: The program after re-rolling.
+        numbered: Its operations in numbers, before what nobody reads was dropped.
+        unproven: The repeats of ``numbered`` that are no loops.
+    """
+    present = set(program.items)
+    alive = [u for u in unproven if numbered.items[u.position] in present]
+    found = [(u.repeat, _Case(numbered, u)) for u in alive]
+    loose = sequence(program, loose_symbol)
+    for period in candidate_periods(loose.symbols):
+        found += [(r, _Case(loose)) for r in find_repeats(loose.symbols, period)]
     kept: list[tuple[Repeat, Difference]] = []
-    for repeat, difference in sorted(found, key=lambda f: (f[0].start - f[0].stop, f[0].period)):
-        apart = all(repeat.stop <= k.start or k.stop <= repeat.start for k, _ in kept)
-        if apart and difference.operations >= LEAST:
-            kept.append((repeat, difference))
+    taken: set[Item] = set()
+    for repeat, case in sorted(found, key=lambda f: (f[0].start - f[0].stop, f[0].period)):
+        items = case.numbered.items[repeat.start : repeat.stop]
+        if len(items) >= LEAST and taken.isdisjoint(items):
+            taken.update(items)
+            kept.append((repeat, case.difference(repeat)))
     return tuple(difference for _, difference in sorted(kept, key=lambda k: k[0].start))
 
 
-def _explain(numbered: Sequence, unproven: Unproven) -> tuple[Repeat, Difference]:
-    repeat, here = unproven.repeat, unproven.position
-    there = min(here + repeat.period, len(numbered.items) - 1)
-    return repeat, _difference(numbered, repeat, here, there, unproven.reason)
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A repeat of equal symbols that was refuted, or (``unproven`` None) of similar ones."""
 
+    numbered: Sequence
+    unproven: Unproven | None = None
 
-def _similar(program: Program) -> Iterator[tuple[Sequence, Repeat]]:
-    """Yield repeats of the same statements whose shapes or parameters may differ."""
-    loose = sequence(program, loose_symbol)
-    for period in candidate_periods(loose.symbols):
-        for repeat in find_repeats(loose.symbols, period):
-            yield loose, repeat
+    def difference(self, repeat: Repeat) -> Difference:
+        if self.unproven is None:
+            here, reason = self.first_difference(repeat)
+        else:
+            here, reason = self.unproven.position, self.unproven.reason
+        there = min(here + repeat.period, len(self.numbered.items) - 1)
+        a, b = self.numbered.items[here], self.numbered.items[there]
+        where = a.meta.get("where"), b.meta.get("where")
+        return Difference(reason, *where, a.operator, repeat.stop - repeat.start)
 
-
-def _compare(loose: Sequence, repeat: Repeat) -> tuple[Repeat, Difference]:
-    """Find the first operation that is not the same in the next iteration."""
-    for here in range(repeat.start, repeat.stop - repeat.period):
-        there = here + repeat.period
-        reason = _differs(loose.items[here], loose.items[there])
-        if reason:
-            return repeat, _difference(loose, repeat, here, there, reason)
-    here = repeat.start
-    reason = "the order of its operands differs from iteration to iteration"
-    return repeat, _difference(loose, repeat, here, here + repeat.period, reason)
+    def first_difference(self, repeat: Repeat) -> tuple[int, str]:
+        """Find the first operation that is not the same in the next iteration."""
+        for here in range(repeat.start, repeat.stop - repeat.period):
+            a, b = self.numbered.items[here], self.numbered.items[here + repeat.period]
+            reason = _differs(a, b)
+            if reason:
+                return here, reason
+        return repeat.start, "the order of its operands differs from iteration to iteration"
 
 
 def _differs(a: Item, b: Item) -> str:
@@ -92,11 +104,3 @@ def _differs(a: Item, b: Item) -> str:
         if x is not y and len(named) == 2 and kinds <= {SourceKind.PARAMETER, SourceKind.BUFFER}:
             return f"it reads '{named[0].name}', then '{named[1].name}'"
     return ""
-
-
-def _difference(
-    numbered: Sequence, repeat: Repeat, here: int, there: int, reason: str
-) -> Difference:
-    a, b = numbered.items[here], numbered.items[there]
-    where = a.meta.get("where"), b.meta.get("where")
-    return Difference(reason, *where, a.operator, repeat.stop - repeat.start)

@@ -19,10 +19,11 @@ from snncc.frontend.reroll.starts import Starts, find_starts
 from snncc.frontend.reroll.symbols import Codes, Sequence
 
 # How many places to begin the iteration at are tried, and how often the start is moved on.
-ROTATIONS = 6
+ROTATIONS = 3
 ATTEMPTS = 6
-# How many periods are tried in one round.
+# How many periods are tried in one round, and up to which multiple of one that led to nothing.
 CANDIDATES = 64
+MULTIPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,11 @@ def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
     """
     groups: list[list[Loop]] = []
     unproven: list[Unproven] = []
+    in_vain: list[int] = []
     best, tries = 0, CANDIDATES
     for period in candidate_periods(sequence.symbols):
+        if any(period % vain == 0 and period > MULTIPLES * vain for vain in in_vain):
+            continue
         repeats = [
             repeat
             for repeat in find_repeats(sequence.symbols, period)
@@ -78,6 +82,8 @@ def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
         unproven += [f for f in found if isinstance(f, Unproven)]
         groups.append([f for f in found if isinstance(f, Loop)])
         best = max(best, _total(groups[-1]))
+        if not groups[-1]:
+            in_vain.append(period)
         tries -= 1
         if not tries:
             break

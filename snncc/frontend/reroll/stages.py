@@ -69,7 +69,7 @@ def reroll(tape: Tape) -> Rolled:
     tried: set[Item] = set()
     while True:
         numbered = sequence(program)
-        loops, _ = find_loops(numbered)
+        loops, unproven = find_loops(numbered)
         if not loops and pairs > 0 and complete_second(program, numbered, tried):
             pairs -= 1
             continue
@@ -84,5 +84,5 @@ def reroll(tape: Tape) -> Rolled:
     collect(program)
     take_last(program)
     prune(program)
-    differences = diagnose(program)
+    differences = diagnose(program, numbered, unproven)
     return Rolled(to_graph(program), tape.sources, differences)
