@@ -175,6 +175,21 @@ def test_constant_start_keeps_its_number() -> None:
     assert sorted(c.initial.value for c in loop.carries) == [0.0, 0.0, 0.25, 1.0]
 
 
+@pytest.mark.parametrize(("number", "is_fill"), [(0.25, True), (0.1, False)])
+def test_start_that_was_rounded_stays_a_tensor(number: float, is_fill: bool) -> None:
+    """A fill that changed its type is a number only if both types hold that number exactly."""
+
+    def model(x):
+        v = torch.full((2, 3), number).double()
+        for t in range(x.shape[0]):
+            v = 0.5 * v + x[t]
+        return v
+
+    loop = only_loop(model, torch.rand(5, 2, 3, dtype=torch.float64))
+
+    assert isinstance(loop.carries[0].initial, Fill) == is_fill
+
+
 def test_start_of_another_shape_is_an_operand() -> None:
     """A fill that is broadcast by the first step is not a start; the first step is peeled."""
 

@@ -172,6 +172,8 @@ class _First:
                 return leaf if self.sequence.code(leaf) == code else None
             case Back():
                 return leaf
+            case Numbers():
+                return leaf if is_number(leaf) else None
             case _:
                 return None if is_number(leaf) else leaf
 

@@ -181,9 +181,12 @@ def fill_value(item: Any) -> float | int | None:
     if name in ("full", "full_like") and len(item.args) > 1:
         given = item.args[1]
         return given if isinstance(given, int | float) else None
-    if name in MOVES and item.args:
-        return fill_value(item.args[0])
-    return None
+    value = fill_value(item.args[0]) if name in MOVES and item.args else None
+    if value is not None and name == "cast":
+        # A number that the first type had to round is another number in the second.
+        seen = torch.tensor(value, dtype=item.args[0].meta["dtype"]).item()
+        return value if seen == value else None
+    return value
 
 
 def is_floating(item: Item) -> bool:
