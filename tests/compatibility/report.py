@@ -1,0 +1,204 @@
+"""Check all cases and write ``docs/compatibility.md``: ``python -m tests.compatibility.report``.
+
+What came of each case is stored in ``benchmarks/results/compatibility``, one file for each group;
+the page is built from these files.  ``--measure`` times the cases too, on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import snncc
+from benchmarks.harness import Budget, describe_machine, interleave
+from tests.compatibility.case import WIDTH, Case
+from tests.compatibility.check import check, inputs, made
+from tests.compatibility.corpus import FOLDERS, cases_of
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "compatibility"
+PAGE = ROOT / "docs" / "compatibility.md"
+BUDGET = Budget(warmup=2, rounds=9, seconds=2.0)
+
+Facts = dict[str, Any]
+
+HEAD = """# Compatibility
+
+Written by `make compatibility`, which compiles every case below and compares it with its serial
+code: outputs, gradients of inputs and parameters, state that is left behind, and random numbers, at
+several lengths and batch sizes.
+The models are in `tests/compatibility`; the tests make the same checks.
+
+- *compiled*: every neuron layer runs as one kernel over the whole sequence.
+- *serial part*: refused, unless `fallback="serial"` lets a part run step by step; the plan says
+  which.
+- *refused*: an error with the line and the reason; [errors](errors.md) lists the codes.
+
+*Numerics* is what the plan promises for the network, see [numerics](numerics.md).
+"""
+TIMES = """Speed-up is the time of the serial code over that of the compiled model, in float32 at the
+sizes given as T x B, in layers {width} wide: forward and backward where there is a gradient, medians
+of runs that take turns.
+Layers this narrow are mostly overhead in eager mode; [performance](performance.md) has wide ones.
+"""
+TITLES = {"idioms": "Idioms", "libraries": "Libraries"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check, store and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="time the cases as well")
+    parser.add_argument("--stored", action="store_true", help="write the page from stored results")
+    parser.add_argument("--group", action="append", help="only this group; may be repeated")
+    chosen = parser.parse_args(arguments)
+    for name, cases in {} if chosen.stored else by_group(all_cases()).items():
+        if chosen.group is None or name in chosen.group:
+            store(name, cases, measure_too=chosen.measure)
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def all_cases() -> list[Case]:
+    """Return the cases of all folders."""
+    return [case for folder in FOLDERS for case in cases_of(folder)]
+
+
+def by_group(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    """Return the cases of each group."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.group, []).append(case)
+    return groups
+
+
+def store(group: str, cases: list[Case], *, measure_too: bool) -> None:
+    """Check the cases of a group and store what came of them; times are kept if not taken."""
+    before = stored(group)
+    times = {} if measure_too else before.get("times", {})
+    machine = describe_machine() if measure_too else before.get("machine")
+    facts = {}
+    for case in cases:
+        facts[case.name] = asdict(check(case))
+        if measure_too and case.measured and case.expect != "refused":
+            times[case.name] = measure(case, *case.measured)
+    names = [case.name for case in cases]
+    result = {
+        "machine": machine,
+        "cases": facts,
+        "times": {name: times[name] for name in names if name in times},
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{group}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def stored(group: str) -> Facts:
+    """Return what is stored of a group."""
+    file = RESULTS / f"{group}.json"
+    result: Facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return result
+
+
+def measure(case: Case, T: int, B: int) -> Facts:
+    """Return the median times of the serial code and of the compiled model, in turns."""
+    model, twin = made(case), made(case)
+    fallback = {"fallback": "serial"} if case.expect == "serial part" else {}
+    fast = snncc.compile(twin, **case.options, **fallback)
+    args = inputs(case, (T, B), seed=1)
+    variants = {
+        "eager": _step(case.serial(model), model, args, case),
+        "compiled": _step(fast, twin, args, case),
+    }
+    medians = {n: statistics.median(s) for n, s in interleave(variants, BUDGET).items()}
+    return {
+        "sizes": [T, B],
+        "eager_ms": 1e3 * medians["eager"],
+        "compiled_ms": 1e3 * medians["compiled"],
+    }
+
+
+def _step(run: Callable[..., Any], model: Any, args: Any, case: Case) -> Callable[[], None]:
+    """Return one training step of a model, or its forward pass where it has no gradient."""
+    leaves = [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor) and x.requires_grad]
+    leaves += list(model.parameters()) if isinstance(model, nn.Module) else []
+
+    def step() -> None:
+        case.reset(model)
+        with torch.set_grad_enabled(case.differentiable):
+            results = [y for y in pytree.tree_leaves(run(*args)) if isinstance(y, Tensor)]
+        live = [y.sum() for y in results if y.requires_grad]
+        if live:
+            torch.autograd.grad(sum(live), leaves, allow_unused=True)  # type: ignore[arg-type]
+
+    return step
+
+
+def page() -> str:
+    """Return the page that the stored results make."""
+    parts = [HEAD, TIMES.format(width=WIDTH), _machines(), summary()]
+    for folder in FOLDERS:
+        groups = by_group(cases_of(folder))
+        parts += [f"## {TITLES[folder]}\n"] if groups else []
+        for group, cases in groups.items():
+            parts += [f"### {group}\n", table(cases, stored(group))]
+    return "\n".join(part for part in parts if part).rstrip() + "\n"
+
+
+def _machines() -> str:
+    """Return one line for each machine and load at which groups were timed."""
+    found = []
+    for group in by_group(all_cases()):
+        facts = stored(group).get("machine")
+        if facts:
+            torch_version = facts["versions"]["torch"]
+            found.append(
+                f"{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, "
+                f"torch {torch_version}; {facts['date'][:10]}, "
+                f"load before the run {facts['load_average_at_start']}: {group}."
+            )
+    return "".join(f"- {line}\n" for line in found)
+
+
+def summary() -> str:
+    """Return how many cases there are of each status, group by group."""
+    lines = ["| group | compiled | serial part | refused |", "|---|---|---|---|"]
+    for group, cases in by_group(all_cases()).items():
+        counts = [
+            sum(case.expect == status for case in cases)
+            for status in ("compiled", "serial part", "refused")
+        ]
+        lines.append(f"| {group} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def table(cases: Iterable[Case], results: Facts) -> str:
+    """Return the cases of a group as a table."""
+    lines = [
+        "| case | what it is | result | neurons | numerics | sizes | speed-up |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        facts = results.get("cases", {}).get(case.name, {})
+        times = results.get("times", {}).get(case.name)
+        cells = [
+            case.name,
+            case.notes,
+            case.expect,
+            facts.get("neurons") or "",
+            f"`{facts['code']}`" if facts.get("code") else facts.get("numerics", ""),
+            "x".join(map(str, times["sizes"])) if times else "",
+            f"{times['eager_ms'] / times['compiled_ms']:.1f}" if times else "",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
