@@ -45,9 +45,9 @@ The models are in `tests/compatibility`; the tests make the same checks.
 
 *Numerics* is what the plan promises for the network, see [numerics](numerics.md).
 """
-TIMES = """Speed-up is the time of the serial code over that of the compiled model, in float32 at the
-sizes given as T x B, in layers {width} wide: forward and backward where there is a gradient, medians
-of runs that take turns.
+TIMES = """Speed-up is the time of the serial code over that of the compiled model, in float32 at
+the sizes given as T x B, in layers {width} wide: forward and backward where there is a gradient,
+medians of runs that take turns.
 Layers this narrow are mostly overhead in eager mode; [performance](performance.md) has wide ones.
 """
 TITLES = {"idioms": "Idioms", "libraries": "Libraries"}
