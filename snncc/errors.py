@@ -8,26 +8,10 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import islice
 
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """A span in the user's source: file, 1-based line, 0-based columns, enclosing function."""
-
-    file: str
-    line: int
-    column: int | None = None
-    end_column: int | None = None
-    function: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-    @property
-    def source(self) -> str:
-        """The text of the line, or an empty string where the file cannot be read."""
-        return linecache.getline(self.file, self.line).rstrip("\n")
+from snncc.source import Location as Location
+from snncc.source import excerpt, is_library
 
 
 class SnnccError(Exception):
@@ -114,17 +98,19 @@ def render(error: SnnccError) -> str:
 
 
 def _render_location(location: Location) -> list[str]:
-    place = f'  File "{location.file}", line {location.line}'
+    """Return the lines that show a span; inside a library also the user's own call."""
+    shown = _place("File", location)
+    if is_library(location.file):
+        own = (c for c in location.callers if not is_library(c.file))
+        shown += [line for caller in islice(own, 1) for line in _place("Called from", caller)]
+    return shown
+
+
+def _place(what: str, location: Location) -> list[str]:
+    place = f'  {what} "{location.file}", line {location.line}'
     if location.function:
         place += f", in {location.function}"
-    source = location.source
-    if not source.strip():
-        return [place]
-    indent = len(source) - len(source.lstrip())
-    gutter = f"    {location.line} | "
-    lines = [place, gutter + source.strip()]
-    if location.column is not None and location.end_column is not None:
-        start = max(location.column - indent, 0)
-        width = max(min(location.end_column, len(source)) - location.column, 1)
-        lines.append(" " * (len(gutter) - 2) + "| " + " " * start + "^" * width)
-    return lines
+    if not location.is_current:
+        why = "changed since it was imported" if linecache.getlines(location.file) else "is gone"
+        return [place] if location.file.startswith("<") else [place, f"    (the file {why})"]
+    return [place, *excerpt(location)]

@@ -7,9 +7,12 @@ iterations of a loop reach the same statement through the same path.
 
 from __future__ import annotations
 
+import dis
 import functools
+import linecache
 import os
 import sys
+from dataclasses import replace
 from types import CodeType, FrameType
 
 import torch
@@ -23,6 +26,7 @@ _PACKAGE = os.path.dirname(os.path.abspath(snncc.__file__))  # noqa: PTH100, PTH
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))  # noqa: PTH100, PTH120
 # Frames of these folders are not the user's; the reference neurons are.
 _HIDDEN = (_TORCH + os.sep, os.path.join(_PACKAGE, ""))  # noqa: PTH118
+_BRANCHES = frozenset({*dis.hasjrel, *dis.hasjabs, dis.opmap.get("TO_BOOL", -1)})
 _SHOWN = (os.path.join(_PACKAGE, "nn", ""),)  # noqa: PTH118
 
 
@@ -41,14 +45,15 @@ def location_of(code: CodeType, instruction: int) -> Location:
     """Return the source span of an instruction (its offset in bytes)."""
     positions = list(code.co_positions())
     index = instruction // 2
+    if index and code.co_code[instruction] in _BRANCHES:
+        index -= 1  # a branch has the span of its whole statement, what it tests has its own
     line, end_line, column, end_column = (
         positions[index] if 0 <= index < len(positions) else (None, None, None, None)
     )
     if line is None:
-        return Location(code.co_filename, code.co_firstlineno, function=code.co_name)
-    if end_line != line:
-        end_column = sys.maxsize  # the renderer stops at the end of the line
-    return Location(code.co_filename, line, column, end_column, code.co_name)
+        return Location(code.co_filename, code.co_firstlineno, function=code.co_name, code=code)
+    end_line = None if end_line == line else end_line
+    return Location(code.co_filename, line, column, end_column, code.co_name, end_line, code)
 
 
 class CallSites:
@@ -63,30 +68,44 @@ class CallSites:
         self._sites: dict[tuple[int, int], int] = {}
         self._paths: dict[Path, Path] = {}
         self._locations: dict[tuple[int, int], Location] = {}
+        self._places: dict[Path, Location | None] = {}
         self._alive: list[CodeType] = []  # keeps the ids of code objects from being reused
 
     def here(self) -> tuple[Path, Location | None]:
         """Return the call path and the innermost line of the user's code."""
-        path, where = [], None
+        path, keys = [], []
         sites, entry = self._sites, self._entry
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not entry:
             key = (id(frame.f_code), frame.f_lasti)
             site = sites.get(key)
             if site is None:
-                site = self._remember(key, frame.f_code)
+                site = self._remember(key, frame)
             if site:
                 path.append(site)
-                where = where or key
+                keys.append(key)
             frame = frame.f_back
         path.reverse()
         full = tuple(path)
-        return self._paths.setdefault(full, full), self._locations[where] if where else None
+        if full not in self._paths:
+            self._paths[full] = full
+            self._places[full] = self._chain(keys)
+        return self._paths[full], self._places[full]
 
-    def _remember(self, key: tuple[int, int], code: CodeType) -> int:
+    def _chain(self, keys: list[tuple[int, int]]) -> Location | None:
+        """Return the innermost location, with its callers."""
+        where: Location | None = None
+        for key in reversed(keys):
+            where = replace(self._locations[key], caller=where)
+        return where
+
+    def _remember(self, key: tuple[int, int], frame: FrameType) -> int:
+        code = frame.f_code
         self._alive.append(code)
         hidden = is_hidden(code.co_filename)
         self._sites[key] = 0 if hidden else site_of(code, key[1])
         if not hidden:
+            # Where the source is not a file, the module's loader may have it.
+            linecache.lazycache(code.co_filename, frame.f_globals)
             self._locations[key] = location_of(code, key[1])
         return self._sites[key]
