@@ -7,7 +7,6 @@ show no text rather than a wrong one.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -136,7 +135,7 @@ def excerpt(location: Location) -> list[str]:
     lines = [line.rstrip() for line in location.source_lines]
     if not any(lines):
         return []
-    margin = len(os.path.commonprefix([_indent(line) for line in lines if line]))
+    margin = min(len(_indent(line)) for line in lines if line)
     digits = len(str(location.last_line))
     shown: list[str] = []
     for index, line in enumerate(lines):

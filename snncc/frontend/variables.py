@@ -56,7 +56,7 @@ def _uses(file: str) -> dict[Span, _Use]:
     return found
 
 
-def _in_node(node: ast.AST) -> Iterator[tuple[ast.AST, _Use]]:
+def _in_node(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, _Use]]:
     """Yield the values that the statements directly in a node assign or return."""
     if isinstance(node, ast.Lambda):
         yield node.body, _Use(None, is_returned=True)

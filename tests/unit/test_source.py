@@ -69,8 +69,7 @@ def refused(function: Callable[..., Any]) -> Location:
             ],
         ),
         (
-            "import functools\n\n\n@functools.cache\ndef step(x):\n"
-            "    return x if x.sum() > 0 else -x\n",
+            f"import functools\n\n\n@functools.cache\n{STEP}",
             ["    6 | return x if x.sum() > 0 else -x", "      |             ^^^^^^^^^^^"],
         ),
     ],
@@ -96,7 +95,14 @@ def test_long_line(tmp_path: Path) -> None:
 
 def test_expression_of_many_lines(tmp_path: Path) -> None:
     """Of a long expression the first two lines and the last are shown."""
-    source = "def step(x):\n    if x.sum(\n        0,\n    ).sum(\n        0,\n    ) > 0:\n        return x\n"
+    source = """def step(x):
+    if x.sum(
+        0,
+    ).sum(
+        0,
+    ) > 0:
+        return x
+"""
     where = refused(load(tmp_path / "model.py", source)["step"])
 
     assert [line for line in excerpt(where) if "^" not in line] == [
