@@ -70,6 +70,10 @@ class LaunchError(SnnccError):
     """The arguments do not fit the kernel."""
 
 
+class BundleError(SnnccError):
+    """A file is not what it should be: damaged, incomplete, or of another model."""
+
+
 class EquivalenceError(SnnccError):
     """Results differ beyond the contract."""
 

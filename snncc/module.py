@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -17,7 +18,9 @@ from snncc.options import Options
 from snncc.pipeline import Compiled, Recording, build, record
 from snncc.report import Plan
 from snncc.runtime import memory
+from snncc.runtime.stream import Stream
 from snncc.short_sequence import record_longer
+from snncc.streaming import finish, open_stream
 
 # Recording patches torch for the whole process, so one thread records at a time.
 RECORDING = threading.RLock()
@@ -41,6 +44,7 @@ class CompiledModule(nn.Module):
         self.__dict__["_model"] = model
         self.__dict__["_options"] = options
         self.__dict__["_families"] = {}
+        self.__dict__["_streams"] = {}
         if isinstance(model, nn.Module):
             self.__dict__["training"] = model.training
             for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -70,13 +74,52 @@ class CompiledModule(nn.Module):
             return self.original(*args, **kwargs)
         compiled = self.specialize(*args, **kwargs)
         tape = compiled.recording.tape
-        outputs = compiled.run(*gather(tape, self.original, args, kwargs))
+        if self.options.mode == "serial":
+            stream = self._stream_of(compiled, args, kwargs)
+            outputs = tuple(stream.whole_sequence(args, kwargs))
+        else:
+            outputs = compiled.run(*gather(tape, self.original, args, kwargs))
         write_back(tape, self.original, outputs, args, kwargs)
-        leaves = [
-            outputs[leaf] if isinstance(leaf, int) and not isinstance(leaf, bool) else leaf
-            for leaf in tape.output_leaves
-        ]
-        return pytree.tree_unflatten(leaves, tape.out_spec)
+        return finish(tape, outputs)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Stream:
+        """Return the model as a stream, which takes one time step after another.
+
+        The stream starts from the state that the model starts from, and reads the parameters of
+        the model at its start and at each reset.  It never changes the model.
+
+        Args:
+            *args: Example arguments, with the time axis; none, where the model was called before.
+            **kwargs: Example keyword arguments.
+
+        Raises:
+            OptionError: There are no example arguments.
+            UnsupportedError: The model relates time steps other than by its states.
+        """
+        if not args and not kwargs:
+            args, kwargs = self._last_arguments()
+        with torch.no_grad():
+            compiled = self.specialize(*args, **kwargs)
+        return open_stream(self.original, compiled, self.options, args, kwargs)
+
+    def _last_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        members = [s for f in self.__dict__["_families"].values() for s in f.members]
+        if not members:
+            raise OptionError(
+                "A stream needs to know the inputs of the model.",
+                code="option.stream",
+                hints=["Give an example, with the time axis: 'fast.stream(x)'."],
+            )
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = members[-1].compiled.recording.arguments
+        return arguments
+
+    def _stream_of(
+        self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Stream:
+        streams: dict[int, Stream] = self.__dict__["_streams"]
+        if id(compiled) not in streams:
+            streams[id(compiled)] = open_stream(self.original, compiled, self.options, args, kwargs)
+        return streams[id(compiled)]
 
     def specialize(self, *args: Any, **kwargs: Any) -> Compiled:
         """Return the program for these arguments, compiling it if there is none."""
@@ -249,7 +292,7 @@ def compile_model(
     if not callable(model) or isinstance(model, CompiledModule):
         what = "compiled already" if callable(model) else "not callable"
         raise OptionError(f"The model is {what}.", code="option.model")
-    if options.mode not in ("fused", "auto"):
+    if options.mode not in ("fused", "auto", "serial"):
         raise UnsupportedError(
             f"Mode '{options.mode}' does not exist yet.",
             code="unsupported.mode",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.fx
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from snncc.dump import Dump
 from snncc.errors import UnsupportedError
@@ -18,13 +19,15 @@ from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import sequence_ops
 from snncc.ir import validate as invariants
+from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.program import Place
-from snncc.ir.tape import Tape
+from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
 from snncc.layers import layers_of
 from snncc.options import Options, settings
 from snncc.passes import Rejection, passes_for
 from snncc.passes.neurons import copy_graph, neuron_nodes
+from snncc.passes.stream_steps import stream_steps
 from snncc.report import Plan, Timings
 from snncc.runtime import products
 from snncc.runtime.operators import Neuron
@@ -39,11 +42,13 @@ class Recording:
 
     ``exact`` says that it serves the sizes of the call that it was made for, and no others;
     ``flat`` that its loop is too short to be seen, so that it runs operator by operator.
+    ``arguments`` are those of the call, their tensors replaced by zeros that take no memory.
     """
 
     tape: Tape
     rolled: Rolled
     timings: Timings
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
     exact: bool = False
     flat: bool = False
 
@@ -77,7 +82,12 @@ def record(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         tape.result = None  # it holds the graph of autograd, and with it all of the run's values
     with _timed(timings, "reroll"):
         rolled = reroll(tape)
-    return Recording(tape, rolled, timings)
+    return Recording(tape, rolled, timings, pytree.tree_map_only(Tensor, _zeros, (args, kwargs)))
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Return zeros of the size and type of a tensor, as a view of one number."""
+    return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
 
 
 def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name: str) -> Compiled:
@@ -117,6 +127,30 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
     plan = Plan(layers_of(graph, options.target), _described(recording.tape, leaves), notes)
     dump.text("report.txt", str(plan))
     return Compiled(recording, graph, run, plan)
+
+
+def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
+    """Return the program that runs a compiled model chunk by chunk of time.
+
+    Args:
+        compiled: The compiled model.
+        leaves: The tensors of the recording's sources, of sizes that it serves.
+
+    Raises:
+        UnsupportedError: The model relates time steps other than by its states.
+    """
+    sources = compiled.recording.tape.sources
+    inputs = [source.kind is SourceKind.INPUT for source in sources]
+    program = stream_steps(compiled.graph, leaves, inputs)
+    if isinstance(program, Rejection):
+        raise UnsupportedError(
+            "The model cannot run one time step after another.",
+            code="unsupported.stream",
+            location=program.where,
+            notes=[program.reason],
+            hints=["Call the compiled model on the whole sequence."],
+        )
+    return program
 
 
 def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:

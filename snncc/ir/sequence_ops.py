@@ -86,6 +86,25 @@ def step_numbers(values: Sequence[float], rank: int, like: Tensor) -> Tensor:
     return numbers.reshape(-1, *(1,) * rank)
 
 
+def numbers_until(values: Sequence[float], rank: int, like: Tensor, elapsed: int) -> Tensor:
+    """Return the numbers of the steps of a chunk that ends after ``elapsed`` steps.
+
+    Args:
+        values: One number for each step of the whole sequence.
+        rank: Axes at one step.
+        like: A value of the chunk, [steps, *].
+        elapsed: Steps from the beginning to the end of the chunk.
+    """
+    if elapsed > len(values):
+        raise UnsupportedError(
+            f"The stream has reached step {elapsed}; the model has numbers for {len(values)}.",
+            code="unsupported.stream-length",
+            notes=["Its code computes with a number of its own at each step, as in 'decay ** t'."],
+            hints=["Call 'reset()' after the last step that the model knows."],
+        )
+    return step_numbers(values[elapsed - like.shape[0] : elapsed], rank, like)
+
+
 def shift_time(x: Tensor, initial: Tensor | float) -> Tensor:
     """Return the values of the step before: ``initial``, x[0], ..., x[T-2]."""
     if isinstance(initial, Tensor):

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch.fx
 
+from snncc.errors import Location
 from snncc.ir.numerics import Numerics
 
 
@@ -17,10 +18,12 @@ class Rejection:
     Attributes:
         code: Stable identifier, for instance ``mixed-dtype``.
         reason: One clause without a period, in the user's words.
+        where: The user's line that is at fault, where there is one.
     """
 
     code: str
     reason: str
+    where: Location | None = None
 
     def __bool__(self) -> bool:
         return False

@@ -1,0 +1,60 @@
+"""A network cut into chunks of time: what it computes from some steps, and what it carries on.
+
+Run on one chunk after another, each with the states that the one before left, it computes what the
+sequence graph computes on the whole: `stream_steps` makes it, the runtime's streams run it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.fx
+
+from snncc.errors import Location
+from snncc.ir.time_loop import Fill
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """A value that a chunk leaves to the next.
+
+    Attributes:
+        name: Unique in the program; for a neuron ``neuron.variable``.
+        start: Its value before the first step: a number whatever the shape, or the position among
+            the outputs of the program's ``start`` graph.
+        dtype: Of states that are always tensors their type; None for the carries of a loop.
+        where: The user's line.
+    """
+
+    name: str
+    start: Fill | int
+    dtype: torch.dtype | None
+    where: Location | None = None
+
+
+@dataclass(eq=False)
+class ChunkProgram:
+    """One chunk of time of a whole network.
+
+    Attributes:
+        graph: Its placeholders are the number of steps that end with this chunk (an integer), the
+            states, and the placeholders of the sequence graph; its output is a tuple: the outputs
+            of the sequence graph, then the states after the chunk.
+        start: From the placeholders of the sequence graph to the values of the states that do not
+            start from a number.
+        states: What is carried from chunk to chunk.
+        input_axes: For each placeholder of the sequence graph its time axis, or None.
+        output_axes: For each of its outputs the time axis, or None where it is one value for the
+            sequence so far.
+        length: How many steps the model takes, where that is a number of its own; else 0.
+        counts: Whether the network uses the number of steps so far, as a mean over time does.
+    """
+
+    graph: torch.fx.Graph
+    start: torch.fx.Graph
+    states: tuple[StreamState, ...]
+    input_axes: tuple[int | None, ...]
+    output_axes: tuple[int | None, ...]
+    length: int
+    counts: bool

@@ -1,0 +1,178 @@
+"""Run a sequence graph on sequences of one, two and three steps.
+
+Nothing is assumed about which axis of which input is time: assignments are tried, the most natural
+first, until one is found that every loop of the graph follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from snncc.ir import sequence_ops
+from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.time_loop import TimeLoop
+from snncc.passes.base import Rejection
+from snncc.passes.neurons import copy_graph
+
+Environment: TypeAlias = dict[torch.fx.Node, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShortRuns:
+    """The values of every node on sequences of one, two and three steps.
+
+    Attributes:
+        graph: The graph; its first placeholder is the number of steps.
+        runs: For each number of steps the value of each node.
+        length: How many steps the graph takes, where that is a number of its own; else 0.
+    """
+
+    graph: torch.fx.Graph
+    runs: dict[int, Environment]
+    length: int
+
+
+def run_short(
+    graph: torch.fx.Graph, values: Sequence[Tensor], inputs: Sequence[bool]
+) -> ShortRuns | Rejection:
+    """Run a graph on short sequences of random values.
+
+    Args:
+        graph: The sequence graph.
+        values: Tensors of the sizes of its placeholders; their values do not matter.
+        inputs: For each placeholder whether it may have a time axis.
+    """
+    prepared = _with_length(graph)
+    if isinstance(prepared, Rejection):
+        return prepared
+    copy, seen = prepared
+    samples = [_sample(value) for value in values]
+    for axes in _candidates(samples, inputs, seen):
+        try:
+            runs = {steps: _run(copy, _sized(samples, axes, steps), steps) for steps in (1, 2, 3)}
+        except FAILURES:
+            continue
+        return ShortRuns(copy, runs, seen or 0)
+    return Rejection("time-axis", "no axis of the inputs could be found that all loops follow")
+
+
+# What operators raise when sizes do not fit: this axis was not the time axis.
+FAILURES = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError)
+
+
+def _with_length(graph: torch.fx.Graph) -> tuple[torch.fx.Graph, int | None] | Rejection:
+    """Return the graph with its number of steps as the first placeholder, and T where fixed."""
+    result = copy_graph(graph)
+    first = next(iter(result.nodes))
+    with result.inserting_before(first):
+        length = result.placeholder("length")
+    seen: set[int] = set()
+    for node in list(result.nodes):
+        if isinstance(node.target, sequence_ops.TripLength):
+            if node.target.offset:
+                return Rejection("trip", "a loop does not visit every step of its input")
+            node.replace_all_uses_with(length)
+            result.erase_node(node)
+            continue
+        if node.target is sequence_ops.step_numbers:
+            node.target, node.args = sequence_ops.numbers_until, (*node.args, length)
+            continue
+        position = _length_position(node)
+        if position is not None and isinstance(node.args[position], int):
+            seen.add(node.args[position])
+            node.update_arg(position, length)
+    if len(seen) > 1:
+        return Rejection("trips", f"its loops make {' and '.join(map(str, sorted(seen)))} steps")
+    return result, next(iter(seen), None)
+
+
+def _length_position(node: torch.fx.Node) -> int | None:
+    """Return which argument of a node is the number of steps."""
+    target: Any = node.target
+    if isinstance(node.target, NeuronCall):
+        return 0
+    if node.target is torch.arange:
+        return 0 if any(_takes_as_length(user, node) for user in node.users) else None
+    return {sequence_ops.time_view: 4, sequence_ops.repeat_time: 1}.get(target)
+
+
+def _takes_as_length(loop: torch.fx.Node, node: torch.fx.Node) -> bool:
+    if not isinstance(loop.target, TimeLoop) or loop.target.trip.operand is None:
+        return False
+    return loop.args[loop.target.trip.operand] is node
+
+
+def _sample(value: Tensor) -> Tensor:
+    """Return random values of the size and type of a tensor; integers are kept."""
+    if value.dtype.is_floating_point:
+        return torch.rand_like(value) + 0.5
+    return value
+
+
+def _candidates(
+    values: Sequence[Tensor], inputs: Sequence[bool], seen: int | None
+) -> Iterator[dict[int, int]]:
+    """Yield assignments of a time axis to the inputs, the most natural first."""
+    yield {}
+    positions = [i for i, is_input in enumerate(inputs) if is_input]
+    ranks = max((values[i].dim() for i in positions), default=0)
+    for dim in range(ranks):
+        fitting = [i for i in positions if values[i].dim() > dim]
+        if seen is not None:
+            fitting = [i for i in fitting if values[i].shape[dim] == seen]
+        sizes = {values[i].shape[dim] for i in fitting}
+        for length in sorted(sizes, reverse=True):
+            same = [i for i in fitting if values[i].shape[dim] == length]
+            yield dict.fromkeys(same, dim)
+            if len(same) > 1:
+                yield from ({i: dim} for i in same)
+
+
+def _sized(values: Sequence[Tensor], axes: dict[int, int], steps: int) -> list[Tensor]:
+    """Return the values with as many steps along their time axes as are asked for."""
+    return [
+        _stretch(value, axes[i], steps) if i in axes else value for i, value in enumerate(values)
+    ]
+
+
+def _stretch(value: Tensor, dim: int, steps: int) -> Tensor:
+    index = torch.arange(steps) % max(value.shape[dim], 1)
+    return value.index_select(dim, index)
+
+
+def _run(graph: torch.fx.Graph, values: Sequence[Tensor], steps: int) -> Environment:
+    """Run a graph by the reference and return the value of every node."""
+    env: Environment = {}
+    places = iter([steps, *values])
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(places)
+            elif node.op == "call_function":
+                env[node] = call_node(node, env)
+    return env
+
+
+def call_node(node: torch.fx.Node, env: Environment) -> Any:
+    """Run one node on the values of its operands.
+
+    Raises:
+        ValueError: It is a loop's view of its input that leaves steps out or reorders them.
+    """
+    args: Any = torch.fx.node.map_arg(node.args, env.__getitem__)
+    kwargs: Any = torch.fx.node.map_arg(node.kwargs, env.__getitem__)
+    if node.target is sequence_ops.time_view:
+        _require_whole(*args)
+    target: Any = node.target
+    return target(*args, **kwargs)
+
+
+def _require_whole(x: Tensor, dim: int, start: int, stride: int, length: int) -> None:
+    if start != 0 or stride != 1 or x.shape[dim] != length:
+        raise ValueError("the loop does not visit every step in order")

@@ -1,0 +1,120 @@
+"""Open a stream on a compiled model: find its states, build the step, connect it to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from snncc.errors import LaunchError
+from snncc.frontend.sources import gather
+from snncc.ir.tape import SourceKind, Tape
+from snncc.options import Options
+from snncc.pipeline import Compiled, chunk_program, executable
+from snncc.runtime.stream import Interface, Stream
+
+
+def open_stream(
+    model: Callable[..., Any],
+    compiled: Compiled,
+    options: Options,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Stream:
+    """Return a stream at its start.
+
+    Args:
+        model: The model.
+        compiled: A specialisation of it.
+        options: How it was compiled.
+        args: Arguments that the specialisation serves, with the time axis.
+        kwargs: Keyword arguments.
+
+    Raises:
+        UnsupportedError: The model relates time steps other than by its states.
+    """
+    tape = compiled.recording.tape
+    leaves = [leaf.detach() for leaf in gather(tape, model, args, kwargs)]
+    program = chunk_program(compiled, leaves)
+    arguments = _Arguments(model, tape, args, kwargs)
+    interface = Interface(
+        collect=arguments.collect,
+        finish=lambda outputs: finish(tape, outputs),
+        refresh=arguments.refresh,
+        ranks=tuple(
+            leaf.dim() - (axis is not None)
+            for leaf, axis in zip(leaves, program.input_axes, strict=True)
+        ),
+        names=tuple(source.name for source in tape.sources),
+    )
+    start = torch.fx.GraphModule(torch.nn.Module(), program.start).forward
+    return Stream(program, executable(program.graph, options), start, interface)
+
+
+class _Arguments:
+    """Collects the tensors of a program: inputs from the call, all others once at each reset."""
+
+    def __init__(
+        self, model: Callable[..., Any], tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._model = model
+        self._tape = tape
+        self._example = args, kwargs
+        self._spec = tape.in_spec
+        self._inputs = [
+            (i, source.index)
+            for i, source in enumerate(tape.sources)
+            if source.kind is SourceKind.INPUT
+        ]
+        self._is_single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        self._fixed: list[Tensor] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the parameters and the state of the model anew."""
+        args, kwargs = self._example
+        leaves = gather(self._tape, self._model, args, kwargs)
+        self._fixed = [leaf.detach() for leaf in leaves]
+
+    def collect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Return the tensors of the program for the arguments of a call."""
+        if self._is_single and len(args) == 1 and not kwargs:
+            given: Sequence[Any] = args
+        else:
+            given, spec = pytree.tree_flatten((args, kwargs))
+            if spec != self._spec:
+                raise LaunchError(
+                    "The arguments of a step are not those of the model.",
+                    code="launch.count",
+                    notes=[f"the model was compiled for {self._spec.num_leaves} leaves"],
+                )
+        leaves = list(self._fixed)
+        for position, index in self._inputs:
+            assert index is not None
+            leaves[position] = self._checked(given[index], position)
+        return leaves
+
+    def _checked(self, value: Any, position: int) -> Tensor:
+        like = self._fixed[position]
+        if isinstance(value, Tensor) and (value.dtype, value.device) == (like.dtype, like.device):
+            return value
+        name = self._tape.sources[position].name
+        seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise LaunchError(
+            f"The input '{name}' is {seen}; the stream was opened for {like.dtype}.",
+            code="launch.dtype",
+            hints=["Convert it, or call the compiled model once with such an input."],
+        )
+
+
+def finish(tape: Tape, outputs: Sequence[Any]) -> Any:
+    """Return the outputs of a tape's graph in the structure that the model returns."""
+    leaves = [
+        outputs[leaf] if isinstance(leaf, int) and not isinstance(leaf, bool) else leaf
+        for leaf in tape.output_leaves
+    ]
+    return pytree.tree_unflatten(leaves, tape.out_spec)
