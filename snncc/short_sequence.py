@@ -13,12 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import SnnccError
-from snncc.frontend.sources import gather
+from snncc.frontend.sources import gather, preserved
 from snncc.ir.custom_gradient import run_graph
+from snncc.ir.tape import Tape
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.neurons import copy_graph
 from snncc.pipeline import Recording, record
@@ -44,8 +46,7 @@ def record_longer(
         short: The recording of those very arguments, in which no loop was found.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    values = gather(short.tape, model, args, kwargs)
-    expected = run_graph(short.tape.graph, values)
+    expected = _run(short.tape, short.tape.graph, model, args, kwargs)
     has_loop = False
     for stretched in _stretched(leaves):
         longer_args, longer_kwargs = pytree.tree_unflatten(stretched, spec)
@@ -103,12 +104,27 @@ def _agrees(
     expected: tuple[Any, ...],
 ) -> bool:
     """Run the proven loop on the short sequence and compare."""
-    values = gather(longer.tape, model, args, kwargs)
     try:
-        actual = run_graph(longer.rolled.graph, values)
-    except (RuntimeError, IndexError):
+        actual = _run(longer.tape, longer.rolled.graph, model, args, kwargs)
+    except (SnnccError, RuntimeError, IndexError):
         return False
-    return len(actual) == len(expected) and all(
-        a.shape == b.shape and torch.equal(a, b) if isinstance(a, Tensor) else a == b
-        for a, b in zip(actual, expected, strict=True)
-    )
+    return len(actual) == len(expected) and all(map(_is_equal, actual, expected))
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _run(
+    tape: Tape,
+    graph: torch.fx.Graph,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Any, ...]:
+    """Run a program; buffers and random numbers are as before, for it and for what follows."""
+    with preserved(model, args, kwargs), torch.no_grad():
+        outputs = run_graph(graph, gather(tape, model, args, kwargs))
+        return tuple(x.clone() if isinstance(x, Tensor) else x for x in outputs)

@@ -185,6 +185,8 @@ class Operator:
             if p.is_dim and value is None:  # all dims: what follows is absent, or not normal
                 rest = {**options, **named}
                 return None if positional or rest.pop("keepdim", False) else (tuple(bound), rest)
+            if p.is_dim and _is_empty(bound[0]):
+                return None
             if p.is_dim:
                 value = _non_negative(value, _rank(bound[0]) + p.extra)
             bound.append(value)
@@ -201,6 +203,10 @@ def _take(parameter: Parameter, positional: list[Any], named: dict[str, Any]) ->
     taken = tuple(positional)
     positional.clear()
     return taken
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, tuple | list) and not value
 
 
 def _rank(value: Any) -> int:

@@ -96,8 +96,8 @@ class _Last:
 
     def complete(self, program: Program, tried: set[Item]) -> bool:
         self.align()
-        present = list(self.items.values())
-        if not present or not tried.isdisjoint(present) or len(present) == self.proof.period:
+        present = set(self.items.values())
+        if present <= tried or len(present) == self.proof.period:
             return False
         tried.update(present)
         try:
@@ -108,7 +108,7 @@ class _Last:
                     return False
         except _CannotCopyError:
             return False
-        self.insert(program, set(present))
+        self.insert(program, present)
         tried.update(self.items.values())  # what was added is never a reason to add more
         return True
 

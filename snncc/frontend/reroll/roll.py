@@ -170,9 +170,10 @@ def take_last(program: Program) -> None:
 def prune(program: Program) -> None:
     """Drop what nobody reads: items, results of loops, and what only they needed."""
     live = {leaf for leaf in program.outputs if isinstance(leaf, Item)}
+    effects = {item for item in program.items if item.impure}
     kept: list[Item] = []
     for item in _last_first(program):
-        if item not in live and not item.impure:
+        if item not in live and item not in effects:
             continue
         kept.append(item)
         if isinstance(item.target, TimeLoop):
