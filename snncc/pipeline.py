@@ -155,6 +155,12 @@ def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
 
 def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:
     """Return a function that runs a sequence graph with compiled neurons."""
+    module = torch.fx.GraphModule(torch.nn.Module(), with_kernels(graph, options))
+    return module.forward
+
+
+def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
+    """Return a sequence graph whose neurons and products are those of the runtime."""
     target: Literal["c", "torch"] = "torch" if options.target == "torch" else "c"
     runnable = copy_graph(graph)
     for node in neuron_nodes(runnable):
@@ -163,8 +169,7 @@ def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[A
     for node in runnable.nodes:
         if node.target is sequence_ops.linear:
             node.target = products.linear
-    module = torch.fx.GraphModule(torch.nn.Module(), runnable)
-    return module.forward
+    return runnable
 
 
 @dataclass(frozen=True, eq=False)

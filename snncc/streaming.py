@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -14,7 +13,7 @@ from snncc.errors import LaunchError
 from snncc.frontend.sources import gather
 from snncc.ir.tape import SourceKind, Tape
 from snncc.options import Options
-from snncc.pipeline import Compiled, chunk_program, executable
+from snncc.pipeline import Compiled, chunk_program, with_kernels
 from snncc.runtime.stream import Interface, Stream
 
 
@@ -43,16 +42,17 @@ def open_stream(
     arguments = _Arguments(model, tape, args, kwargs)
     interface = Interface(
         collect=arguments.collect,
-        finish=lambda outputs: finish(tape, outputs),
+        finish=_finisher(tape),
         refresh=arguments.refresh,
         ranks=tuple(
             leaf.dim() - (axis is not None)
             for leaf, axis in zip(leaves, program.input_axes, strict=True)
         ),
         names=tuple(source.name for source in tape.sources),
+        own=tuple(source.kind is SourceKind.INPUT for source in tape.sources),
     )
-    start = torch.fx.GraphModule(torch.nn.Module(), program.start).forward
-    return Stream(program, executable(program.graph, options), start, interface)
+    program = replace(program, graph=with_kernels(program.graph, options))
+    return Stream(program, interface)
 
 
 class _Arguments:
@@ -74,11 +74,13 @@ class _Arguments:
         self._fixed: list[Tensor] = []
         self.refresh()
 
-    def refresh(self) -> None:
-        """Read the parameters and the state of the model anew."""
+    def refresh(self) -> bool:
+        """Read the parameters and the state of the model anew; tell whether they lie as before."""
         args, kwargs = self._example
+        before = [_place(leaf) for leaf in self._fixed]
         leaves = gather(self._tape, self._model, args, kwargs)
         self._fixed = [leaf.detach() for leaf in leaves]
+        return before == [_place(leaf) for leaf in self._fixed]
 
     def collect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """Return the tensors of the program for the arguments of a call."""
@@ -109,6 +111,18 @@ class _Arguments:
             code="launch.dtype",
             hints=["Convert it, or call the compiled model once with such an input."],
         )
+
+
+def _place(leaf: Tensor) -> Any:
+    return leaf.data_ptr(), leaf.shape, leaf.stride()
+
+
+def _finisher(tape: Tape) -> Callable[[Sequence[Any]], Any]:
+    """Return `finish` for a tape; the commonest structure, one tensor, needs no unflattening."""
+    leaf = tape.output_leaves[0] if len(tape.output_leaves) == 1 else None
+    if tape.out_spec.is_leaf() and isinstance(leaf, int) and not isinstance(leaf, bool):
+        return lambda outputs: outputs[leaf]
+    return lambda outputs: finish(tape, outputs)
 
 
 def finish(tape: Tape, outputs: Sequence[Any]) -> Any:

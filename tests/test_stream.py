@@ -420,7 +420,8 @@ def test_damaged_state_is_refused(tmp_path: Path, content):
 
     with pytest.raises(BundleError, match="is not a state"):
         stream.load(path)
-    assert stream.state == before
+    assert stream.steps == 1
+    assert all(torch.equal(value, before[name]) for name, value in stream.state.items())
 
 
 def test_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch):
@@ -442,3 +443,54 @@ def test_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch):
 
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_steps_keep_no_graph():
+    """A stream runs without gradients, whatever its input asks for."""
+    model, x = prepared(Dense, (7, 2, 6))
+    stream = snncc.compile(model).stream(x)
+    for t in range(4):
+        result = stream(x[t].clone().requires_grad_())
+
+        assert not result.requires_grad
+        assert not any(value.requires_grad for value in stream.state.values())
+
+
+def test_results_stay_as_they_were_returned():
+    """A result is not overwritten by the steps that follow."""
+    model, x = prepared(Kept, (7, 2, 6))
+    stream = snncc.compile(model).stream(x)
+    seen = [stream(x[t]) for t in range(7)]
+    again = snncc.compile(model).stream(x)
+
+    for t in range(7):
+        for a, b in zip(seen[t], again(x[t]), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_new_weights_reach_the_next_sequence():
+    """What depends on parameters alone is computed once, and anew at each reset."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(6))
+
+        def forward(self, x):
+            decay, v = torch.sigmoid(self.w), torch.zeros(x.shape[1:])
+            for t in range(x.shape[0]):
+                v = decay * v + x[t]
+            return v
+
+    model, x = prepared(Gated, (7, 2, 6))
+    fast = snncc.compile(model)
+    stream = fast.stream(x)
+    for t in range(3):
+        stream(x[t])
+    with torch.no_grad():
+        model.w += 2.0
+    stream.reset()
+    for t in range(7):
+        result = stream(x[t])
+
+    assert torch.equal(result, fast(x))

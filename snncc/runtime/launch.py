@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,16 @@ class Binding:
             self._slots.append(len(self._values))
             self._values += [0, *array.strides]
         self._pack = struct.Struct(f"{len(self._values)}q").pack
+
+    def bound(self, tensors: Sequence[Tensor]) -> Callable[[], object]:
+        """Return a call of the kernel on these very tensors, which it keeps alive."""
+        if self._copies or self._scratch:
+            return lambda: self.run(tensors)
+        values = self._values.copy()
+        for slot, tensor in zip(self._slots, tensors, strict=True):
+            values[slot] = tensor.data_ptr()
+        packed, function, kept = self._pack(*values), self._function, tuple(tensors)
+        return lambda: (function(packed), kept)[0]
 
     def run(self, tensors: Sequence[Tensor]) -> None:
         """Call the kernel on tensors, one for each argument in order."""

@@ -156,12 +156,19 @@ class ForwardPlan:
         placed = place_inputs(self.layout, dict(zip(self.names, tensors, strict=True)), self.ranks)
         job = Job.TRAINING if self.results.saved else Job.INFERENCE
         spec = KernelSpec(job, float_type(tensors[0]), uniform_names(placed))
-        self._written = (*self.results.outputs, *self.results.finals, *self.results.saved)
+        self.written = (*self.results.outputs, *self.results.finals, *self.results.saved)
         self._binding, self._inputs = bind(resources, spec, self.layout, placed, threads)
+
+    def bound(self, tensors: Sequence[Tensor], written: Sequence[Tensor]) -> Callable[[], object]:
+        """Return a call that reads and writes these very tensors."""
+        if 0 in self.layout.lanes:
+            return lambda: None
+        values = dict(zip(self.names, tensors, strict=True))
+        return self._binding.bound([*(values[name] for name in self._inputs), *written])
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs, the finals and the values kept for backward."""
-        written = [shape.allocate() for shape in self._written]
+        written = [shape.allocate() for shape in self.written]
         if 0 not in self.layout.lanes:
             values = dict(zip(self.names, tensors, strict=True))
             self._binding.run([*(values[name] for name in self._inputs), *written])

@@ -19,11 +19,13 @@ from zipfile import BadZipFile
 
 import numpy
 import torch
+import torch.fx
 from torch import Tensor
 
 from snncc.errors import BundleError, LaunchError
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill
+from snncc.runtime.static_step import StaticStep
 
 # What reading a damaged or foreign file may raise.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, LaunchError)
@@ -37,16 +39,18 @@ class Interface:
     Attributes:
         collect: Maps the arguments of a call to the tensors of the program's placeholders.
         finish: Maps the outputs of the program to what the model returns.
-        refresh: Reads the parameters of the model anew.
+        refresh: Reads the parameters of the model anew; tells whether they lie where they did.
         ranks: For each placeholder that has a time axis its rank without it.
         names: The names of the placeholders.
+        own: For each placeholder whether it comes from the arguments of the call.
     """
 
     collect: Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]]
     finish: Callable[[Sequence[Any]], Any]
-    refresh: Callable[[], None]
+    refresh: Callable[[], bool]
     ranks: tuple[int, ...]
     names: tuple[str, ...]
+    own: tuple[bool, ...]
 
 
 class Stream:
@@ -56,17 +60,12 @@ class Stream:
         steps: How many steps were taken since the last reset.
     """
 
-    def __init__(
-        self,
-        program: ChunkProgram,
-        run: Callable[..., tuple[Any, ...]],
-        begin: Callable[..., tuple[Tensor, ...]],
-        interface: Interface,
-    ) -> None:
+    def __init__(self, program: ChunkProgram, interface: Interface) -> None:
         self._program = program
-        self._run = run
-        self._begin = begin
+        self._run: Callable[..., tuple[Any, ...]] = _function(program.graph)
+        self._begin: Callable[..., tuple[Tensor, ...]] = _function(program.start)
         self._interface = interface
+        self._static: StaticStep | None = None
         self._outputs = len(program.output_axes)
         self._starts: tuple[Tensor, ...] | None = None
         self._states: list[Any] | None = None
@@ -86,12 +85,30 @@ class Stream:
         Raises:
             LaunchError: The arguments do not fit the model or the state.
         """
-        leaves = self._interface.collect(args, kwargs)
-        axes = self._program.input_axes
-        whole = [self._with_time(x, i) if axes[i] is not None else x for i, x in enumerate(leaves)]
-        outputs = self._advance(whole, 1)
-        parts = zip(outputs, self._program.output_axes, strict=True)
-        return self._interface.finish([x if a is None else x.squeeze(a) for x, a in parts])
+        interface, static = self._interface, self._static
+        leaves = interface.collect(args, kwargs)
+        if static is not None and self._states is static.states and static.accepts(leaves):
+            self.steps += 1
+            return interface.finish(static(self.steps, leaves))
+        for i, axis in enumerate(self._program.input_axes):
+            if axis is not None:
+                leaves[i] = self._with_time(leaves[i], i)
+        return interface.finish(self._step(leaves))
+
+    def _step(self, leaves: list[Tensor]) -> Sequence[Any]:
+        """Take one step and return its outputs without their time axes."""
+        if self._states is None or self.steps == 0:
+            parts = zip(self._advance(leaves, 1), self._program.output_axes, strict=True)
+            return [x if axis is None else x.squeeze(axis) for x, axis in parts]
+        self._require_same_sizes(leaves)
+        with torch.no_grad():
+            if self._static is None or not self._static.fits(self._states, leaves):
+                own = self._interface.own
+                self._static = StaticStep(self._program, self._states, leaves, own)
+            self._static.move_to(self._states)
+            self._states = self._static.states
+            self.steps += 1
+            return self._static(self.steps, leaves)
 
     def chunk(self, *args: Any, **kwargs: Any) -> Any:
         """Take several steps at once.
@@ -130,9 +147,9 @@ class Stream:
             step = list(leaves)
             for i, axis in along:
                 step[i] = leaves[i].narrow(axis, t, 1)
-            history.append(self._advance(step, 1))
+            history.append(self._step(step))
         return [
-            history[-1][i] if axis is None else torch.cat([seen[i] for seen in history], axis)
+            history[-1][i] if axis is None else torch.stack([seen[i] for seen in history], axis)
             for i, axis in enumerate(self._program.output_axes)
         ]
 
@@ -148,7 +165,10 @@ class Stream:
         if mask is None:
             self._states = self._starts = self._sizes = None
             self.steps = 0
-            self._interface.refresh()
+            if not self._interface.refresh():
+                self._static = None
+            elif self._static is not None:
+                self._static.refresh()
         elif self._states is not None:
             self._reset_samples(mask)
 
@@ -161,6 +181,7 @@ class Stream:
                 hints=["Use one stream for each sample, or reset all of them."],
             )
         assert self._states is not None
+        self._states = list(self._states)
         starts = self._initial()
         for i, (value, start) in enumerate(zip(self._states, starts, strict=True)):
             if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(mask):
@@ -178,7 +199,9 @@ class Stream:
     def state(self) -> dict[str, Tensor]:
         """What is carried to the next step, by name; empty before the first step."""
         names = (state.name for state in self._program.states)
-        return {} if self._states is None else dict(zip(names, self._states, strict=True))
+        if self._states is None:
+            return {}
+        return {name: value.clone() for name, value in zip(names, self._states, strict=True)}
 
     def load_state(self, state: Mapping[str, Tensor], steps: int | None = None) -> None:
         """Go on from a state.
@@ -289,3 +312,7 @@ class Stream:
         axis = self._program.input_axes[position]
         assert axis is not None
         return x.unsqueeze(axis)
+
+
+def _function(graph: torch.fx.Graph) -> Callable[..., Any]:
+    return torch.fx.GraphModule(torch.nn.Module(), graph).forward
