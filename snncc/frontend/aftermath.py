@@ -145,6 +145,7 @@ class Aftermath:
         impure = [n for n in draft.calls if n.meta["impure"]]
         needed = needed_for([*self._outputs, *impure])
         places = [n for n in draft.places if n in needed]
+        self._outside.require_recorded(places)
         calls = [n for n in draft.calls if n in needed]
         graph = to_fx(places, calls, tuple(self._outputs))
         return graph, tuple(sources[n] for n in places)

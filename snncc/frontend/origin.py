@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from collections.abc import Iterable
 
 from torch import Tensor
 
-from snncc.errors import CaptureError
+from snncc.errors import CaptureError, Location
 from snncc.frontend.draft import DEPENDENT, DIFFERENTIABLE, GUARDED, Node, carries_gradient
 from snncc.frontend.functionalize import View
 from snncc.frontend.recorder import Recorder
@@ -27,6 +27,7 @@ class Outside:
         self._known: dict[int, tuple[Source, Tensor]] = {}
         self._data: dict[tuple[object, ...], Node] = {}
         self._kept: set[int] = {id(tensor) for tensor, *_ in before.values}
+        self._suspects: dict[Node, Location | None] = {}
         self.sources: dict[Node, Source] = {}
         self.views: dict[Node, View] = {}
         self.guards: dict[Node, Guard] = {}
@@ -43,16 +44,19 @@ class Outside:
     def view(self, recorder: Recorder, tensor: Tensor) -> View:
         """Return the view of a tensor that the recorder has not seen before."""
         source = self.source_of(tensor)
+        is_suspect = source is None and _may_be_unrecorded(recorder, tensor)
         if source is None:
-            self._require_outside(recorder, tensor)
             name = f"constant{sum(s.kind is SourceKind.CONSTANT for s in self.sources.values())}"
             source = Source(SourceKind.CONSTANT, name, tensor=tensor)
             self.add(source, tensor)
         memory = recorder.memory_at(tensor)
         if memory is not None and memory.generation > 0:
             recorder.refuse_alias("A tensor from outside the run shares the memory.")
-        node = recorder.placeholder(_identifier(source.name), tensor, _facts(source, tensor))
+        facts = DEPENDENT if is_suspect else _facts(source, tensor)
+        node = recorder.placeholder(_identifier(source.name), tensor, facts)
         self.sources[node] = source
+        if is_suspect:
+            self._suspects[node] = recorder.where
         if memory is not None:
             memory.is_shared = True
             view = View(memory, tuple(tensor.shape), tensor.dtype, node, generation=0)
@@ -90,22 +94,28 @@ class Outside:
             kept = next((c for t, c, _ in self._before.values if t is owner), owner)
             self.guards[place] = Guard(source, kept.item())
 
-    def _require_outside(self, recorder: Recorder, tensor: Tensor) -> None:
-        """Refuse a tensor that was made during the run by something that was not recorded."""
-        memory = recorder.memory_at(tensor)
-        inside = memory is not None and memory.owner is None
-        if inside or not tensor.is_leaf:
-            _refuse_unrecorded(recorder)
+    def require_recorded(self, places: Iterable[Node]) -> None:
+        """Refuse placeholders that stand for something computed without being recorded.
+
+        Asked at the end of the run, about the placeholders that its graph needs: a model may look
+        at tensors that an earlier network left behind, and make nothing of their values.
+        """
+        for place in places:
+            if place in self._suspects:
+                raise CaptureError(
+                    "A tensor was computed where it cannot be recorded.",
+                    code="capture.unrecorded-tensor",
+                    location=self._suspects[place],
+                    notes=["It has a history of operators, and none of them was recorded."],
+                    hints=["Compute it in the model, by functions of torch, in the same thread."],
+                )
 
 
-def _refuse_unrecorded(recorder: Recorder) -> NoReturn:
-    raise CaptureError(
-        "A tensor was computed where it cannot be recorded.",
-        code="capture.unrecorded-tensor",
-        location=recorder.where,
-        notes=["It has a history of operators, and none of them was recorded."],
-        hints=["Compute it in the model, by functions of torch, in the same thread."],
-    )
+def _may_be_unrecorded(recorder: Recorder, tensor: Tensor) -> bool:
+    """Tell whether a tensor may have been made during the run by something not recorded."""
+    memory = recorder.memory_at(tensor)
+    inside = memory is not None and memory.owner is None
+    return inside or not tensor.is_leaf
 
 
 _FIXED = (SourceKind.PARAMETER, SourceKind.CONSTANT)

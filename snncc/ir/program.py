@@ -64,8 +64,16 @@ class NeuronProgram:
     """One neuron layer, ready for code generation.
 
     ``adjoint`` and ``storage`` are None where the layer can only be run without gradients.
+    ``constant`` names the outputs and finals that require no gradients even where inputs do.
     """
 
     forward: Recurrence
     adjoint: Adjoint | None = None
     storage: Storage | None = None
+    constant: frozenset[str] = frozenset()
+
+    @property
+    def without_gradient(self) -> tuple[int, ...]:
+        """Positions among outputs and finals of the results that require no gradients."""
+        results = (*self.forward.outputs, *self.forward.finals)
+        return tuple(i for i, name in enumerate(results) if name in self.constant)

@@ -14,12 +14,14 @@ Source: reverse accumulation; Griewank and Walther, Evaluating Derivatives, 2008
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.fx
 
+from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import (
     Binary,
     Const,
@@ -40,6 +42,7 @@ from snncc.ir.numerics import Numerics
 from snncc.ir.program import Adjoint, NeuronProgram
 from snncc.ir.walk import bool_lets, let_reads, substitute
 from snncc.passes.derivatives import partials
+from snncc.passes.find_histories import find_histories
 from snncc.passes.neurons import copy_graph, rewrite_neurons
 
 ZERO = Const(0.0)
@@ -64,14 +67,22 @@ class Differentiate:
 
 
 def _with_adjoint(program: NeuronProgram, node: torch.fx.Node) -> NeuronProgram:
-    forward = program.forward
-    names = (*forward.step_inputs, *forward.lane_inputs)
-    wanted = [
+    forward, wanted = program.forward, _wanted(program, node)
+    if not wanted:
+        return program
+    results = {*forward.outputs, *forward.finals}
+    constant = results - find_histories(forward, wanted)
+    return replace(program, adjoint=differentiate(forward, wanted), constant=frozenset(constant))
+
+
+def _wanted(program: NeuronProgram, node: torch.fx.Node) -> list[str]:
+    """Return the names of the inputs that require gradients."""
+    names = (*program.forward.step_inputs, *program.forward.lane_inputs)
+    return [
         name
         for name, argument in zip(names, node.args[1:], strict=True)
         if isinstance(argument, torch.fx.Node) and argument.meta.get("requires_grad", True)
     ]
-    return replace(program, adjoint=differentiate(forward, wanted)) if wanted else program
 
 
 def _mark_gradients(graph: torch.fx.Graph, leaves: Sequence[bool]) -> None:
@@ -83,7 +94,22 @@ def _mark_gradients(graph: torch.fx.Graph, leaves: Sequence[bool]) -> None:
         else:
             inputs = any(n.meta["requires_grad"] for n in node.all_input_nodes)
             exact = node.meta.get("dtype") not in (torch.bool, torch.int64)
-            node.meta["requires_grad"] = inputs and exact and node.target is not torch.detach
+            exact = exact and node.target is not torch.detach and not _is_constant(node)
+            node.meta["requires_grad"] = inputs and exact
+
+
+def _is_constant(node: torch.fx.Node) -> bool:
+    """Tell whether a node is a result of a neuron that requires no gradients."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], torch.fx.Node):
+        return False
+    call = node.args[0]
+    if not isinstance(call.target, NeuronCall):
+        return False
+    if "gradients" not in call.meta:
+        program = call.target.program
+        call.meta["gradients"] = find_histories(program.forward, _wanted(program, call))
+    forward = call.target.program.forward
+    return (*forward.outputs, *forward.finals)[node.args[1]] not in call.meta["gradients"]  # type: ignore[index]
 
 
 def differentiate(recurrence: Recurrence, wanted: Iterable[str] | None = None) -> Adjoint:

@@ -29,6 +29,7 @@ from snncc.passes.base import Rejection
 from snncc.passes.scalar_ops import SCALAR_OPS
 
 FLOATS = (torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Kind(Enum):
@@ -81,13 +82,21 @@ def _dtype_rejection(node: torch.fx.Node) -> Rejection | None:
     floats = {dtype} & set(FLOATS)
     for operand in node.all_input_nodes:
         seen = operand.meta.get("dtype")
-        if "shape" in operand.meta and seen not in (*FLOATS, torch.bool):
+        if "shape" in operand.meta and seen not in _readable(node):
             return Rejection("dtype", f"'{_spelled(node)}' reads a tensor of {seen}")
         if operand.meta.get("shape"):
             floats |= {seen} & set(FLOATS)
     if len(floats) > 1:
         return Rejection("mixed-dtype", f"'{_spelled(node)}' mixes float32 and float64")
     return None
+
+
+def _readable(node: torch.fx.Node) -> tuple[torch.dtype, ...]:
+    """Return the dtypes of operands that mean the same once they are converted to floats."""
+    known = (*FLOATS, torch.bool)
+    # An operator that gives floats promotes integers first; inside a custom gradient they may meet.
+    gives_floats = node.meta.get("dtype") in FLOATS and not isinstance(node.target, CustomGradient)
+    return (*known, *INTEGERS) if gives_floats else known
 
 
 def _spelled(node: torch.fx.Node) -> str:

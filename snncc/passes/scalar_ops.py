@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from snncc.frontend.canonical import cast, full_like
+from snncc.frontend.canonical import cast, full, full_like
 from snncc.ir.nodes import Binary, Const, Detach, Expr, Op, Select, Unary
 from snncc.passes.base import Rejection
 
@@ -134,7 +134,7 @@ def _cast(scope: Scope, x: Expr, dtype: torch.dtype) -> Expr | Rejection:
     return Rejection("integer", f"a cast to {dtype} leaves floating point")
 
 
-def _full_like(scope: Scope, x: Expr, value: Expr, *_: Any, **__: Any) -> Expr:
+def _filled(scope: Scope, like: Any, value: Expr, **_: Any) -> Expr:
     return value
 
 
@@ -177,5 +177,6 @@ SCALAR_OPS: Mapping[Callable[..., Any], Builder] = {
     torch.heaviside: _heaviside,
     torch.detach: _detach,
     cast: _cast,
-    full_like: _full_like,
+    full: _filled,
+    full_like: _filled,
 }

@@ -198,6 +198,8 @@ class Neuron:
         results: list[Tensor] = torch.ops.snncc.neuron_forward(
             steps, lanes, self.key, -1 if length is None else length, training
         )
+        for position in self.program.without_gradient:
+            results[position] = results[position].detach()
         return results[: self.results]
 
     def _interpret(self, tensors: tuple[Tensor, ...], length: int | None) -> list[Tensor]:
@@ -227,7 +229,7 @@ def _key(program: NeuronProgram, *options: object) -> str:
             print_recurrence(program.adjoint.recurrence),
             repr(program.adjoint.lane_gradients),
         ]
-    parts += [repr(program.storage), *map(repr, options)]
+    parts += [repr(program.storage), repr(program.without_gradient), *map(repr, options)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -279,6 +281,7 @@ class _NeuronFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         shown = len(plan.results.outputs) + len(plan.results.finals)
         ctx.save_for_backward(*tensors, *results[shown:])
+        ctx.mark_non_differentiable(*(results[i] for i in neuron.program.without_gradient))
         return tuple(results[:shown])
 
     @staticmethod

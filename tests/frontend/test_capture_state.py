@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from snncc.errors import CaptureError
 from snncc.frontend.capture import capture
 from snncc.frontend.sources import attribute_signature, holds
 from snncc.ir.tape import SourceKind, Tape
@@ -282,3 +284,34 @@ def test_random_generators_are_restored() -> None:
     capture(lambda x: x + torch.rand(5), SMALL, {})
 
     assert torch.equal(torch.rand(3), expected)
+
+
+class Registered(nn.Module):
+    """Forgets the state of every module of its class before each sequence, as libraries do."""
+
+    instances: list[Registered] = []  # noqa: RUF012 - a registry
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v = torch.zeros(5)
+        self.instances.append(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.instances:
+            module.v = torch.zeros_like(module.v)
+        self.v = self.v + x
+        return self.v
+
+
+def test_tensors_of_another_model() -> None:
+    """What an earlier run left in another model may be looked at, as long as no value is read."""
+    other, model = Registered(), Registered()
+    other(randn(3, 5).requires_grad_())
+    tape = check(model, *SMALL, again=LARGE)
+
+    assert names(tape)
+    other(randn(3, 5).requires_grad_())
+    reader = Net(lambda self, x: x + Registered.instances[-2].v[0])
+    with pytest.raises(CaptureError) as refusal:
+        capture(reader, SMALL, {})
+    assert refusal.value.code == "capture.unrecorded-tensor"
