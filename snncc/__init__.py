@@ -68,13 +68,15 @@ def compile(
 
     Args:
         model: An ``nn.Module`` or callable that takes the whole sequence and loops over time in
-            Python.  It is not modified.
+            Python; or, with ``step=True``, one time step: ``y = model(x_t)`` or
+            ``y, state = model(x_t, state)``.  It is not modified.
         example_inputs: Record and compile at once for these inputs, rather than at the first call.
         **options: Fields of `Options`: ``mode``, ``target``, ``fallback``, ``storage``,
-            ``num_threads``.
+            ``num_threads``, ``step``, ``time_dim``.
 
     Returns:
-        A module that computes what ``model`` computes and shares its parameters and buffers.
+        A module that computes what ``model`` computes and shares its parameters and buffers.  Of a
+        model of one step it computes the sequence: ``y_seq, state = fast(x_seq, state)``.
 
     Raises:
         OptionError: An option does not exist or has no such value.

@@ -34,7 +34,7 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
 from snncc.layers import layers_of
-from snncc.module import CompiledModule
+from snncc.module import CompiledModule, program_of
 from snncc.options import Options
 from snncc.pipeline import Compiled, executable
 from snncc.report import render
@@ -161,18 +161,19 @@ def verify(
             hints=["Pass the result of 'snncc.compile(model)'."],
         )
     compiled = fast.specialize(*args, **kwargs)
+    serial, twin = program_of(model, fast.options), fast.program
     seeds = _Cotangents(seed)
-    with preserved(model, args, kwargs):
-        expected = _flat(model(*args, **kwargs))
+    with preserved(serial, args, kwargs):
+        expected = _flat(serial(*args, **kwargs))
         wanted = _differentiate(expected, _leaves(model, args, kwargs), seeds) if gradients else {}
-    with preserved(fast.original, args, kwargs):
+    with preserved(twin, args, kwargs):
         actual = _flat(fast(*args, **kwargs))
         found = _differentiate(actual, _leaves(fast, args, kwargs), seeds) if gradients else {}
-    values = gather(compiled.recording.tape, fast.original, args, kwargs)
-    with preserved(fast.original, args, kwargs), torch.no_grad():
+    values = gather(compiled.recording.tape, twin, args, kwargs)
+    with preserved(twin, args, kwargs), torch.no_grad():
         stepwise = _user_outputs(compiled, run_stepwise(compiled.graph, values))
     comparisons = [*_compare_all("structure", "output", expected, stepwise, 0.0)]
-    with preserved(fast.original, args, kwargs):
+    with preserved(twin, args, kwargs):
         comparisons += _products(compiled, values)
         comparisons += _kernels(compiled, values, fast.options, seeds, gradients)
     network = _network(compiled, expected, actual, wanted, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.table import Table
 from snncc.errors import SnnccError
 from snncc.errors import render as render_error
 from snncc.frontend.sources import gather
+from snncc.module import CompiledModule
 from snncc.options import Options
 from snncc.pipeline import build, record
 from snncc.report import Layer, Plan, render
@@ -45,11 +46,14 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation
     shown as such.
 
     Args:
-        model: The model.
+        model: The model, or a compiled model, which is explained as it was compiled.
         *args: Inputs of the model.
         **kwargs: Keyword inputs of the model.
     """
     options = Options(fallback="serial")
+    if isinstance(model, CompiledModule):
+        options = replace(model.options, fallback="serial")
+        model = model.program
     try:
         recording = record(model, args, kwargs)
     except SnnccError as error:

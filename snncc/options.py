@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args, get_type_hints
+from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from snncc.errors import OptionError
 
@@ -25,6 +25,8 @@ class Options:
         fallback: What happens to code that cannot be compiled: an error, or it runs serially.
         storage: What the backward pass needs is recomputed in cache, or saved in memory.
         num_threads: Threads of a CPU kernel; None means ``torch.get_num_threads()`` at each call.
+        step: Whether the model is one time step, and the sequence of its calls is compiled.
+        time_dim: The time axis of the sequences that a model of one step is called with.
     """
 
     mode: Mode = "fused"
@@ -32,6 +34,8 @@ class Options:
     fallback: Fallback = "error"
     storage: StorageChoice = "auto"
     num_threads: int | None = None
+    step: bool = False
+    time_dim: int = 0
 
     @classmethod
     def of(cls, **choices: object) -> Options:
@@ -53,15 +57,24 @@ class Options:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in fields(self):
-            choices = get_args(hints[field.name])
-            if field.name != "num_threads" and getattr(self, field.name) not in choices:
-                raise _not_a_choice(field.name, getattr(self, field.name), choices)
+            hint, value = hints[field.name], getattr(self, field.name)
+            choices = (False, True) if hint is bool else get_args(hint)
+            if (hint is bool or get_origin(hint) is Literal) and value not in choices:
+                raise _not_a_choice(field.name, value, choices)
         threads = self.num_threads
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise OptionError(
                 f"Option 'num_threads' is {threads!r}, not a positive number.",
                 code="option.num-threads",
                 hints=["Leave it out to follow 'torch.get_num_threads()'."],
+            )
+        if type(self.time_dim) is not int or (self.time_dim != 0 and not self.step):
+            raise OptionError(
+                f"Option 'time_dim' is {self.time_dim!r}, not the number of an axis."
+                if self.step
+                else "Option 'time_dim' is for a model of one time step.",
+                code="option.time-dim",
+                hints=["Pass 'step=True', or leave it out: loops show their time axis."],
             )
 
 

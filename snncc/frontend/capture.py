@@ -26,6 +26,7 @@ from snncc.frontend.parameters import parameters_refused
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session
 from snncc.frontend.sources import PythonGenerators, gather, named_tensors, preserved
+from snncc.frontend.stepping import user_code
 from snncc.frontend.surrogate import functions_recorded
 from snncc.frontend.traced import TracedInt
 from snncc.ir.custom_gradient import run_graph
@@ -72,7 +73,8 @@ def capture(
             result = _run(session, model, args, kwargs)
         tape = _finish(Aftermath(recorder, outside, before), in_spec, result)
         tape.guards = tuple(outside.guards.values())
-        tape.is_steered_by_sizes = recorder.is_steered_by_sizes
+        tape.is_steered_by_sizes = recorder.comparisons.are_steering
+        tape.counts = tuple(recorder.comparisons.counts())
         return tape
 
 
@@ -129,7 +131,8 @@ def _leaf_names(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[str]:
     """Return for each leaf of the arguments its name: ``x``, ``state[0]``, ``args[1]``."""
-    function = model.forward if isinstance(model, nn.Module) else model
+    function = user_code(model)
+    function = function.forward if isinstance(function, nn.Module) else function
     try:
         bound = inspect.signature(function).bind_partial(*args, **kwargs)
         positional = [

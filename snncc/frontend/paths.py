@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from snncc.frontend.stepping import user_code
+
 Step = tuple[str, Any]  # ("attribute", name) or ("item", key)
 
 
@@ -109,6 +111,7 @@ class Roots(dict[str, Any]):
 
 def root_of(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the object from which the names of a model's values start."""
+    model = user_code(model)
     if isinstance(model, nn.Module):
         return model
     roots = Roots()

@@ -18,6 +18,7 @@ from torch import Tensor
 from snncc.errors import CaptureError, Location, UnsupportedError
 from snncc.frontend import functionalize
 from snncc.frontend.canonical import full_like, numel, size
+from snncc.frontend.comparisons import Comparisons
 from snncc.frontend.draft import DIFFERENTIABLE, Draft, Node, carries_gradient, needed_for
 from snncc.frontend.functionalize import Edge, Memory, View
 from snncc.frontend.location import CallSites, Path
@@ -101,7 +102,7 @@ class Recorder:
         self.sites = sites
         self._origin = origin
         self._inner = inner
-        self.is_steered_by_sizes = False
+        self.comparisons = Comparisons()
         self._views: dict[int, tuple[weakref.ref[Tensor], View]] = {}
         self._memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self._sizes: dict[tuple[Node, int], Node] = {}
@@ -290,6 +291,12 @@ class Recorder:
                 size, (node, dim), node.meta["shape"][dim]
             )
         return found
+
+    def compare(self, comparison: str, value: int, number: Any) -> None:
+        """Note that Python compared an integer that was computed from sizes with a number."""
+        path, where = self.sites.here()
+        # By its place in the source: Python compiles the condition of a 'while' twice.
+        self.comparisons.add((path[:-1], where, comparison), value, number)
 
     def _integer(self, function: Callable[..., int], args: tuple[Any, ...], value: int) -> Node:
         node = self.emit(function, args)

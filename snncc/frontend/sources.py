@@ -32,6 +32,7 @@ from snncc.frontend.paths import (
     steps_of,
     tensors_below,
 )
+from snncc.frontend.stepping import user_code
 from snncc.ir.tape import Position, Source, SourceKind, Tape
 
 _ARGUMENTS = "*args"  # starts the names of what objects among the arguments hold
@@ -68,7 +69,7 @@ def walk(
 ) -> list[Holder]:
     """Return every namespace that a call of the model may read or change."""
     root = root_of(model, args, kwargs or {})
-    walker = _Walker(_packages(model))
+    walker = _Walker(_packages(user_code(model)))
     if isinstance(root, Roots):
         for name, value in root.items():
             walker.visit(name, value)
@@ -326,22 +327,36 @@ class _Only:
     sources: tuple[Source, ...]
 
 
-def attribute_signature(model: Callable[..., Any]) -> Hashable:
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def attribute_signature(model: Callable[..., Any]) -> tuple[Hashable, Shapes]:
     """Return what a recording depends on besides the values of tensors: the model's Python state.
 
-    Numbers, strings and None are part of it by value, tensors by type and shape, containers by
+    Numbers, strings and None are part of it by value, tensors by type and rank, containers by
     what they hold, anything else by identity.
+
+    Returns:
+        The signature, and the shapes of the tensors that are no parameters.
     """
-    return tuple([(h.path, key, _describe(value)) for h in walk(model) for key, value in h.items()])
+    shapes: list[tuple[int, ...]] = []
+    signature = [
+        (h.path, key, _describe(value, shapes)) for h in walk(model) for key, value in h.items()
+    ]
+    return tuple(signature), tuple(shapes)
 
 
-def _describe(value: Any) -> Hashable:
+def _describe(value: Any, shapes: list[tuple[int, ...]]) -> Hashable:
     if type(value) in (bool, int, float, str, type(None)):
         return type(value), value
     if isinstance(value, Tensor):
-        return value.dtype, value.device, tuple(value.shape), value.requires_grad
+        seen = value.dtype, value.device, value.requires_grad
+        if isinstance(value, nn.Parameter):
+            return (*seen, tuple(value.shape))
+        shapes.append(tuple(value.shape))
+        return (*seen, value.dim())
     if isinstance(value, dict):
-        return "dict", tuple((k, _describe(v)) for k, v in value.items())
+        return "dict", tuple([(k, _describe(v, shapes)) for k, v in value.items()])
     if isinstance(value, list | tuple | deque):
-        return type(value), tuple(map(_describe, value))
+        return type(value), tuple([_describe(v, shapes) for v in value])
     return type(value), id(value)

@@ -64,13 +64,22 @@ for _name, _function in {
     setattr(TracedInt, f"__r{_name}__", _binary(_function, reflected=True))
 
 
+def _spelled(value: Any) -> str:
+    """Return how an integer was computed from sizes and numbers."""
+    if not isinstance(value, TracedInt):
+        return str(value)
+    function, *operands = value.expression
+    name = getattr(function, "__name__", str(function))
+    return f"{name}({', '.join(_spelled(x) for x in operands if isinstance(x, int))})"
+
+
 def _comparison(name: str) -> Callable[..., Any]:
     compare = getattr(int, name)
 
     def method(self: TracedInt, other: Any) -> Any:
         # Against another size the outcome is the same at other sizes, or the operators will tell.
         if not isinstance(other, TracedInt):
-            self.owner.is_steered_by_sizes = True
+            self.owner.compare(f"{name} {_spelled(self)}", int(self), other)
         return compare(self, other)
 
     return method

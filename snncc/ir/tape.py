@@ -35,6 +35,8 @@ import torch
 import torch.fx
 from torch.utils import _pytree as pytree
 
+from snncc.errors import Location
+
 
 class SourceKind(Enum):
     """Where a tensor that the run read comes from."""
@@ -112,6 +114,28 @@ class Guard:
     value: bool | int | float
 
 
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A counter that Python compared with a size, as ``while t < T`` does.
+
+    Two recordings at different sizes in which it begins at the same number, and ends equally far
+    from the size, show that it follows the size: the program is the same at others.
+
+    Attributes:
+        path: The calls that lead to the statement.
+        where: The statement.
+        comparison: What was compared, and how.
+        start: The first number.
+        end: How much the number after the last is more than the size.
+    """
+
+    path: tuple[int, ...]
+    where: Location | None
+    comparison: str
+    start: int
+    end: int
+
+
 @dataclass(eq=False)
 class Tape:
     """One recorded run.
@@ -129,6 +153,7 @@ class Tape:
         guards: What must be as it was for the tape to hold.
         is_steered_by_sizes: Whether Python compared a size with a number, as ``min(T, 50)`` does:
             the program may be another one at other sizes.
+        counts: The counters that Python compared with sizes.
         result: What the user's code returned in the recorded run.
     """
 
@@ -141,4 +166,5 @@ class Tape:
     bindings: tuple[Binding, ...] = ()
     guards: tuple[Guard, ...] = ()
     is_steered_by_sizes: bool = False
+    counts: tuple[Count, ...] = ()
     result: Any = field(default=None, repr=False)

@@ -55,8 +55,9 @@ class Case:
             given, and is refused without; or refused.
         code: The error code of what is refused.
         neurons: How many neuron kernels the plan has.
-        sizes: Two pairs (T, B), the second of which must need no new program.
-        programs: How many specialisations these two calls make.
+        sizes: Two pairs (T, B); a third differs from them where they differ.
+        programs: How many specialisations these two pairs make.
+        free: Whether a third pair needs no recording.
         serial: Returns the serial code that the compiled model is compared with; the model itself
             unless it is a single step.
         reset: Does to a model what the user's script does between sequences of different sizes.
@@ -79,6 +80,7 @@ class Case:
     neurons: int = 1
     sizes: tuple[Sizes, Sizes] = ((7, 3), (11, 2))
     programs: int = 1
+    free: bool = True
     serial: Callable[[Model], Model] = itself
     reset: Callable[[Model], None] = leave
     training: bool = True

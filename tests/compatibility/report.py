@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import snncc
 from benchmarks.harness import Budget, describe_machine, interleave
 from tests.compatibility.case import WIDTH, Case
-from tests.compatibility.check import check, inputs, made
+from tests.compatibility.check import check, inputs, is_parameter, made, state_of
 from tests.compatibility.corpus import FOLDERS, cases_of
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +127,7 @@ def measure(case: Case, T: int, B: int) -> Facts:
 def _step(run: Callable[..., Any], model: Any, args: Any, case: Case) -> Callable[[], None]:
     """Return one training step of a model, or its forward pass where it has no gradient."""
     leaves = [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor) and x.requires_grad]
-    leaves += list(model.parameters()) if isinstance(model, nn.Module) else []
+    leaves += [x for x in state_of(model) if is_parameter(x)]
 
     def step() -> None:
         case.reset(model)

@@ -110,8 +110,11 @@ def _piece(run: _Run, dim: int, stacking: bool, make: Callable[..., Item]) -> It
     whole = base.meta["shape"]
     if length != whole[source]:
         start = min(run.start, run.start + run.stride * (length - 1))
-        # Open ends stay open, so that the slice means the same for another length.
-        ends = (start or None, None if start + length == whole[source] else start + length)
+        # Counted from the end where that is near, so that it means the same for another length;
+        # if it is a constant after all, another recording will show it.
+        stop = start + length
+        left = whole[source] - stop
+        ends = (start or None, None if left == 0 else -1 if left == 1 else stop)
         whole = (*whole[:source], length, *whole[source + 1 :])
         index = (*[slice(None)] * source, slice(*ends))
         base = make(operator.getitem, (base, index), whole)

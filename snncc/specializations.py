@@ -1,0 +1,143 @@
+"""The programs that were made of one model, and which of them serves a call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from snncc.frontend.generalize import same_program
+from snncc.frontend.sources import attribute_signature, gather, holds
+from snncc.ir.tape import SourceKind, Tape
+from snncc.options import Options
+from snncc.pipeline import Compiled, Recording, build, record
+from snncc.runtime import memory
+from snncc.short_sequence import record_longer
+
+# Recording patches torch for the whole process, so one thread records at a time.
+RECORDING = threading.RLock()
+
+Shape = tuple[int, ...]
+Shapes = tuple[Shape, ...]  # of the arguments, then of the tensors that the model holds as state
+
+
+class Specializations:
+    """The programs of one model.
+
+    Args:
+        program: The serial code.
+        name: Its name.
+        options: How it is compiled.
+    """
+
+    def __init__(self, program: Callable[..., Any], name: str, options: Options) -> None:
+        self.program = program
+        self.name = name
+        self.options = options
+        self._families: dict[Hashable, list[_Member]] = {}
+
+    def __iter__(self) -> Iterator[Compiled]:
+        """Iterate over the programs in the order in which they were made."""
+        return iter([m.compiled for members in self._families.values() for m in members])
+
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
+        """Return the program for these arguments; record where none is known to serve them."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        kinds, held = attribute_signature(self.program)
+        shapes = (*(tuple(x.shape) if isinstance(x, Tensor) else () for x in leaves), *held)
+        key = (spec, *map(_leaf_key, leaves), kinds)
+        members = self._families.setdefault(key, [])
+        for member in members:
+            tape = member.compiled.recording.tape
+            if member.serves(shapes) and holds(tape, self.program, args, kwargs):
+                return member.compiled
+        return self._make(members, shapes, args, kwargs)
+
+    def _make(
+        self, members: list[_Member], shapes: Shapes, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Compiled:
+        """Record; return the program that it shows to serve these shapes, or else a new one."""
+        with RECORDING, memory.passing():
+            recording = record(self.program, args, kwargs)
+            if not recording.rolled.loops:
+                recording = record_longer(self.program, args, kwargs, recording) or recording
+        for member in [] if recording.exact else members:
+            known = member.compiled.recording
+            same = same_program(known.rolled, recording.rolled)
+            if same and holds(known.tape, self.program, args, kwargs):
+                member.add(shapes, recording.tape)
+                return member.compiled
+        leaves = gather(recording.tape, self.program, args, kwargs)
+        member = _Member(build(recording, self.options, leaves, self.name))
+        member.add(shapes if recording.exact else _recorded(recording, shapes), recording.tape)
+        member.add(shapes, recording.tape)
+        members.append(member)
+        return member.compiled
+
+
+class _Member:
+    """A program, and the shapes that it is known to serve.
+
+    A size in which its recordings differ is free: it is taken from the tensors, or the program does
+    not depend on it.  Sizes that were equal in all recordings have to be equal.
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        self.seen: list[Shapes] = []
+        self.others: set[Shapes] = set()
+
+    def serves(self, shapes: Shapes) -> bool:
+        if shapes in self.others:
+            return True
+        sizes: dict[Shape, int] = {}
+        for column, size in zip(_columns(self.seen), _sizes(shapes), strict=True):
+            is_fixed = min(column) == max(column)
+            if size != (column[0] if is_fixed else sizes.setdefault(column, size)):
+                return False
+        return True
+
+    def add(self, shapes: Shapes, tape: Tape) -> None:
+        """Note that a recording has shown the program to serve these shapes.
+
+        Where sizes steer the program, nothing follows from that for other shapes.
+        """
+        mine = self.compiled.recording.tape
+        steered = mine.is_steered_by_sizes or tape.is_steered_by_sizes
+        if self.seen and (steered or mine.counts != tape.counts):
+            self.others.add(shapes)
+        elif shapes not in self.seen:
+            self.seen.append(shapes)
+
+
+def _sizes(shapes: Shapes) -> list[int]:
+    return [size for shape in shapes for size in shape]
+
+
+def _columns(seen: list[Shapes]) -> Iterator[Shape]:
+    """Yield, for each size, what it was in each recording."""
+    return zip(*map(_sizes, seen), strict=True)
+
+
+def _recorded(recording: Recording, shapes: Shapes) -> Shapes:
+    """Return the shapes that a recording was made with; they may be longer than what was passed."""
+    places = [n for n in recording.tape.graph.nodes if n.op == "placeholder"]
+    seen = {
+        source.index: tuple(place.meta["shape"])
+        for source, place in zip(recording.tape.sources, places, strict=True)
+        if source.kind is SourceKind.INPUT
+    }
+    return tuple(seen.get(index, shape) for index, shape in enumerate(shapes))
+
+
+def _leaf_key(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return (leaf.dtype, leaf.device, leaf.dim(), leaf.requires_grad)
+    try:
+        hash(leaf)
+    except TypeError:
+        return (type(leaf), id(leaf))
+    return (type(leaf), leaf)

@@ -1,0 +1,167 @@
+"""Which calls are served by a program that exists, and which are recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import snncc
+from snncc import specializations
+from tests.compatibility.neurons import lif
+from tests.models import Stateful
+
+
+def last_step(x: Tensor) -> Tensor:
+    """Does not reset after the last step."""
+    v, out = torch.zeros_like(x[0]), []
+    for t in range(x.shape[0]):
+        v, s = lif(v, x[t])
+        out.append(s if t == x.shape[0] - 1 else v)
+    return torch.stack(out)
+
+
+def counting(x: Tensor) -> Tensor:
+    """Counts with a `while`."""
+    v, t = torch.zeros_like(x[0]), 0
+    while t < x.shape[0]:
+        v, _ = lif(v, x[t])
+        t += 1
+    return v
+
+
+def late(x: Tensor) -> Tensor:
+    """Adds up the last three steps."""
+    v, total = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        v, s = lif(v, x[t])
+        if t >= x.shape[0] - 3:
+            total = total + s
+    return total
+
+
+def bounded(x: Tensor) -> Tensor:
+    """Makes ten steps at most."""
+    v = torch.zeros_like(x[0])
+    for t in range(min(x.shape[0], 10)):
+        v, _ = lif(v, x[t])
+    return v
+
+
+def ten_steps(x: Tensor) -> Tensor:
+    """Makes ten steps, of which those behind the end of the input have none."""
+    v = torch.zeros_like(x[0])
+    for t in range(10):
+        v = 0.5 * v + (x[t] if t < x.shape[0] else 1.0)
+    return v
+
+
+def lonely(x: Tensor) -> Tensor:
+    """Treats a batch of one in its own way."""
+    v = torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        v, _ = lif(v, x[t])
+    return v * 2 if x.shape[1] == 1 else v
+
+
+def call(fast: Any, *args: Any) -> tuple[Any, bool]:
+    """Return the result of a call, and whether it was recorded."""
+    with mock.patch("snncc.specializations.record", wraps=specializations.record) as record:
+        result = fast(*args)
+    return result, bool(record.called)
+
+
+@pytest.mark.parametrize("model", [last_step, counting], ids=lambda m: m.__name__)
+def test_counters_follow_the_length(model: Callable[[Tensor], Tensor]) -> None:
+    """A counter that is compared with the length leaves the length free."""
+    fast = snncc.compile(model)
+    for T, B, is_new in ((8, 3, True), (12, 2, True), (10, 4, False), (15, 1, False)):
+        x = torch.randn(T, B, 5)
+        result, was_recorded = call(fast, x)
+
+        assert was_recorded == is_new
+        assert torch.equal(model(x), result)
+
+
+@pytest.mark.parametrize("model", [late, bounded, ten_steps, lonely], ids=lambda m: m.__name__)
+def test_sizes_that_steer_are_recorded(model: Callable[[Tensor], Tensor]) -> None:
+    """Where a size is compared with a number, every new size is looked at."""
+    fast = snncc.compile(model)
+    for T, B in ((10, 3), (10, 2), (8, 2), (12, 2), (11, 1), (10, 1), (9, 4)):
+        x = torch.randn(T, B, 5)
+
+        assert torch.equal(model(x), fast(x))
+
+
+def test_sizes_of_state_are_free() -> None:
+    """A carried state of another batch is served by the program that exists."""
+    model, twin = Stateful(), Stateful()
+    fast = snncc.compile(twin)
+    for B, is_new in ((3, True), (2, True), (4, False)):
+        model.reset()
+        fast.reset()
+        for _ in range(2):
+            x = torch.randn(5, B, 3)
+            result, was_recorded = call(fast, x)
+
+            assert was_recorded == is_new
+            assert torch.equal(model(x), result)
+    assert len(fast.plans) == 2  # without a state, and with one
+
+
+def test_sizes_that_were_equal_have_to_be() -> None:
+    """A state whose batch is not that of the input is not what was recorded."""
+
+    def model(x: Tensor, v: Tensor) -> Tensor:
+        v = v if v.shape == x.shape[1:] else torch.zeros_like(x[0])
+        for t in range(x.shape[0]):
+            v, _ = lif(v, x[t])
+        return v
+
+    fast = snncc.compile(model)
+    for T, B, held in ((7, 3, 3), (9, 2, 2), (8, 4, 4), (8, 4, 1), (8, 4, 4), (7, 5, 1)):
+        x, v = torch.randn(T, B, 5), torch.rand(held, 5)
+
+        assert torch.equal(model(x, v), fast(x, v))
+
+
+def test_attributes_and_methods_are_those_of_the_model() -> None:
+    """State is read, set and reset through the compiled model as through the model."""
+    model = Stateful()
+    fast = snncc.compile(model)
+    x = torch.randn(5, 2, 3)
+    fast(x)
+
+    assert fast.v is model.v
+    fast.v = torch.zeros(2, 3)
+    assert model.v is fast.v
+    fast(x)
+    for module in fast.modules():  # what functional.reset_net does
+        if hasattr(module, "reset"):
+            module.reset()
+    assert model.v is None
+    del fast.v
+    assert not hasattr(model, "v")
+    with pytest.raises(AttributeError, match="nothing"):
+        fast.nothing  # noqa: B018
+
+
+def test_parameters_that_are_replaced_are_followed() -> None:
+    """A submodule or parameter that is set on either is set on both."""
+    model = nn.Sequential(Stateful(), Stateful())
+    fast = snncc.compile(model)
+    x = torch.randn(5, 2, 3)
+    fast(x)
+    fast.add_module("0", nn.Identity())
+    fast.register_buffer("scale", torch.ones(3))
+
+    assert isinstance(model[0], nn.Identity)
+    assert "scale" in model.state_dict()
+    fast.get_submodule("1").reset()
+    expected = fast(x)
+    model[1].reset()
+    assert torch.equal(model(x), expected)
