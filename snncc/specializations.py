@@ -124,10 +124,9 @@ def _columns(seen: list[Shapes]) -> Iterator[Shape]:
 
 def _recorded(recording: Recording, shapes: Shapes) -> Shapes:
     """Return the shapes that a recording was made with; they may be longer than what was passed."""
-    places = [n for n in recording.tape.graph.nodes if n.op == "placeholder"]
     seen = {
         source.index: tuple(place.meta["shape"])
-        for source, place in zip(recording.tape.sources, places, strict=True)
+        for source, place in zip(recording.tape.sources, recording.tape.places, strict=True)
         if source.kind is SourceKind.INPUT
     }
     return tuple(seen.get(index, shape) for index, shape in enumerate(shapes))

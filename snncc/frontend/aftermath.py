@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import CaptureError
-from snncc.frontend.draft import Node, needed_for, to_fx
+from snncc.frontend.draft import needed_for
 from snncc.frontend.origin import Outside
 from snncc.frontend.paths import tensors_below
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import quiet
 from snncc.frontend.sources import Snapshot
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
+from snncc.ir.record import Node
 from snncc.ir.tape import Binding, Position, Source, SourceKind, Write
 
 _ABSENT = object()
+
+
+class Record(NamedTuple):
+    """The nodes of a finished recording, its outputs, and the source of each placeholder."""
+
+    places: tuple[Node, ...]
+    calls: tuple[Node, ...]
+    outputs: tuple[Any, ...]
+    sources: tuple[Source, ...]
 
 
 class Aftermath:
@@ -135,20 +144,15 @@ class Aftermath:
                     yield Write(source, self._add(value), in_place=True)
         yield from self._rebound
 
-    def close(self) -> tuple[torch.fx.Graph, tuple[Source, ...]]:
-        """Finish the graph: add its output, drop what nobody reads.
-
-        Returns:
-            The graph and, for each of its placeholders, the source.
-        """
+    def close(self) -> Record:
+        """Finish the record: drop what nobody reads."""
         draft, sources = self._recorder.draft, self._outside.sources
         impure = [n for n in draft.calls if n.meta["impure"]]
         needed = needed_for([*self._outputs, *impure])
-        places = [n for n in draft.places if n in needed]
+        places = tuple([n for n in draft.places if n in needed])
         self._outside.require_recorded(places)
-        calls = [n for n in draft.calls if n in needed]
-        graph = to_fx(places, calls, tuple(self._outputs))
-        return graph, tuple(sources[n] for n in places)
+        calls = tuple([n for n in draft.calls if n in needed])
+        return Record(places, calls, tuple(self._outputs), tuple([sources[n] for n in places]))
 
 
 def _named_leaves(value: Any, name: str) -> Iterator[tuple[int, str]]:

@@ -34,7 +34,6 @@ _TABLES = (
 
 def handle(recorder: Recorder, call: Invocation) -> Any:
     """Run one torch call of the user and record what it means."""
-    recorder.start_call()
     return handler_of(call.function)(recorder, call)
 
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.errors import CaptureError
 from snncc.frontend.aftermath import Aftermath
+from snncc.frontend.garbage import rare_collections
 from snncc.frontend.libraries import plain_libraries
 from snncc.frontend.location import CallSites
 from snncc.frontend.origin import Outside
@@ -54,7 +54,12 @@ def capture(
         CaptureError: The run cannot be recorded faithfully.
         UnsupportedError: The run uses a feature of torch that no tape can hold.
     """
-    with _LOCK, torch.enable_grad(), preserved(model, args, kwargs) as before:
+    with (
+        _LOCK,
+        rare_collections(),
+        torch.enable_grad(),
+        preserved(model, args, kwargs) as before,
+    ):
         outside = Outside(before)
         for source, tensor in named_tensors(before.holders):
             outside.add(source, tensor)
@@ -66,7 +71,7 @@ def capture(
                 outside.add(Source(SourceKind.INPUT, name, index), leaves[index])
         args, kwargs = pytree.tree_unflatten(leaves, in_spec)
         sites = CallSites(_run.__code__)
-        recorder = Recorder(sites, outside, inner=False)
+        recorder = Recorder(sites, outside)
         session = Session(sites)
         session.recorder = recorder
         with functions_recorded(session), parameters_refused(session), plain_libraries():
@@ -75,6 +80,7 @@ def capture(
         tape.guards = tuple(outside.guards.values())
         tape.is_steered_by_sizes = recorder.comparisons.are_steering
         tape.counts = tuple(recorder.comparisons.counts())
+        recorder.close()
         return tape
 
 
@@ -114,10 +120,12 @@ def _finish(after: Aftermath, in_spec: pytree.TreeSpec, result: Any) -> Tape:
     output_leaves = tuple(after.output_leaf(leaf) for leaf in leaves)
     bindings = tuple(after.bindings())
     writes = tuple(after.writes())
-    graph, sources = after.close()
+    record = after.close()
     return Tape(
-        graph=graph,
-        sources=sources,
+        places=record.places,
+        calls=record.calls,
+        outputs=record.outputs,
+        sources=record.sources,
         in_spec=in_spec,
         out_spec=out_spec,
         output_leaves=output_leaves,

@@ -5,6 +5,7 @@ Tensors that they read from elsewhere become further arguments, without gradient
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,21 +18,14 @@ from torch.autograd.function import _SingleLevelFunction
 
 from snncc.errors import CaptureError, SnnccError
 from snncc.frontend.canonical import cast
-from snncc.frontend.draft import (
-    DEPENDENT,
-    DIFFERENTIABLE,
-    GUARDED,
-    Node,
-    carries_gradient,
-    needed_for,
-    to_fx,
-)
+from snncc.frontend.draft import carries_gradient, needed_for
 from snncc.frontend.functionalize import View
 from snncc.frontend.paths import Variables
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session, quiet
 from snncc.frontend.traced import TracedInt
 from snncc.ir.custom_gradient import CustomGradient
+from snncc.ir.record import DEPENDENT, DIFFERENTIABLE, GUARDED, Node, to_fx
 
 
 @dataclass(frozen=True)
@@ -81,13 +75,26 @@ class Context:
 
     def give_to(self, ctx: Any) -> None:
         """Leave in autograd's context what the user's code left in this one."""
-        own = set(vars(Context((), self._refuse)))
         for name, value in vars(self).items():
-            if name not in own:
+            if name not in _OWN:
                 setattr(ctx, name, value)
         ctx.save_for_backward(*self.saved_tensors)
         ctx.mark_non_differentiable(*self.non_differentiable)
         ctx.set_materialize_grads(self.materialize_grads)
+
+
+def _refuse(name: str, inner: Recorder, outer: Recorder, reason: str) -> NoReturn:
+    """Raise the error for a Function that cannot be one node."""
+    raise CaptureError(
+        f"The autograd Function '{name}' cannot be recorded.",
+        code="capture.custom-gradient",
+        location=inner.where or outer.where,
+        notes=[reason],
+        hints=["Its 'forward' and 'backward' may contain what a model may contain."],
+    )
+
+
+_OWN = frozenset(vars(Context((), functools.partial(_refuse, ""))))
 
 
 class Arguments:
@@ -149,24 +156,15 @@ class FunctionCall:
         self.outer = self.session.recorder
         self.outer.start_call()
         self.arguments = Arguments(self.outer)
-        self.inner = Recorder(self.session.sites, self.arguments, inner=True)
+        self.inner = Recorder(self.session.sites, self.arguments, self.outer)
         self.inner.start_call()
         self.stand_ins = [self.stand_in(a) for a in self.args]
         self.operands = list(self.arguments.tensors)
         needs_grad = tuple(isinstance(a, Tensor) and a.requires_grad for a in self.stand_ins)
+        self.name = self.rules.cls.__name__
+        self.refuse = functools.partial(_refuse, self.name, self.inner, self.outer)
         self.ctx = Context(needs_grad, self.refuse)
         self.cotangents: list[Node] = []
-        self.name = self.rules.cls.__name__
-
-    def refuse(self, reason: str) -> NoReturn:
-        """Raise the error for a Function that cannot be one node."""
-        raise CaptureError(
-            f"The autograd Function '{self.name}' cannot be recorded.",
-            code="capture.custom-gradient",
-            location=self.inner.where or self.outer.where,
-            notes=[reason],
-            hints=["Its 'forward' and 'backward' may contain what a model may contain."],
-        )
 
     def stand_in(self, value: Any) -> Any:
         """Return what ``forward`` gets: of a tensor a new object that asks for a gradient."""

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from snncc.frontend.canonical import graft, setitem
-from snncc.frontend.draft import Node
+from snncc.ir.record import Node
 
 
 class Emitter(Protocol):

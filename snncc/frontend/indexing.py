@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from snncc.frontend.canonical import cast, full_like, setitem
-from snncc.frontend.draft import Node, map_nodes
 from snncc.frontend.functionalize import Edge, View
 from snncc.frontend.masks import unmasked
 from snncc.frontend.outputs import record
 from snncc.frontend.recorder import Call, Handler, Invocation, Recorder
+from snncc.ir.record import Node, map_nodes
 
 _FULL = slice(None)
 

@@ -21,6 +21,8 @@ import snncc
 from snncc.errors import Location
 
 Path = tuple[int, ...]
+Here = tuple[Path, Location | None]  # a call path and its source line; equal ones are one object
+NOWHERE: Here = ((), None)  # of what has no place in the user's code
 
 _PACKAGE = os.path.dirname(os.path.abspath(snncc.__file__))  # noqa: PTH100, PTH120
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))  # noqa: PTH100, PTH120
@@ -66,16 +68,19 @@ class CallSites:
     def __init__(self, entry: CodeType) -> None:
         self._entry = entry
         self._sites: dict[tuple[int, int], int] = {}
-        self._paths: dict[Path, Path] = {}
+        self._heres: dict[Path, Here] = {}
         self._locations: dict[tuple[int, int], Location] = {}
-        self._places: dict[Path, Location | None] = {}
         self._alive: list[CodeType] = []  # keeps the ids of code objects from being reused
 
-    def here(self) -> tuple[Path, Location | None]:
-        """Return the call path and the innermost line of the user's code."""
-        path, keys = [], []
+    def here(self, frame: FrameType | None = None) -> Here:
+        """Return the call path and the innermost line of the user's code, with its callers.
+
+        Args:
+            frame: A frame at or below that line; by default that of the caller.
+        """
+        path = []
         sites, entry = self._sites, self._entry
-        frame: FrameType | None = sys._getframe(1)
+        start = frame = frame or sys._getframe(1)
         while frame is not None and frame.f_code is not entry:
             key = (id(frame.f_code), frame.f_lasti)
             site = sites.get(key)
@@ -83,20 +88,23 @@ class CallSites:
                 site = self._remember(key, frame)
             if site:
                 path.append(site)
-                keys.append(key)
             frame = frame.f_back
-        path.reverse()
         full = tuple(path)
-        if full not in self._paths:
-            self._paths[full] = full
-            self._places[full] = self._chain(keys)
-        return self._paths[full], self._places[full]
+        here = self._heres.get(full)
+        if here is None:
+            here = self._heres[full] = full[::-1], self._chain(start)
+        return here
 
-    def _chain(self, keys: list[tuple[int, int]]) -> Location | None:
-        """Return the innermost location, with its callers."""
+    def _chain(self, frame: FrameType | None) -> Location | None:
+        """Return the innermost location at or above a frame, with its callers."""
+        keys: list[tuple[int, int]] = []
+        while frame is not None and frame.f_code is not self._entry:
+            keys.append((id(frame.f_code), frame.f_lasti))
+            frame = frame.f_back
         where: Location | None = None
         for key in reversed(keys):
-            where = replace(self._locations[key], caller=where)
+            if key in self._locations:
+                where = replace(self._locations[key], caller=where)
         return where
 
     def _remember(self, key: tuple[int, int], frame: FrameType) -> int:

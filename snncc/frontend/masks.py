@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from snncc.frontend.canonical import cast
-from snncc.frontend.draft import Node
 from snncc.frontend.recorder import Recorder
+from snncc.ir.record import Node
 
 # Operators that treat every element alike and whose tensor operands broadcast.
 _ELEMENTWISE = frozenset(
@@ -62,7 +62,8 @@ def _whole(recorder: Recorder, node: Node, mask: Node) -> Node:
     )
     result = recorder.emit(node.target, args, node.kwargs)
     shapes = [a.meta["shape"] for a in result.operands if "shape" in a.meta]
-    result.meta["shape"], result.meta["dtype"] = max(shapes, key=len), node.meta["dtype"]
+    seen = {"shape": max(shapes, key=len), "dtype": node.meta["dtype"]}
+    result.meta = {**result.meta, **seen}
     return result
 
 

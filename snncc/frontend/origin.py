@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from snncc.errors import CaptureError, Location
-from snncc.frontend.draft import DEPENDENT, DIFFERENTIABLE, GUARDED, Node, carries_gradient
+from snncc.frontend.draft import carries_gradient
 from snncc.frontend.functionalize import View
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.sources import Snapshot
+from snncc.ir.record import DEPENDENT, DIFFERENTIABLE, GUARDED, Node
 from snncc.ir.tape import Guard, Source, SourceKind
 
 

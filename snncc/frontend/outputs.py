@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snncc.frontend.draft import Node
 from snncc.frontend.functionalize import Edge, View
 from snncc.frontend.recorder import Call, Recorder
+from snncc.ir.record import Node
 
 
 def record(

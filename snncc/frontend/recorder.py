@@ -8,8 +8,9 @@ of where tensors from outside come from (its ``origin`` does).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
@@ -19,10 +20,11 @@ from snncc.errors import CaptureError, Location, UnsupportedError
 from snncc.frontend import functionalize
 from snncc.frontend.canonical import full_like, numel, size
 from snncc.frontend.comparisons import Comparisons
-from snncc.frontend.draft import DIFFERENTIABLE, Draft, Node, carries_gradient, needed_for
+from snncc.frontend.draft import Draft, carries_gradient, needed_for
 from snncc.frontend.functionalize import Edge, Memory, View
-from snncc.frontend.location import CallSites, Path
+from snncc.frontend.location import NOWHERE, CallSites, Here
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
+from snncc.ir.record import DIFFERENTIABLE, Node
 
 
 class Invocation(NamedTuple):
@@ -48,7 +50,7 @@ class Invocation(NamedTuple):
         return self.kwargs.get(name, default)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every call: a frozen class takes three times as long
 class Call:
     """A canonical call whose arguments are the run's values; a call may be an argument."""
 
@@ -87,36 +89,60 @@ class Origin(Protocol):
         ...
 
 
+class _Bound(weakref.ref[Tensor]):
+    """A tensor object and what it stands for; ``key`` is its id."""
+
+    __slots__ = ("key", "view")
+    key: int
+    view: View
+
+
 class Recorder:
     """Records one function: a run of the model, or of a custom gradient.
 
     Args:
         sites: Reads call paths.
         origin: Where tensors from outside come from.
-        inner: Whether the function is the inside of one node: its nodes have no place in the
-            user's code, and it runs without gradients as a matter of course.
+        outer: The recorder of the function of which this one is the inside of one node: its nodes
+            have no place in the user's code, and it runs without gradients as a matter of course.
     """
 
-    def __init__(self, sites: CallSites, origin: Origin, *, inner: bool) -> None:
-        self.draft = Draft()
+    def __init__(self, sites: CallSites, origin: Origin, outer: Recorder | None = None) -> None:
+        self.draft: Draft = Draft(None if outer is None else outer.draft)
         self.sites = sites
         self._origin = origin
-        self._inner = inner
+        self._inner = outer is not None
         self.comparisons = Comparisons()
-        self._views: dict[int, tuple[weakref.ref[Tensor], View]] = {}
-        self._memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
+        self._views: dict[int, _Bound] = {}
+        self._memories: dict[int, weakref.ref[Memory]] = {}
         self._sizes: dict[tuple[Node, int], Node] = {}
-        self._here: tuple[Path, Location | None] | None = None
+        views = self._views
 
-    def start_call(self) -> None:
-        """Forget where the previous torch call was made."""
+        def forget(bound: Any) -> None:
+            del views[bound.key]
+
+        self._forget = forget
+        self._frame: FrameType | None = None
+        self._here: Here | None = None
+
+    def start_call(self, frame: FrameType | None = None) -> None:
+        """Forget where the previous torch call was made.
+
+        Args:
+            frame: The frame that makes the next one, where it is known.
+        """
+        self._frame = frame
         self._here = None
 
+    def close(self) -> None:
+        """Forget the tensors of the run; what is left of them holds on to the recorder."""
+        self._views.clear()
+
     @property
-    def here(self) -> tuple[Path, Location | None]:
+    def here(self) -> Here:
         """The call path and source line of the torch call under way."""
         if self._here is None:
-            self._here = self.sites.here()
+            self._here = self.sites.here(self._frame)
         return self._here
 
     @property
@@ -131,8 +157,7 @@ class Recorder:
 
     def placeholder(self, name: str, tensor: Tensor, facts: int) -> Node:
         """Add a placeholder."""
-        node = self.draft.placeholder(name)
-        node.meta = self._meta(tensor)
+        node = self.draft.placeholder(name, self._meta(tensor))
         node.facts = facts
         return node
 
@@ -146,23 +171,20 @@ class Recorder:
         impure: bool = False,
     ) -> Node:
         """Append a call to the graph; its value has the shape and dtype of ``like``."""
-        node = self.draft.call(target, args, kwargs or {})
+        node = self.draft.call(target, args, kwargs or {}, self._meta(like, impure))
         facts = 0
         if target is not full_like:  # depends on sizes alone
-            for operand in node.operands:
-                facts |= operand.facts
+            for leaf in node.leaves:
+                if type(leaf) is Node:
+                    facts |= leaf.facts
         if like is not None and (target is torch.detach or not carries_gradient(like.dtype)):
             facts &= ~DIFFERENTIABLE
-        node.meta = self._meta(like, impure=impure)
         node.facts = facts
         return node
 
-    def _meta(self, like: View | Tensor | None, *, impure: bool = False) -> dict[str, Any]:
-        path, where = ((), None) if self._inner else self.here
-        meta: dict[str, Any] = {"where": where, "path": path, "grad": self.grad, "impure": impure}
-        if like is not None:
-            meta["shape"], meta["dtype"] = tuple(like.shape), like.dtype
-        return meta
+    def _meta(self, like: View | Tensor | None, impure: bool = False) -> Mapping[str, Any]:
+        here = NOWHERE if self._inner else self.here
+        return self.draft.meta(here, (self.grad, impure), like)
 
     def is_used(self, node: Node) -> bool:
         """Tell whether a gradient may need the value of a node."""
@@ -181,34 +203,33 @@ class Recorder:
 
     def find(self, tensor: Tensor) -> View | None:
         """Return the view of a tensor object, or None where it was never seen."""
-        entry = self._views.get(id(tensor))
-        return None if entry is None else entry[1]
+        bound = self._views.get(id(tensor))
+        return None if bound is None else bound.view
 
     def view(self, tensor: Tensor) -> View:
         """Return the view of a tensor object; a new one comes from outside the run."""
-        entry = self._views.get(id(tensor))
-        if entry is not None:
-            return entry[1]
+        bound = self._views.get(id(tensor))
+        if bound is not None:
+            return bound.view
         view = self._origin.view(self, tensor)
         self.bind(tensor, view)
         return view
 
     def bind(self, tensor: Tensor, view: View) -> None:
         """Make a tensor object stand for a view."""
-        key, views = id(tensor), self._views
-
-        def forget(_: Any) -> None:
-            views.pop(key, None)
-
-        views[key] = (weakref.ref(tensor, forget), view)
+        bound = _Bound(tensor, self._forget)
+        bound.key, bound.view = id(tensor), view
+        self._views[bound.key] = bound
 
     def memory_at(self, tensor: Tensor) -> Memory | None:
         """Return the known memory in which a tensor lies."""
-        return self._memories.get(self._storage(tensor))
+        memory = self._memories.get(self._storage(tensor))
+        return None if memory is None else memory()
 
     def own(self, tensor: Tensor, node: Node) -> View:
         """Return a view that owns the memory of a tensor."""
-        memory = self._memories[self._storage(tensor)] = Memory()
+        memory = Memory()
+        self._memories[self._storage(tensor)] = weakref.ref(memory)
         return View(memory, tuple(tensor.shape), tensor.dtype, node, generation=0)
 
     def _storage(self, tensor: Tensor) -> int:
@@ -225,7 +246,10 @@ class Recorder:
 
     def node(self, tensor: Tensor) -> Node:
         """Return the node of a tensor's present value."""
-        return functionalize.read(self, self.view(tensor))
+        view = self.view(tensor)
+        if view.node is not None and view.generation == view.memory.generation:
+            return view.node
+        return functionalize.read(self, view)
 
     def read(self, view: View) -> Node:
         """Return the node of a view's present value."""
@@ -300,7 +324,7 @@ class Recorder:
 
     def _integer(self, function: Callable[..., int], args: tuple[Any, ...], value: int) -> Node:
         node = self.emit(function, args)
-        node.meta["value"] = value
+        node.meta = {**node.meta, "value": value}
         node.facts = 0  # sizes may steer the program
         return node
 

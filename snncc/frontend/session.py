@@ -8,10 +8,11 @@ call runs, both are off.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -29,11 +30,25 @@ from snncc.frontend.recorder import Invocation, Recorder
 _DISPATCH_KEYS = DispatchKeySet(DispatchKey.Python) | DispatchKeySet(DispatchKey.PythonTLSSnapshot)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+class _Quiet:
+    __slots__ = ("_functions", "_operators")
+    _functions: Any  # untyped in torch
+    _operators: Any
+
+    def __enter__(self) -> None:
+        self._functions = torch._C.DisableTorchFunction()
+        self._operators = torch._C._ExcludeDispatchKeyGuard(_DISPATCH_KEYS)
+        self._functions.__enter__()
+        self._operators.__enter__()
+
+    def __exit__(self, *failure: object) -> None:
+        self._operators.__exit__(*failure)
+        self._functions.__exit__(*failure)
+
+
+def quiet() -> AbstractContextManager[None]:
     """Run torch calls that are the compiler's own, unseen by the modes."""
-    with torch._C.DisableTorchFunction(), torch._C._ExcludeDispatchKeyGuard(_DISPATCH_KEYS):
-        yield
+    return _Quiet()
 
 
 class Session:
@@ -68,12 +83,14 @@ class Session:
         """Run one torch call of the user and record it."""
         if threading.get_ident() != self._thread:
             return function(*args, **kwargs)
+        recorder = self.recorder
+        recorder.start_call(sys._getframe(2))
         self._is_inside = True
         try:
             with torch._C._ExcludeDispatchKeyGuard(_DISPATCH_KEYS):
                 if torch._C._is_any_autocast_enabled():
                     self._refuse_autocast()
-                result = calls.handle(self.recorder, Invocation(function, args, kwargs))
+                result = calls.handle(recorder, Invocation(function, args, kwargs))
             if function is torch._C._set_grad_enabled:
                 self.grad = torch.is_grad_enabled()
             return result
@@ -81,10 +98,10 @@ class Session:
             self.failure = self.failure or error
             raise
         finally:
+            recorder.start_call()  # a frame keeps what its variables hold
             self._is_inside = False
 
     def _refuse_autocast(self) -> None:
-        self.recorder.start_call()
         raise UnsupportedError(
             "The model runs under automatic mixed precision.",
             code="unsupported.autocast",

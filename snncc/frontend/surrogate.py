@@ -133,6 +133,7 @@ def _record(
             function = known.functions.setdefault(function, function)
             if key is not None and len(call.arguments.places) == call.forward_places:
                 known.calls[key] = function
+    call.inner.close()
     with quiet(), torch.set_grad_enabled(session.grad):
         return _emit(call, function), call.ctx
 

@@ -1,32 +1,21 @@
-"""L0: the flat record of one run of the user's model, as a ``torch.fx.Graph``.
+"""L0: the flat record of one run of the user's model.
 
-The graph is a pure function of tensors.  Its nodes are
+The record is a pure function of tensors, a list of nodes (`snncc.ir.record`).  They are
 
-* ``placeholder``: one for each tensor that the run read and did not compute, in the order of
+* placeholders: one for each tensor that the run read and did not compute, in the order of
   `Tape.sources`;
-* ``call_function``: a *canonical* operator (`snncc.frontend.canonical`): no methods, no in-place
-  operators, no operator dunders, no writes through views.  Arguments are nodes, literals, and
-  (nested) tuples, lists and slices of them.  Integers read off shapes are nodes too
-  (``size(tensor, dim)``) and so is integer arithmetic on them;
-* ``output``: a flat tuple, the leaves of the user's return value followed by the values of
-  `Tape.writes`.
+* calls of *canonical* operators (`snncc.frontend.canonical`): no methods, no in-place operators, no
+  operator dunders, no writes through views.  Arguments are nodes, literals, and (nested) tuples,
+  lists and slices of them.  Integers read off shapes are nodes too (``size(tensor, dim)``) and so
+  is integer arithmetic on them.
 
-Every ``call_function`` and ``placeholder`` node carries in ``node.meta``:
-
-=============  ====================================================================================
-``where``      `snncc.errors.Location` of the user's line, or None
-``path``       tuple of ints that identifies the call path: equal for two runs of the same statement
-               reached through the same calls, whatever the iteration
-``shape``      tuple of ints as seen in the run; absent for values that are not tensors
-``dtype``      torch dtype as seen; absent for values that are not tensors
-``value``      the integer as seen, for values that are integers
-``grad``       False where the run was under ``torch.no_grad``; True otherwise
-``impure``     True for operators that draw random numbers or change a buffer behind the scenes
-=============  ====================================================================================
+The outputs are a flat tuple, the leaves of the user's return value followed by the values of
+`Tape.writes`.  `Tape.graph` is the same as a ``torch.fx.Graph``.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -36,6 +25,7 @@ import torch.fx
 from torch.utils import _pytree as pytree
 
 from snncc.errors import Location
+from snncc.ir.record import Node, to_fx
 
 
 class SourceKind(Enum):
@@ -141,12 +131,14 @@ class Tape:
     """One recorded run.
 
     Attributes:
-        graph: The flat graph.
-        sources: For each placeholder of the graph, in order, where its tensor comes from.
+        places: The placeholders.
+        calls: The calls, in order.
+        outputs: What the record returns: nodes and literals.
+        sources: For each placeholder, in order, where its tensor comes from.
         in_spec: How ``(args, kwargs)`` flatten; INPUT sources index the flattened leaves.
         out_spec: How the user's return value unflattens from the leading graph outputs.
-        output_leaves: For each leaf of the return value: the position among the graph outputs, or
-            a plain Python object that was returned as it is.  Integers are outputs of the graph.
+        output_leaves: For each leaf of the return value: the position among the outputs, or a
+            plain Python object that was returned as it is.  Integers are outputs of the record.
         writes: What the run left behind in buffers and attributes, tensor by tensor.
         bindings: The attributes that were bound anew, with their Python structure; an attribute
             that was only changed in place is in ``writes`` alone.
@@ -157,7 +149,9 @@ class Tape:
         result: What the user's code returned in the recorded run.
     """
 
-    graph: torch.fx.Graph
+    places: tuple[Node, ...]
+    calls: tuple[Node, ...]
+    outputs: tuple[Any, ...]
     sources: tuple[Source, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
@@ -168,3 +162,8 @@ class Tape:
     is_steered_by_sizes: bool = False
     counts: tuple[Count, ...] = ()
     result: Any = field(default=None, repr=False)
+
+    @functools.cached_property
+    def graph(self) -> torch.fx.Graph:
+        """The record as an fx graph."""
+        return to_fx(self.places, self.calls, self.outputs)

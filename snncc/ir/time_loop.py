@@ -100,7 +100,7 @@ class TimeLoop:
     Attributes:
         name: A Python identifier, unique in the model.
         body: Graph whose placeholders are the carries, steps, tables and invariants by name; its
-            call_function nodes carry the meta of the run (`snncc.ir.tape`), as seen at the second
+            call_function nodes carry the meta of the run (`snncc.ir.record`), as seen at the second
             step.  It has no output node of interest: `carries` and `results` name its nodes.
         trip: Number of steps.
         operands: How many arguments the call takes.

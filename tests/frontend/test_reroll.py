@@ -13,8 +13,10 @@ from torch import nn
 
 from snncc.errors import InternalError, Location
 from snncc.frontend.capture import capture
+from snncc.frontend.draft import Draft
 from snncc.frontend.reroll import Rolled, check, reroll
 from snncc.frontend.sources import gather
+from snncc.ir.record import Node
 from snncc.ir.tape import Source, SourceKind, Tape
 from snncc.ir.time_loop import Fill, Step, TimeLoop, Trip
 from tests.frontend.looping_models import Net, spike
@@ -435,24 +437,21 @@ def test_iteration_begins_where_the_user_begins() -> None:
 
 def recorded_by_hand() -> Tape:
     """Return the tape of ``for t in range(3): v = relu(v) + x[t]; unused = v * 2``."""
-    graph = torch.fx.Graph()
+    draft = Draft()
     meta = {"where": Location("model.py", 1), "grad": True, "impure": False, "dtype": torch.float32}
-    x, v = graph.placeholder("x"), graph.placeholder("v")
-    x.meta = {**meta, "path": (), "shape": (3, 2)}
-    v.meta = {**meta, "path": (), "shape": (2,)}
+    x = draft.placeholder("x", {**meta, "path": (), "shape": (3, 2)})
+    v = draft.placeholder("v", {**meta, "path": (), "shape": (2,)})
 
-    def call(line: int, target: Any, *args: Any) -> torch.fx.Node:
-        node = graph.call_function(target, args)
-        node.meta = {**meta, "path": (line,), "shape": (2,), "where": Location("model.py", line)}
-        return node
+    def call(line: int, target: Any, *args: Any) -> Node:
+        seen = {"path": (line,), "shape": (2,), "where": Location("model.py", line)}
+        return draft.call(target, args, {}, {**meta, **seen})
 
     state = v
     for t in range(3):
         state = call(2, torch.add, call(1, torch.relu, state), call(2, torch.select, x, 0, t))
         call(3, torch.mul, state, 2)
-    graph.output((state,))
     sources = (Source(SourceKind.INPUT, "x", 0), Source(SourceKind.ATTRIBUTE, "v"))
-    return Tape(graph, sources, None, None, (0,))
+    return Tape(tuple(draft.places), tuple(draft.calls), (state,), sources, None, None, (0,))
 
 
 def test_dead_code_neither_hides_a_loop_nor_survives() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.fx
 
-from snncc.frontend.reroll.flat import Item, map_leaves
+from snncc.frontend.reroll.item import Item, map_leaves
 from snncc.frontend.reroll.patterns import (
     Back,
     Element,
@@ -101,7 +101,7 @@ class _Body:
         node = self.graph.create_node("placeholder", name, name=name)
         node.target = node.name
         if like is not None:
-            node.meta = {k: v for k, v in like.meta.items() if k not in ("path", "floating")}
+            node.meta = {k: v for k, v in like.meta.items() if k != "path"}
         return node
 
     def add_cells(self) -> None:
@@ -142,10 +142,7 @@ class _Body:
         if isinstance(pattern, Gathered):
             shape = base.meta["shape"]
             meta = {**base.meta, "shape": (*shape[: pattern.dim], *shape[pattern.dim + 1 :])}
-            chosen = {
-                i: Item(torch.select, (base, pattern.dim, i), meta={**meta, "floating": True})
-                for i in sorted(set(pattern.indices))
-            }
+            chosen = {i: _chosen(base, pattern.dim, i, meta) for i in sorted(set(pattern.indices))}
             return self.stack([chosen[i] for i in pattern.indices]), 0, 0, 1
         start, stride = pattern.start, pattern.stride
         last = start + stride * (self.proof.count - 1)
@@ -158,7 +155,6 @@ class _Body:
     def stack(self, tensors: list[Item]) -> Item:
         meta = dict(tensors[0].meta)
         meta["shape"] = (len(tensors), *meta["shape"])
-        meta.pop("floating", None)
         item = Item(torch.stack, (tensors, 0), meta=meta, name="steps")
         self.made.append(item)
         return item
@@ -186,7 +182,7 @@ class _Body:
         args, kwargs = map_leaves((item.args, item.kwargs), lambda _: next(leaves))
         name = base_name(item.name or item.operator)
         node = self.graph.create_node("call_function", item.target, args, kwargs, name)
-        node.meta = {k: v for k, v in item.meta.items() if k != "floating"}
+        node.meta = dict(item.meta)
         return node
 
     def leaf(self, pattern: Pattern) -> Any:
@@ -240,3 +236,9 @@ class _Body:
         if self.tables or not ends:
             return Trip(count)
         return min(ends, key=lambda end: (end[0], -end[1].offset))[1]
+
+
+def _chosen(base: Item, dim: int, index: int, meta: dict[str, Any]) -> Item:
+    item = Item(torch.select, (base, dim, index), meta=meta)
+    item.is_element = True
+    return item

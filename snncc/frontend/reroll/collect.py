@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from snncc.frontend.reroll.flat import Item, Program, axis, element, listed, replace
+from snncc.frontend.reroll.flat import Program, axis, element, listed, replace
+from snncc.frontend.reroll.item import Item
 
 
 def collect(program: Program) -> None:

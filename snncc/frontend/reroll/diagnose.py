@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from snncc.errors import Location
-from snncc.frontend.reroll.flat import Item, Program
+from snncc.frontend.reroll.flat import Program
+from snncc.frontend.reroll.item import Item
 from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats
 from snncc.frontend.reroll.search import Unproven
 from snncc.frontend.reroll.symbols import Sequence, loose_symbol, sequence

@@ -21,18 +21,11 @@ from typing import Any
 import torch
 
 from snncc.frontend.canonical import full_like
-from snncc.frontend.reroll.flat import (
-    COMMUTATIVE,
-    ELEMENTWISE,
-    Item,
-    Program,
-    alike,
-    is_number,
-    map_leaves,
-    operands,
-)
+from snncc.frontend.reroll.flat import COMMUTATIVE, ELEMENTWISE, Program, alike
+from snncc.frontend.reroll.item import Item, is_number, map_leaves, operands
 from snncc.frontend.reroll.patterns import Back, Numbers, Outer, Pattern, Proof, Same
 from snncc.frontend.reroll.symbols import Sequence, loose_symbol
+from snncc.ir.record import Leaves
 
 # What Python computes from numbers and torch from tensors of these numbers, equal to the bit where
 # the operands are zeros.
@@ -143,7 +136,7 @@ class _First:
                 return True
         return False
 
-    def fits(self, place: int, leaves: list[Any]) -> bool:
+    def fits(self, place: int, leaves: Leaves) -> bool:
         """Tell whether these operands give a result of the shape that the body has."""
         places = {item: p for p, item in self.items.items()}
         shapes = [
@@ -157,7 +150,7 @@ class _First:
         except RuntimeError:
             return False
 
-    def agree(self, leaves: list[Any], columns: tuple[Pattern, ...]) -> bool:
+    def agree(self, leaves: Leaves, columns: tuple[Pattern, ...]) -> bool:
         return all(
             self.operand(x, p) is not None and not (is_number(x) and isinstance(p, Back))
             for x, p in zip(leaves, columns, strict=True)
@@ -242,7 +235,7 @@ class _First:
             if any(leaf is None for leaf in leaves):
                 return None
             args = map_leaves(like.args, _in_turn(leaves))
-            self.items[place] = Item(like.target, args, {}, dict(like.meta), like.name)
+            self.items[place] = Item(like.target, args, {}, like.meta, like.name)
         return self.items[place]
 
     def made_operand(self, pattern: Pattern) -> Any:
@@ -259,10 +252,8 @@ class _First:
         for item, leaves in self.rewritten.items():
             item.rewrite(_in_turn(leaves))
         for place, item in self.items.items():
-            for key in ("shape", "dtype"):
-                if key in self.body[place].meta:
-                    item.meta[key] = self.body[place].meta[key]
-            item.forget()
+            meta = self.body[place].meta
+            item.see(**{key: meta[key] for key in ("shape", "dtype") if key in meta})
         present = set(program.items)
         before: dict[Item, list[Item]] = {}
         waiting: list[Item] = list(self.zeros.values())

@@ -1,29 +1,23 @@
 """The flat program that re-rolling rewrites: a list of operations with direct references.
 
-An fx graph is slow to edit at the length of an unrolled run, so re-rolling reads it once into
-`Item` objects, works on the list, and writes a new graph at the end.
+Re-rolling reads the record of a run once into `Item` objects, works on the list, and writes an fx
+graph at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+import re
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.fx
 
-from snncc.ir.tape import Source, SourceKind, Tape
+from snncc.frontend.reroll.item import MOVES, Item, is_floating, map_leaves, operands
+from snncc.ir.record import Node, map_nodes
+from snncc.ir.tape import SourceKind, Tape
 
-LEAF = "*"  # stands for a node or a number in the structure of arguments
-
-# Operators that depend on data only through shapes.
-FACTORIES = frozenset(
-    (
-        *("full", "full_like", "arange", "linspace", "logspace", "eye"),
-        *("tril_indices", "triu_indices", "hann_window", "hamming_window"),
-    )
-)
 # Operators that take a Python number, or a state, in place of any operand.
 ARITHMETIC = frozenset(
     (
@@ -38,130 +32,23 @@ ELEMENTWISE = (
     *(torch.add, torch.sub, torch.mul),
     *(torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne),
 )
-# Operators that only move or copy values: what they make of a constant is constant.
-MOVES = frozenset(
-    (
-        *("expand", "repeat", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
-        *("select", "narrow", "getitem", "transpose", "permute", "movedim", "flip", "diagonal"),
-        *("cast", "clone", "detach", "contiguous"),
-    )
-)
-
-
-@dataclass(eq=False, slots=True, repr=False)
-class Item:
-    """One operation of the flat program, or one of its inputs (``target`` None).
-
-    Attributes:
-        target: The operator.
-        args: Positional arguments; operands are items.
-        kwargs: Keyword arguments.
-        meta: The meta of the node (`snncc.ir.tape`).
-        name: Name of the node.
-        source: For an input, where its tensor comes from.
-        parts: Cached structure and leaves of the arguments.
-        symbol: Cached symbol (`snncc.frontend.reroll.symbols`).
-    """
-
-    target: Any
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
-    source: Source | None = None
-    parts: tuple[Hashable, list[Any]] | None = None
-    symbol: Hashable = None
-
-    def __repr__(self) -> str:
-        return self.name or self.operator
-
-    @property
-    def operator(self) -> str:
-        """The name of the operator."""
-        return str(getattr(self.target, "__name__", self.target))
-
-    @property
-    def impure(self) -> bool:
-        """Whether it must run, in its place, even if nobody reads it."""
-        return bool(self.meta.get("impure"))
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether its value is a Python integer."""
-        return self.target is not None and "shape" not in self.meta and "value" in self.meta
-
-    def split(self) -> tuple[Hashable, list[Any]]:
-        """Return the structure of the arguments and their leaves: items and numbers."""
-        if self.parts is None:
-            leaves: list[Any] = []
-            structure = _split((self.args, self.kwargs), leaves)
-            self.parts = structure, leaves
-        return self.parts
-
-    def rewrite(self, function: Callable[[Any], Any]) -> None:
-        """Replace every leaf of the arguments by ``function(leaf)``."""
-        kwargs = map_leaves(self.kwargs, function) if self.kwargs else self.kwargs
-        self.become(self.target, map_leaves(self.args, function), kwargs)
-
-    def become(
-        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Change what the operation is."""
-        self.target, self.args, self.kwargs = target, args, kwargs or {}
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop what was computed from the arguments and the meta."""
-        self.parts = self.symbol = None
 
 
 @dataclass(eq=False)
 class Program:
-    """A flat program: inputs, operations in order of execution, and the leaves of the output."""
+    """A flat program.
+
+    Attributes:
+        inputs: Its inputs.
+        items: The operations, in order of execution.
+        outputs: The leaves of the output.
+        symbols: The number of each symbol (`snncc.frontend.reroll.symbols`).
+    """
 
     inputs: list[Item]
     items: list[Item]
     outputs: tuple[Any, ...]
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether a leaf is a Python number that may differ from step to step."""
-    return type(value) is int or type(value) is float
-
-
-def _split(value: Any, leaves: list[Any]) -> Hashable:
-    kind = type(value)
-    if kind is Item or kind is int or kind is float:
-        leaves.append(value)
-        return LEAF
-    if kind is tuple or kind is list:
-        return (kind, *[_split(v, leaves) for v in value])
-    if kind is dict:
-        return (kind, *[(k, _split(v, leaves)) for k, v in value.items()])
-    if kind is slice:
-        return (kind, *[_split(v, leaves) for v in (value.start, value.stop, value.step)])
-    return (kind, value if isinstance(value, Hashable) else id(value))
-
-
-def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Return arguments of the same structure with every item and number replaced."""
-    kind = type(value)
-    if kind is Item or kind is int or kind is float:
-        return function(value)
-    if kind is tuple:
-        return tuple([map_leaves(v, function) for v in value])
-    if kind is list:
-        return [map_leaves(v, function) for v in value]
-    if kind is dict:
-        return {k: map_leaves(v, function) for k, v in value.items()}
-    if kind is slice:
-        return slice(*[map_leaves(v, function) for v in (value.start, value.stop, value.step)])
-    return value
-
-
-def operands(item: Item) -> Iterator[Item]:
-    """Yield the items that an item reads."""
-    return (leaf for leaf in item.split()[1] if isinstance(leaf, Item))
+    symbols: dict[Hashable, int] = field(default_factory=dict)
 
 
 def element(item: Any) -> tuple[Item, int, int] | None:
@@ -189,55 +76,27 @@ def fill_value(item: Any) -> float | int | None:
     return value
 
 
-def is_floating(item: Item) -> bool:
-    """Tell whether the place of an item in the run means nothing.
-
-    Integers, factories that depend on data only through shapes, views of these, and elements of a
-    loop's results: they are not part of the sequence in which loops are looked for, because the
-    first iteration of a loop often makes them and the others do not.
-    """
-    if item.target is None or item.impure:
-        return False
-    if item.is_integer or item.meta.get("floating"):
-        return True
-    name = item.operator
-    if name in FACTORIES:
-        return True
-    first = item.args[0] if item.args else None
-    return name in MOVES and isinstance(first, Item) and is_floating(first)
-
-
 def from_tape(tape: Tape) -> Program:
     """Read a tape into a flat program."""
-    items: dict[torch.fx.Node, Item] = {}
-
-    def convert(value: Any) -> Any:
-        """Return arguments with items for nodes, and with Python's own containers."""
-        if isinstance(value, torch.fx.Node):
-            return items[value]
-        if isinstance(value, tuple):
-            return tuple([convert(v) for v in value])
-        if isinstance(value, list):
-            return [convert(v) for v in value]
-        if isinstance(value, dict):
-            return {k: convert(v) for k, v in value.items()}
-        if isinstance(value, slice):
-            return slice(convert(value.start), convert(value.stop), convert(value.step))
-        return value
-
-    sources = iter(tape.sources)
+    items: dict[Node, Item] = {}
+    names: dict[int, str] = {}
     program = Program([], [], ())
-    for node in tape.graph.nodes:
-        if node.op == "placeholder":
-            items[node] = Item(None, meta=dict(node.meta), name=node.name, source=next(sources))
-            program.inputs.append(items[node])
-        elif node.op == "output":
-            program.outputs = convert(node.args[0])
-        else:
-            kwargs = convert(node.kwargs) if node.kwargs else {}
-            items[node] = Item(node.target, convert(node.args), kwargs, dict(node.meta), node.name)
-            program.items.append(items[node])
+    for node, source in zip(tape.places, tape.sources, strict=True):
+        item = items[node] = Item(None, meta=node.meta, name=node.name)
+        item.source = source
+        program.inputs.append(item)
+    for node in tape.calls:
+        leaves = [items[leaf] if type(leaf) is Node else leaf for leaf in node.leaves]
+        item = items[node] = Item.of_leaves(node.target, node.structure, leaves, node.meta)
+        item.name = names.get(id(node.target)) or names.setdefault(id(node.target), _spelled(item))
+    program.items = list(items.values())[len(program.inputs) :]
+    program.outputs = map_nodes(tape.outputs, items.__getitem__)
     return program
+
+
+def _spelled(item: Item) -> str:
+    """Return the name of an operator as the name of a variable."""
+    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", item.operator).lower()
 
 
 def to_graph(program: Program) -> torch.fx.Graph:
@@ -278,7 +137,7 @@ class _Writer:
                 args, kwargs = map_leaves((item.args, item.kwargs), self.place)
                 name = item.name or item.operator
                 node = self.graph.create_node("call_function", item.target, args, kwargs, name)
-                node.meta = {k: v for k, v in item.meta.items() if k != "floating"}
+                node.meta = dict(item.meta)
                 self.nodes[item] = node
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from snncc.frontend.reroll.flat import Item, Program, map_leaves
+from snncc.frontend.reroll.flat import Program
+from snncc.frontend.reroll.item import Item, map_leaves
 from snncc.frontend.reroll.patterns import (
     Back,
     Element,
@@ -149,7 +150,7 @@ class _Last:
         size = base.meta["shape"][pattern.dim]
         if not (0 <= index < size if pattern.start >= 0 else -size <= index < 0):
             raise _CannotCopyError
-        return Item(like.target, (base, pattern.dim, index), {}, dict(like.meta), like.name)
+        return Item(like.target, (base, pattern.dim, index), {}, like.meta, like.name)
 
     def copied(self, like: Item, patterns: tuple[Pattern, ...]) -> Item:
         operands = [self.leaf(pattern) for pattern in patterns]
@@ -157,7 +158,7 @@ class _Last:
             raise _CannotCopyError
         leaves = iter(operands)
         args, kwargs = map_leaves((like.args, like.kwargs), lambda _: next(leaves))
-        return Item(like.target, args, kwargs, dict(like.meta), like.name)
+        return Item(like.target, args, kwargs, like.meta, like.name)
 
     def leaf(self, pattern: Pattern) -> Any:
         match pattern:

@@ -12,16 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from snncc.frontend.reroll.flat import (
-    ARITHMETIC,
-    COMMUTATIVE,
-    Item,
-    alike,
-    element,
-    is_floating,
-    is_number,
-    may_stack,
-)
+from snncc.frontend.reroll.flat import ARITHMETIC, COMMUTATIVE, alike, element, may_stack
+from snncc.frontend.reroll.item import Item, is_floating, is_number
 from snncc.frontend.reroll.patterns import (
     Back,
     Element,

@@ -11,15 +11,8 @@ import numpy as np
 import torch
 
 from snncc.frontend.reroll.body import Built, build
-from snncc.frontend.reroll.flat import (
-    Item,
-    Program,
-    element,
-    is_floating,
-    live_items,
-    operands,
-    replace,
-)
+from snncc.frontend.reroll.flat import Program, element, live_items, replace
+from snncc.frontend.reroll.item import Item, is_floating, operands
 from snncc.frontend.reroll.patterns import Proof
 from snncc.frontend.reroll.search import Loop
 from snncc.frontend.reroll.symbols import Sequence
@@ -46,7 +39,7 @@ def roll(program: Program, sequence: Sequence, loops: list[Loop], first_name: in
         before[first] = [*built.made, call, *_made(results)]
         kept = {sequence.items[p] for p in used if proof.place(p) in proof.selects}
         for item in kept:
-            item.meta["floating"] = True
+            item.is_element = True
         gone.update(set(sequence.items[proof.start : proof.stop]) - kept)
     program.items = [
         x
@@ -129,17 +122,22 @@ def result_item(call: Item, node: str, like: Item, count: int | None) -> Item:
     """Add a result to a loop and return the item that takes it; no ``count``: the last value."""
     loop: TimeLoop = call.target
     loop.results = (*loop.results, Result(node, count is not None))
-    meta = {k: v for k, v in like.meta.items() if k not in ("path", "impure")}
-    meta["floating"] = True
+    meta = _unplaced(like)
     if count is not None:
         meta["shape"] = (count, *meta["shape"])
-    return Item(operator.getitem, (call, len(loop.results) - 1), meta=meta, name=like.name)
+    item = Item(operator.getitem, (call, len(loop.results) - 1), meta=meta, name=like.name)
+    item.is_element = True
+    return item
 
 
 def _element(whole: Item, step: int, like: Item) -> Item:
-    meta = {k: v for k, v in like.meta.items() if k not in ("path", "impure")}
-    meta["floating"] = True
-    return Item(torch.select, (whole, 0, step), meta=meta, name=like.name)
+    item = Item(torch.select, (whole, 0, step), meta=_unplaced(like), name=like.name)
+    item.is_element = True
+    return item
+
+
+def _unplaced(like: Item) -> dict[str, Any]:
+    return {k: v for k, v in like.meta.items() if k not in ("path", "impure")}
 
 
 def take_last(program: Program) -> None:

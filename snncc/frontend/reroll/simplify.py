@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from snncc.frontend.canonical import setitem
-from snncc.frontend.reroll.flat import Item, Program, axis, element, listed, operands, replace
+from snncc.frontend.reroll.flat import Program, axis, element, listed, replace
+from snncc.frontend.reroll.item import Item, operands
 
 
 def simplify(program: Program) -> None:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 
 import torch.fx
 
+from snncc.frontend.garbage import rare_collections
 from snncc.frontend.reroll.collect import collect
 from snncc.frontend.reroll.diagnose import Difference, diagnose
 from snncc.frontend.reroll.first_iteration import complete_first
-from snncc.frontend.reroll.flat import Item, from_tape, to_graph
+from snncc.frontend.reroll.flat import from_tape, to_graph
+from snncc.frontend.reroll.item import Item
 from snncc.frontend.reroll.last_iteration import complete_last, complete_second
 from snncc.frontend.reroll.roll import prune, roll, take_last
 from snncc.frontend.reroll.search import find_loops
@@ -61,9 +63,14 @@ def reroll(tape: Tape) -> Rolled:
     Returns:
         An equal program in which every proven loop is a `TimeLoop`.
     """
+    with rare_collections():
+        return _reroll(tape)
+
+
+def _reroll(tape: Tape) -> Rolled:
     program = from_tape(tape)
     simplify(program)
-    live = live_classes(program.items, program.outputs)
+    live = live_classes(program)
     program.items = [item for item in program.items if item in live]
     number, pairs = 1, PAIRS
     tried: set[Item] = set()

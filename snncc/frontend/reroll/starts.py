@@ -11,13 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from snncc.frontend.reroll.flat import (
-    ELEMENTWISE,
-    Item,
-    alike,
-    fill_value,
-    is_number,
-)
+from snncc.frontend.reroll.flat import ELEMENTWISE, alike, fill_value
+from snncc.frontend.reroll.item import Item, is_number
 from snncc.frontend.reroll.patterns import Back, Listed, PerStep, Proof, Pure, Refuted, Same
 from snncc.frontend.reroll.symbols import Sequence
 

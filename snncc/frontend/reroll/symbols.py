@@ -20,15 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from snncc.frontend.reroll.flat import (
-    ARITHMETIC,
-    Item,
-    Program,
-    element,
-    is_floating,
-    may_stack,
-    operands,
-)
+from snncc.frontend.reroll.flat import ARITHMETIC, Program, element, may_stack
+from snncc.frontend.reroll.item import Item, is_floating, operands
 from snncc.ir.tape import SourceKind
 from snncc.ir.time_loop import TimeLoop
 
@@ -82,31 +75,39 @@ class Sequence:
         return self.codes[self.offsets[start] : self.offsets[stop]]
 
 
-def symbol(item: Item) -> Hashable:
-    """Return the symbol of an operation."""
+def symbol(program: Program, item: Item) -> int:
+    """Return the symbol of an operation, as a number."""
     if item.symbol is None:
-        path = item.meta.get("path")
-        if path is None or isinstance(item.target, TimeLoop):
-            item.symbol = id(item)
-        else:
-            structure, leaves = item.split()
-            meta = item.meta
-            weights = item.operator not in ARITHMETIC
-            fixed = tuple([id(x) for x in leaves if _is_weight(x)]) if weights else ()
-            seen = (meta.get("shape"), meta.get("dtype"), meta.get("grad", True))
-            item.symbol = item.target, path, structure, fixed, seen
+        key = item if _path(item) is None else _statement(item, _weights(item))
+        item.symbol = program.symbols.setdefault(key, len(program.symbols))
     return item.symbol
+
+
+def _path(item: Item) -> Any:
+    return None if isinstance(item.target, TimeLoop) else item.meta.get("path")
+
+
+def _statement(item: Item, weights: tuple[int, ...]) -> Hashable:
+    meta = item.meta
+    seen = (meta.get("shape"), meta.get("dtype"), meta.get("grad", True))
+    return item.target, meta.get("path"), item.split()[0], weights, seen
+
+
+def _weights(item: Item) -> tuple[int, ...]:
+    if item.operator in ARITHMETIC:
+        return ()
+    return tuple([id(leaf) for leaf in item.split()[1] if _is_weight(leaf)])
 
 
 def loose_symbol(item: Item) -> Hashable:
     """Return the symbol of an operation without the shape of its result and its weights."""
     path = item.meta.get("path")
-    return id(item) if path is None else (item.target, path, item.split()[0])
+    return item if path is None else (item.target, path, item.split()[0])
 
 
 def reads_weights(item: Item) -> bool:
     """Tell whether an operation other than arithmetic reads a parameter."""
-    return item.operator not in ARITHMETIC and any(_is_weight(x) for x in item.split()[1])
+    return bool(_weights(item))
 
 
 def _is_weight(leaf: Any) -> bool:
@@ -114,34 +115,44 @@ def _is_weight(leaf: Any) -> bool:
     return source is not None and source.kind is SourceKind.PARAMETER
 
 
-def live_classes(items: list[Item], outputs: tuple[Any, ...]) -> set[Item]:
+def live_classes(program: Program) -> set[Item]:
     """Return the items that are needed, or stand for the same statement as one that is.
 
     What the last iteration computes in vain is needed in the others; dropping it would spoil the
     repetition.
     """
-    members: dict[Hashable, list[Item]] = {}
-    names: dict[Item, Hashable] = {}
-    for item in items:
-        name = item if is_floating(item) else symbol(item)
-        names[item] = name
+    members: dict[Any, list[Item]] = {}
+    for item in program.items:
+        name = item if is_floating(item) else symbol(program, item)
         members.setdefault(name, []).append(item)
-    stack = [leaf for leaf in outputs if isinstance(leaf, Item)]
-    stack += [item for item in items if item.impure]
+    stack = [leaf for leaf in program.outputs if isinstance(leaf, Item)]
+    stack += [item for item in program.items if item.impure]
     live: set[Item] = set()
     while stack:
         item = stack.pop()
         if item in live or item.target is None:
             continue
-        for same in members.pop(names[item], ()):
+        for same in members.pop(item if is_floating(item) else symbol(program, item), ()):
             live.add(same)
-            stack.extend(operands(same))
+            stack.extend([x for x in same.split()[1] if type(x) is Item and x not in live])
     return live
 
 
-def sequence(program: Program, name: Callable[[Item], Hashable] = symbol) -> Sequence:
-    """Number the operations of a program, whose symbols are given by ``name``."""
-    return _Numbering(program).sequence(name)
+def sequence(program: Program, name: Callable[[Item], Hashable] | None = None) -> Sequence:
+    """Number the operations of a program.
+
+    Args:
+        program: The program.
+        name: The symbol of an operation; by default `symbol`.
+    """
+    numbering = _Numbering(program)
+    items = numbering.items
+    if name is None:
+        symbols = [symbol(program, item) for item in items]
+    else:
+        numbers: dict[Hashable, int] = {}
+        symbols = [numbers.setdefault(name(item), len(numbers)) for item in items]
+    return numbering.sequence(symbols)
 
 
 class _Numbering:
@@ -150,23 +161,26 @@ class _Numbering:
         self.position = {item: i for i, item in enumerate(self.items)}
         self.others: list[Any] = []
         self.other_codes: dict[Hashable, int] = {}
-        self.floating: dict[Item, int] = {}
         for item in program.items:  # in order, so that chains of floating items are not deep
             if item not in self.position:
                 self.code(item)
 
-    def sequence(self, name: Callable[[Item], Hashable]) -> Sequence:
-        symbols: dict[Hashable, int] = {}
-        names, offsets, codes, kinds = [], [0], [], []
+    def sequence(self, symbols: list[int]) -> Sequence:
+        offsets, codes, kinds = [0], [], []
+        positions, known = self.position, self.other_codes
         for item in self.items:
-            names.append(symbols.setdefault(name(item), len(symbols)))
             for leaf in item.split()[1]:
-                codes.append(self.code(leaf))
-                kinds.append(self.kind(leaf))
+                if type(leaf) is Item:
+                    code = positions.get(leaf) if leaf.target is not None else known.get(leaf)
+                    codes.append(self.code(leaf) if code is None else code)
+                    kinds.append(self.kind(leaf))
+                else:
+                    codes.append(self.code(leaf))
+                    kinds.append(NUMBER)
             offsets.append(len(codes))
         return Sequence(
             self.items,
-            np.array(names, dtype=np.int64),
+            np.array(symbols, dtype=np.int64),
             np.array(offsets, dtype=np.int64),
             np.array(codes, dtype=np.int64),
             np.array(kinds, dtype=np.int8),
@@ -176,28 +190,28 @@ class _Numbering:
 
     def code(self, leaf: Any) -> int:
         """Return the code of an operand; floating items that are equal have the same code."""
-        if not isinstance(leaf, Item):
-            exact = leaf.hex() if type(leaf) is float else leaf
-            return self.other((type(leaf), exact), leaf)
-        if leaf in self.position:
-            return self.position[leaf]
+        if type(leaf) is not Item:
+            return self.other(leaf.hex() if type(leaf) is float else leaf, leaf)
+        known = self.position.get(leaf)
+        if known is None:
+            known = self.other_codes.get(leaf)
+        if known is not None:
+            return known
         if leaf.target is None:
             return self.other(leaf, leaf)
-        if leaf not in self.floating:
-            structure, leaves = leaf.split()
-            key = (leaf.target, structure, tuple([self.code(x) for x in leaves]))
-            self.floating[leaf] = self.other(key, leaf)
-        return self.floating[leaf]
+        structure, leaves = leaf.split()
+        made = self.other((leaf.target, structure, tuple([self.code(x) for x in leaves])), leaf)
+        self.other_codes[leaf] = made
+        return made
 
     def other(self, key: Hashable, value: Any) -> int:
-        if key not in self.other_codes:
+        code = self.other_codes.get(key)
+        if code is None:
             self.others.append(value)
-            self.other_codes[key] = -len(self.others)
-        return self.other_codes[key]
+            code = self.other_codes[key] = -len(self.others)
+        return code
 
-    def kind(self, leaf: Any) -> int:
-        if type(leaf) is not Item:
-            return NUMBER
+    def kind(self, leaf: Item) -> int:
         if leaf.target is None:
             return LISTED if may_stack(leaf) else FIXED
         if leaf.target is torch.select and element(leaf) is not None:
