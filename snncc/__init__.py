@@ -12,6 +12,7 @@ from typing import Any
 from snncc.equivalence import Report, verify
 from snncc.errors import (
     BuildError,
+    BundleError,
     CaptureError,
     EquivalenceError,
     FallbackWarning,
@@ -25,15 +26,20 @@ from snncc.errors import (
     UnsupportedError,
 )
 from snncc.explanation import Explanation, explain
+from snncc.export.bundle import Bundle, BundleReport, read_bundle, verify_bundle
+from snncc.exporting import export
 from snncc.ir.numerics import Numerics
 from snncc.module import CompiledModule, compile_model
 from snncc.options import Options
 from snncc.report import Layer, Plan
-
-__version__ = "0.1.0"
+from snncc.runtime.stream import Stream
+from snncc.version import __version__
 
 __all__ = [
     "BuildError",
+    "Bundle",
+    "BundleError",
+    "BundleReport",
     "CaptureError",
     "CompiledModule",
     "EquivalenceError",
@@ -50,11 +56,16 @@ __all__ = [
     "Report",
     "SnnccError",
     "SnnccWarning",
+    "Stream",
     "TargetError",
     "UnsupportedError",
+    "__version__",
     "compile",
     "explain",
+    "export",
+    "read_bundle",
     "verify",
+    "verify_bundle",
 ]
 
 

@@ -189,6 +189,12 @@ def preamble(operations: Iterable[Op], dtype: FloatType, *, packed: bool) -> str
     return "".join(parts).replace("REAL", real).replace("EXP(", f"{exp}(")
 
 
+def helper_text(operation: Op, real: str) -> str:
+    """Return the C function of a scalar operation that needs one of its own; else nothing."""
+    exp = "expf" if real == "float" else "exp"
+    return _HELPER_TEXT.get(operation, "").replace("REAL", real).replace("EXP(", f"{exp}(")
+
+
 def _vector_math(used: set[Op], dtype: FloatType) -> str:
     needed = (used | {Op.EXP}) if Op.SIGMOID in used else used
     text = ""

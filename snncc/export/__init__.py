@@ -1,0 +1,1 @@
+"""Ahead-of-time export: a network as a library that runs without Python."""

@@ -1,0 +1,191 @@
+"""Bundles: exported networks on disk, with a manifest, a test vector and a way to prove them.
+
+A bundle is written whole or not at all.  Reading one checks the size and hash of every file and
+executes nothing; `verify_bundle` compiles the library and lets it run its test vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snncc.errors import BundleError
+from snncc.runtime.build import find_compiler
+
+MANIFEST = "manifest.json"
+FORMAT = "snncc-c-library"
+VERSION = 1
+_LARGEST = 1 << 34  # bytes of one file; more is no manifest of ours
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported network on disk.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What its manifest says.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name that everything in the library starts with."""
+        return str(self.manifest["name"])
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """What the test program of a bundle said.
+
+    Attributes:
+        ok: Whether its outputs are those of the PyTorch model.
+        text: What it printed.
+    """
+
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def write_bundle(
+    folder: str | os.PathLike[str], files: Mapping[str, bytes], facts: Mapping[str, Any]
+) -> Bundle:
+    """Write a bundle, replacing an older one.
+
+    Args:
+        folder: Where to; it is made, or replaced if it is a bundle.
+        files: The files.
+        facts: What the manifest says besides.
+
+    Raises:
+        BundleError: There is something else in the folder, or it cannot be written.
+    """
+    target = Path(folder)
+    if target.exists() and not (target / MANIFEST).is_file() and any(target.iterdir()):
+        raise BundleError(
+            f"The folder '{target}' is not empty and holds no bundle.",
+            code="bundle.exists",
+            hints=["Export to a new folder."],
+        )
+    listed = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in sorted(files.items())
+    }
+    manifest = {"format": FORMAT, "version": VERSION, **facts, "files": listed}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".snncc-") as work:
+            made = Path(work) / "bundle"
+            made.mkdir()
+            for name, data in files.items():
+                (made / name).write_bytes(data)
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            if target.exists():
+                target.rename(Path(work) / "old")
+            made.rename(target)
+    except OSError as error:
+        raise BundleError(
+            f"The bundle cannot be written to '{target}'.",
+            code="bundle.write",
+            notes=[str(error)],
+            hints=["Make room, or export to another folder."],
+        ) from error
+    return Bundle(target, manifest)
+
+
+def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle's manifest and check every file against it.
+
+    Raises:
+        BundleError: It is no bundle, of another version, or damaged.
+    """
+    target = Path(folder)
+    try:
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        known = (manifest["format"], manifest["version"])
+        listed = {str(name): dict(facts) for name, facts in manifest["files"].items()}
+        is_named = re.fullmatch(r"[A-Za-z_]\w*", manifest["name"], re.ASCII) is not None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(target, f"its manifest cannot be read: {error}") from error
+    if known != (FORMAT, VERSION) or not is_named:
+        raise _damaged(target, f"it is of format {known}, not {(FORMAT, VERSION)}")
+    for name, facts in listed.items():
+        _check_file(target, name, facts)
+    return Bundle(target, manifest)
+
+
+def _check_file(folder: Path, name: str, facts: dict[str, Any]) -> None:
+    path = folder / name
+    if Path(name).name != name or path.is_symlink() or not path.is_file():
+        raise _damaged(folder, f"'{name}' is missing, or no file of the bundle")
+    size = path.stat().st_size
+    if size != facts.get("bytes") or size > _LARGEST:
+        raise _damaged(folder, f"'{name}' has {size} bytes instead of {facts.get('bytes')}")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != facts.get("sha256"):
+        raise _damaged(folder, f"'{name}' was changed")
+
+
+def _damaged(folder: Path, reason: str) -> BundleError:
+    return BundleError(
+        f"'{folder}' is not an intact bundle.",
+        code="bundle.damaged",
+        notes=[reason],
+        hints=["Export it again."],
+    )
+
+
+def verify_bundle(
+    folder: str | os.PathLike[str], flags: tuple[str, ...] = ("-O2",)
+) -> BundleReport:
+    """Compile a bundle's library, run its test vector and report what came out.
+
+    Args:
+        folder: The bundle, which is not changed.
+        flags: Options for the compiler.
+
+    Raises:
+        BundleError: The bundle is damaged, or its source does not compile.
+        TargetError: There is no C compiler.
+    """
+    bundle = read_bundle(folder)
+    compiler = find_compiler()
+    with tempfile.TemporaryDirectory(prefix="snncc-verify-") as work:
+        for name in bundle.manifest["files"]:
+            shutil.copyfile(bundle.folder / name, Path(work) / name)
+        sources = [f"{bundle.name}.c", f"{bundle.name}_weights.c", "main.c"]
+        command = [*compiler.command, "-std=c11", "-ffp-contract=off", *flags, *sources]
+        built = _run([*command, "-o", "main", "-lm"], work)
+        if built.returncode:
+            raise BundleError(
+                f"The library of '{bundle.folder}' does not compile.",
+                code="bundle.compile",
+                notes=[" ".join(command), *built.stderr.splitlines()[-20:]],
+                hints=["Name another compiler in the environment variable SNNCC_CC."],
+            )
+        ran = _run(["./main", "test_vector.bin", f"{bundle.name}.weights"], work)
+    return BundleReport(ran.returncode == 0, (ran.stdout + ran.stderr).strip())
+
+
+def _run(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+    )
