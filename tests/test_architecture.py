@@ -26,6 +26,7 @@ FORBIDDEN = {
     "passes": {"snncc.codegen", "snncc.runtime", "snncc.pipeline"},
     "codegen": {"snncc.frontend", "snncc.passes", "snncc.runtime", "snncc.pipeline"},
     "runtime": {"snncc.frontend", "snncc.passes", "snncc.pipeline", "sympy", "networkx"},
+    "export": {"snncc.pipeline", "snncc.module", "sympy", "networkx"},
     "nn": {"snncc.frontend", "snncc.passes", "snncc.codegen", "snncc.runtime", "snncc.pipeline"},
 }
 # Libraries that one module alone may import.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 MAIN = """\
-/* Runs the test vector and compares: main [test_vector.bin [NAME.weights]]; with --time N it also
-   prints the time of a step.  Exit status 0: the outputs are those of the PyTorch model. */
+/* Runs the test vector and compares: main [test_vector.bin [@NAME@.weights]].
+   At the end may stand '--time N', which prints the time of a step, or '--out FILE', which writes
+   the outputs.  Exit status 0: the outputs are those of the PyTorch model. */
 #define _POSIX_C_SOURCE 199309L
 #include "@NAME@.h"
 
@@ -30,7 +31,7 @@ static struct @NAME@ net;
 static void *need(void *pointer)
 {
   if (pointer == NULL) {
-    fprintf(stderr, "out of memory\\n");
+    fprintf(stderr, "no memory, or no such file\\n");
     exit(2);
   }
   return pointer;
@@ -78,8 +79,12 @@ static double seconds(void)
 int main(int argc, char **argv)
 {
   long repeat = 0;
+  FILE *written = NULL;
   if (argc > 2 && strcmp(argv[argc - 2], "--time") == 0) {
     repeat = strtol(argv[argc - 1], NULL, 10);
+    argc -= 2;
+  } else if (argc > 2 && strcmp(argv[argc - 2], "--out") == 0) {
+    written = need(fopen(argv[argc - 1], "wb"));
     argc -= 2;
   }
   size_t bytes, left;
@@ -115,6 +120,9 @@ int main(int argc, char **argv)
   int status = @NAME@_run(&net, steps, @ARGUMENTS@);
   for (int i = 0; i < OUTPUTS; i++) {
     const size_t count = (every_step[i] ? steps : 1) * output_sizes[i];
+    if (written != NULL && fwrite(y[i], sizeof(@REAL@), count, written) != count) {
+      status = 1;
+    }
     size_t differing = 0;
     double worst = 0, largest = 0;
     for (size_t k = 0; k < count; k++) {
@@ -143,6 +151,9 @@ int main(int argc, char **argv)
   for (int i = 0; i < OUTPUTS; i++) {
     free(expected[i]);
     free(y[i]);
+  }
+  if (written != NULL && fclose(written) != 0) {
+    status = 1;
   }
   free(weight_file);
   free(file);

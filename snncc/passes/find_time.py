@@ -26,7 +26,14 @@ from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
-from snncc.passes.time_runs import FAILURES, Environment, ShortRuns, call_node, run_short
+from snncc.passes.time_runs import (
+    FAILURES,
+    Environment,
+    ShortRuns,
+    call_node,
+    run_short,
+    takes_as_length,
+)
 
 # Values computed in another order differ by roundings; values of another step by much more.
 _TOLERANCE = 1e-3
@@ -215,6 +222,8 @@ def _is_structural(node: torch.fx.Node) -> bool:
         return isinstance(source, torch.fx.Node) and isinstance(
             source.target, NeuronCall | TimeLoop
         )
+    if node.target is torch.arange:
+        return all(takes_as_length(user, node) for user in node.users)
     return node.target in (sequence_ops.shift_time, sequence_ops.numbers_until)
 
 

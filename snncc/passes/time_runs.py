@@ -98,11 +98,12 @@ def _length_position(node: torch.fx.Node) -> int | None:
     if isinstance(node.target, NeuronCall):
         return 0
     if node.target is torch.arange:
-        return 0 if any(_takes_as_length(user, node) for user in node.users) else None
+        return 0 if any(takes_as_length(user, node) for user in node.users) else None
     return {sequence_ops.time_view: 4, sequence_ops.repeat_time: 1}.get(target)
 
 
-def _takes_as_length(loop: torch.fx.Node, node: torch.fx.Node) -> bool:
+def takes_as_length(loop: torch.fx.Node, node: torch.fx.Node) -> bool:
+    """Tell whether a node is a loop that makes as many steps as another node is long."""
     if not isinstance(loop.target, TimeLoop) or loop.target.trip.operand is None:
         return False
     return loop.args[loop.target.trip.operand] is node

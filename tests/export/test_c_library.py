@@ -1,0 +1,303 @@
+"""Exported C libraries compute what the PyTorch model computes, on every compiler setting."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+import snncc
+from snncc.errors import BundleError, OptionError, UnsupportedError
+from tests.export.networks import NETWORKS, Dense, prepared
+
+STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-Wshadow", "-Wvla")
+CC = shutil.which("cc") or "cc"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """Export every network once."""
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {}
+    for name, case in NETWORKS.items():
+        model, x = prepared(case)
+        fast = snncc.compile(model, **case.options)
+        made[name] = snncc.export(fast, folder / name, example_inputs=(x,), name=f"net_{name}")
+    return made
+
+
+def build(folder: Path, bundle: snncc.Bundle, *flags: str) -> Path:
+    """Compile a bundle's test program and return its path."""
+    program = folder / "main"
+    sources = [
+        bundle.folder / n for n in (f"{bundle.name}.c", f"{bundle.name}_weights.c", "main.c")
+    ]
+    command = [CC, "-std=c11", "-ffp-contract=off", *flags, *map(str, sources)]
+    subprocess.run([*command, "-o", str(program), "-lm"], check=True, capture_output=True)
+    return program
+
+
+def run(program: Path, bundle: snncc.Bundle, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(program), str(bundle.folder / "test_vector.bin"), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"},  # an early exit frees nothing
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_library_is_the_model(bundles, name):
+    """The library compiles without a warning and gives the outputs of the model."""
+    report = snncc.verify_bundle(bundles[name].folder, flags=("-O1", *STRICT))
+
+    assert report.ok, report
+    if NETWORKS[name].exact:
+        assert re.findall(r", (\d+) differ", report.text) == ["0"] * report.text.count("differ,")
+
+
+@pytest.mark.parametrize("name", ["dense", "conv", "attending"])
+def test_optimisation_changes_no_bit(bundles, tmp_path, name):
+    """Without optimisation and with all of it, for any machine and for this one: the same bits."""
+    outputs = []
+    for i, flags in enumerate([("-O0",), ("-O3",), ("-O3", "-march=native")]):
+        program = build(tmp_path, bundles[name], *flags)
+        out = tmp_path / f"out{i}"
+        run(program, bundles[name], "--out", str(out))
+        outputs.append(out.read_bytes())
+
+    assert outputs[0]
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize("name", ["dense", "conv", "temporal", "recurrent", "attending"])
+def test_sanitizers_find_nothing(bundles, tmp_path, name):
+    """No access out of bounds and no undefined behaviour."""
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    program = build(tmp_path, bundles[name], *flags)
+
+    result = run(program, bundles[name])
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_instances_do_not_share_state(bundles, tmp_path):
+    """Two networks in one program, a reset between sequences, and a copy of a state."""
+    bundle = bundles["dense"]
+    (tmp_path / "two.c").write_text(
+        """
+#include "net_dense.h"
+#include <stdio.h>
+#include <string.h>
+int main(void)
+{
+  static struct net_dense a, b, copy;
+  static float x[NET_DENSE_X], first[NET_DENSE_Y], second[NET_DENSE_Y], third[NET_DENSE_Y];
+  for (int i = 0; i < NET_DENSE_X; i++) {
+    x[i] = (float)(i % 3);
+  }
+  net_dense_init(&a, net_dense_weights);
+  net_dense_init(&b, net_dense_weights);
+  net_dense_step(&a, x, first);
+  net_dense_step(&a, x, second);
+  copy = a;
+  net_dense_step(&b, x, third);
+  if (memcmp(first, third, sizeof first) || !memcmp(first, second, sizeof first)) {
+    return 1;
+  }
+  net_dense_step(&a, x, second);
+  net_dense_step(&copy, x, third);
+  if (memcmp(second, third, sizeof second)) {
+    return 2;
+  }
+  net_dense_reset(&a);
+  net_dense_step(&a, x, second);
+  return memcmp(first, second, sizeof first) ? 3 : 0;
+}
+"""
+    )
+    sources = ["two.c", bundle.folder / "net_dense.c", bundle.folder / "net_dense_weights.c"]
+    command = [CC, "-std=c11", f"-I{bundle.folder}", *map(str, sources), "-o", "two", "-lm"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+
+    assert subprocess.run([str(tmp_path / "two")]).returncode == 0
+
+
+def test_library_needs_no_operating_system(bundles):
+    """The network itself calls memory and maths functions only: no heap, no files."""
+    source = (bundles["dense"].folder / "net_dense.c").read_text()
+
+    assert not re.search(r"\b(malloc|calloc|free|printf|fopen|exit)\b", source)
+    assert set(re.findall(r"#include <(.*?)>", source)) == {"math.h", "stdint.h", "string.h"}
+
+
+def test_makefile_tests_the_library(bundles, tmp_path):
+    """``make test`` builds the library and runs the test vector with both kinds of weights."""
+    folder = tmp_path / "copy"
+    shutil.copytree(bundles["dense"].folder, folder)
+
+    result = subprocess.run(["make", "-C", str(folder), "test"], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("the network of the model") == 2
+
+
+def test_numbers_end_with_the_sequence(bundles, tmp_path):
+    """A network with numbers for nine steps says so in its header and stops."""
+    header = (bundles["numbered"].folder / "net_numbered.h").read_text()
+
+    assert "#define NET_NUMBERED_STEPS 9" in header
+    assert "return 1" in (bundles["numbered"].folder / "net_numbered.c").read_text()
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    match how:
+        case "empty":
+            return b""
+        case "short":
+            return data[:-1]
+        case "long":
+            return data + b"\0"
+        case "magic":
+            return b"X" + data[1:]
+        case _:
+            middle = len(data) // 2
+            return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("how", ["empty", "short", "long", "magic", "bit"])
+def test_damaged_weights_are_refused(bundles, tmp_path, how):
+    """The library checks a weight file before it uses it."""
+    bundle = bundles["static"]
+    program = build(tmp_path, bundle, "-O1", "-fsanitize=address,undefined")
+    weights = (bundle.folder / f"{bundle.name}.weights").read_bytes()
+    (tmp_path / "bad").write_bytes(damaged(weights, how))
+
+    result = run(program, bundle, str(tmp_path / "bad"))
+
+    assert result.returncode == 2
+    assert "damaged" in result.stderr
+
+
+def test_loader_survives_random_files(bundles, tmp_path):
+    """Files of random bytes, and weights with random changes, are refused or taken, never worse."""
+    bundle = bundles["static"]
+    program = build(tmp_path, bundle, "-O1", "-fsanitize=address,undefined")
+    weights = (bundle.folder / f"{bundle.name}.weights").read_bytes()
+    generator = numpy.random.default_rng(0)
+    for _ in range(20):
+        data = bytearray(weights)
+        for place in generator.integers(0, len(data), 3):
+            data[place] = generator.integers(256)
+        (tmp_path / "bad").write_bytes(bytes(data[: generator.integers(1, len(data) + 1)]))
+
+        assert run(program, bundle, str(tmp_path / "bad")).returncode in (0, 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: (f / "net_dense.c").unlink(),
+        lambda f: (f / "net_dense.c").write_text("int main(void) { return 0; }"),
+        lambda f: (f / "manifest.json").write_text("{"),
+        lambda f: (f / "manifest.json").write_text("[" * 100_000),
+        lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"),
+        lambda f: (f / "manifest.json").unlink(),
+        lambda f: rename(f, "../../etc/passwd"),
+        lambda f: rename(f, "name; rm -rf x"),
+        lambda f: listed(f, "../outside"),
+        lambda f: version(f),
+    ],
+)
+def test_damaged_bundle_is_refused(bundles, tmp_path, change):
+    """Nothing of a bundle that was changed is compiled or run."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundles["dense"].folder, folder)
+    (tmp_path / "outside").write_text("")
+    change(folder)
+
+    with pytest.raises(BundleError) as caught:
+        snncc.verify_bundle(folder)
+    assert caught.value.code == "bundle.damaged"
+
+
+def manifest(folder: Path, **changes) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rename(folder: Path, name: str) -> None:
+    manifest(folder, name=name)
+
+
+def version(folder: Path) -> None:
+    manifest(folder, version=99)
+
+
+def listed(folder: Path, name: str) -> None:
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    manifest(folder, files=files | {name: {"bytes": 0, "sha256": empty}})
+
+
+def test_bundle_replaces_a_bundle_and_nothing_else(tmp_path):
+    """An older bundle is replaced; a folder with other files is left alone."""
+    model, x = prepared(NETWORKS["static"])
+    fast = snncc.compile(model)
+    for _ in range(2):
+        snncc.export(fast, tmp_path / "bundle", example_inputs=(x,))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(BundleError, match="holds no bundle"):
+        snncc.export(fast, other, example_inputs=(x,))
+    assert (other / "thesis.tex").read_text() == "years of work"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "other"]
+    assert snncc.read_bundle(tmp_path / "bundle").name == "network"
+
+
+def test_double_precision_is_kept(tmp_path):
+    """A float64 model becomes a library of doubles."""
+    model, x = prepared(NETWORKS["dense"])
+    fast = snncc.compile(model.double())
+    bundle = snncc.export(fast, tmp_path / "bundle", example_inputs=(x.double(),))
+
+    assert "double" in (bundle.folder / "network.h").read_text()
+    assert snncc.verify_bundle(bundle.folder).ok
+
+
+def test_training_mode_is_refused(tmp_path):
+    """Batch statistics have no place in a library."""
+    model, x = prepared(NETWORKS["conv"])
+
+    with pytest.raises(UnsupportedError) as caught:
+        snncc.export(snncc.compile(model.train()), tmp_path / "bundle", example_inputs=(x,))
+    assert caught.value.location is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [({"format": "exe"}, "option.format"), ({"name": "1; rm"}, "option.name")],
+)
+def test_wrong_options_are_refused(tmp_path, options, code):
+    """The format and the name are checked before anything is written."""
+    model, x = prepared(NETWORKS["static"])
+
+    with pytest.raises(OptionError) as caught:
+        snncc.export(snncc.compile(model), tmp_path / "b", example_inputs=(x,), **options)
+    assert caught.value.code == code
+    assert not (tmp_path / "b").exists()
+
+
+def test_serial_model_is_refused(tmp_path):
+    """Export takes a compiled model."""
+    with pytest.raises(OptionError, match="not a compiled model"):
+        snncc.export(Dense(), tmp_path / "b", example_inputs=(torch.rand(9, 2, 30),))
