@@ -27,6 +27,7 @@ PLUMBING = frozenset(
         sequence_ops.align,
         sequence_ops.last_step,
         sequence_ops.repeat_time,
+        sequence_ops.number,
         sequence_ops.step_numbers,
         torch.arange,
     }

@@ -285,7 +285,7 @@ def test_dump_writes_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Any)
 
     assert "report.txt" in files
     assert {name.split("-", 1)[1] for name in files - {"report.txt"}} == {
-        "capture.txt", "reroll.txt", "hoist-stateless.txt", "simplify-step.txt",
-        "fuse-time.txt", "differentiate.txt", "plan-storage.txt",
+        "capture.txt", "reroll.txt", "separate-draws.txt", "hoist-stateless.txt",
+        "simplify-step.txt", "fuse-time.txt", "differentiate.txt", "plan-storage.txt",
     }  # fmt: skip
     assert len(fast.plans) == 1

@@ -2,8 +2,9 @@
 
 A handler runs the user's call for real and records what it means.  Functions fall into kinds: pure
 operators (`snncc.frontend.meaning`), in-place operators (`snncc.frontend.in_place`), copies and
-questions (`snncc.frontend.copies`), factories (`snncc.frontend.factories`), indexing
-(`snncc.frontend.indexing`), and what cannot be recorded (`snncc.frontend.departures`).
+questions (`snncc.frontend.copies`), factories (`snncc.frontend.factories`), random numbers
+(`snncc.frontend.draws`), indexing (`snncc.frontend.indexing`), and what cannot be recorded
+(`snncc.frontend.departures`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from snncc.frontend import copies, departures, factories, in_place, indexing
+from snncc.frontend import copies, departures, draws, factories, in_place, indexing
 from snncc.frontend.meaning import KNOWN_TARGETS, Meaning, is_random, meaning_of
 from snncc.frontend.outputs import record
 from snncc.frontend.recorder import Call, Handler, Invocation, Recorder
@@ -51,7 +52,8 @@ def handler_of(function: Callable[..., Any]) -> Handler:
     mutated = _out_of_place(name)
     if mutated is not None:
         return in_place.handler_of(mutated)
-    return _pure_handler(meaning_of(name, function), is_random(name))
+    plain = _pure_handler(meaning_of(name, function), is_random(name))
+    return draws.HANDLERS[name](plain) if name in draws.HANDLERS else plain
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -76,7 +78,7 @@ def _out_of_place(name: str) -> str | None:
     return None
 
 
-def _pure_handler(meaning: Meaning, draws: bool) -> Handler:
+def _pure_handler(meaning: Meaning, is_drawn: bool) -> Handler:
     def handler(recorder: Recorder, call: Invocation) -> Any:
         options = call.kwargs
         if options.get("out") is not None:
@@ -87,17 +89,17 @@ def _pure_handler(meaning: Meaning, draws: bool) -> Handler:
             options = {k: v for k, v in options.items() if k != "inplace"}
             if call.kwargs["inplace"]:
                 pure = meaning(call.args, options)
-                return in_place.mutate(recorder, call, pure, impure=draws)
-        return _run_pure(recorder, call, meaning(call.args, options), draws)
+                return in_place.mutate(recorder, call, pure, impure=is_drawn)
+        return _run_pure(recorder, call, meaning(call.args, options), is_drawn)
 
     return handler
 
 
-def _run_pure(recorder: Recorder, call: Invocation, pure: Call, draws: bool) -> Any:
+def _run_pure(recorder: Recorder, call: Invocation, pure: Call, is_drawn: bool) -> Any:
     args, kwargs = recorder.lower(pure.args), recorder.lower_options(pure.kwargs)
     is_known = pure.target in KNOWN_TARGETS
     versions = () if is_known else departures.versions(call.args, call.kwargs)
-    impure = draws or departures.has_side_effect(recorder, pure)
+    impure = is_drawn or departures.has_side_effect(recorder, pure)
     result = call.run()
     if versions and not impure:
         departures.check_versions(recorder, call, versions)

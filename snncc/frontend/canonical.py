@@ -52,9 +52,27 @@ def setitem(base: Tensor, index: Any, value: Any) -> Tensor:
     return result
 
 
-def draw(method: str, like: Tensor, *args: Any) -> Tensor:
-    """Return a tensor like ``like`` that is filled by the random in-place ``method``."""
-    result = torch.empty_like(like)
+def draw(
+    method: str,
+    like: Tensor | tuple[int, ...],
+    order: tuple[int, ...],
+    *args: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Return random numbers in a tensor of the sizes of ``like``.
+
+    Args:
+        method: The in-place method of tensors that draws: ``"uniform_"``, ``"bernoulli_"``.
+        like: A tensor, or its sizes.
+        order: The dims in the order in which they lie in memory, the outermost first: numbers are
+            drawn in the order of memory.
+        args: Arguments of the method.
+        dtype: Type of the result.
+        device: Where it is.
+    """
+    sizes = like.shape if isinstance(like, Tensor) else like
+    result = torch.empty_permuted(sizes, order, dtype=dtype, device=device)
     getattr(result, method)(*args)
     return result
 

@@ -17,6 +17,7 @@ from snncc.frontend import departures
 from snncc.frontend.canonical import cast, full, full_like
 from snncc.frontend.recorder import Handler, Invocation, Recorder, SizesOf
 from snncc.frontend.traced import TracedInt
+from snncc.ir.record import DEPENDENT
 
 
 def _sizes(call: Invocation, start: int = 0) -> tuple[Any, ...]:
@@ -117,6 +118,8 @@ def _from_sizes(recorder: Recorder, call: Invocation) -> Any:
     options |= {"dtype": result.dtype, "device": result.device}
     impure = call.name in _RANDOM
     node = recorder.emit(call.function, recorder.lower(given), options, like=result, impure=impure)
+    if impure:
+        node.facts = DEPENDENT  # another number in each run
     recorder.fresh(result, node)
     return result
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from snncc.errors import UnsupportedError
 from snncc.frontend import departures, indexing
-from snncc.frontend.canonical import cast, draw, full_like
+from snncc.frontend.canonical import cast, full_like
+from snncc.frontend.draws import emit_draw
 from snncc.frontend.functionalize import Edge
 from snncc.frontend.meaning import Meaning, is_random, meaning_of
 from snncc.frontend.recorder import Call, Handler, Invocation, Recorder, concrete
@@ -97,11 +98,16 @@ def _refuse(recorder: Recorder, call: Invocation) -> Any:
 
 
 def _draw(recorder: Recorder, call: Invocation) -> Any:
+    """Record ``x.uniform_()`` and the like: random numbers in the memory order of ``x``."""
     if call.kwargs.get("generator") is not None:
         departures.refuse_generator(recorder)
-    options = (v for k, v in call.kwargs.items() if k != "generator")
-    pure = Call(draw, (call.name, call.args[0], *call.args[1:], *options))
-    return mutate(recorder, call, pure, impure=True)
+    x, options = call.args[0], (v for k, v in call.kwargs.items() if k != "generator")
+    view = recorder.view(x)
+    recorder.before_write(view)
+    node = emit_draw(recorder, call.name, recorder.read(view), x, *call.args[1:], *options)
+    result = call.run()
+    recorder.write(view, node)
+    return result
 
 
 def _reshape(recorder: Recorder, call: Invocation) -> Any:

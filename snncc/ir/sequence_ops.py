@@ -50,18 +50,23 @@ def align(x: Tensor, rank: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """An operator on batches, applied to all steps at once: time is folded into the batch."""
+    """An operator on batches, applied to all steps at once: time is folded into the batch.
+
+    The first ``count`` arguments are sequences.
+    """
 
     operator: Callable[..., Tensor]
+    count: int = 1
 
     @property
     def __name__(self) -> str:
         return f"{self.operator.__name__}_over_time"
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the operator to [T, B, *] as to [T * B, *]."""
-        y = self.operator(x.flatten(0, 1), *args, **kwargs)
-        return y.reshape(*x.shape[:2], *y.shape[1:])
+        folded = [x.flatten(0, 1) for x in args[: self.count]]
+        y = self.operator(*folded, *args[self.count :], **kwargs)
+        return y.reshape(*args[0].shape[:2], *y.shape[1:])
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -80,19 +85,27 @@ def repeat_time(x: Tensor, length: int) -> Tensor:
     return x.expand(length, *x.shape)
 
 
-def step_numbers(values: Sequence[float], rank: int, like: Tensor) -> Tensor:
-    """Return Python numbers, one a step, as [T, 1, ...] with the dtype of ``like``."""
-    numbers = torch.tensor(values, dtype=like.dtype, device=like.device)
+def number(value: float, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a Python number as a tensor on the device of ``like``."""
+    return torch.tensor(value, dtype=dtype, device=like.device)
+
+
+def step_numbers(values: Sequence[float], rank: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return Python numbers, one a step, as [T, 1, ...] on the device of ``like``."""
+    numbers = torch.tensor(values, dtype=dtype, device=like.device)
     return numbers.reshape(-1, *(1,) * rank)
 
 
-def numbers_until(values: Sequence[float], rank: int, like: Tensor, elapsed: int) -> Tensor:
+def numbers_until(
+    values: Sequence[float], rank: int, like: Tensor, dtype: torch.dtype, elapsed: int
+) -> Tensor:
     """Return the numbers of the steps of a chunk that ends after ``elapsed`` steps.
 
     Args:
         values: One number for each step of the whole sequence.
         rank: Axes at one step.
         like: A value of the chunk, [steps, *].
+        dtype: Type of the result.
         elapsed: Steps from the beginning to the end of the chunk.
     """
     if elapsed > len(values):
@@ -102,7 +115,7 @@ def numbers_until(values: Sequence[float], rank: int, like: Tensor, elapsed: int
             notes=["Its code computes with a number of its own at each step, as in 'decay ** t'."],
             hints=["Call 'reset()' after the last step that the model knows."],
         )
-    return step_numbers(values[elapsed - like.shape[0] : elapsed], rank, like)
+    return step_numbers(values[elapsed - like.shape[0] : elapsed], rank, like, dtype)
 
 
 def shift_time(x: Tensor, initial: Tensor | float) -> Tensor:

@@ -8,6 +8,7 @@ from snncc.passes.differentiate import Differentiate
 from snncc.passes.fuse_time import FuseTime
 from snncc.passes.hoist_stateless import HoistStateless
 from snncc.passes.plan_storage import PlanStorage
+from snncc.passes.separate_draws import SeparateDraws
 from snncc.passes.simplify_step import SimplifyStep
 
 __all__ = ["Pass", "Rejection", "passes_for"]
@@ -20,4 +21,11 @@ def passes_for(place: Place | None, leaves: tuple[bool, ...]) -> tuple[Pass, ...
         place: Where forward leaves what backward needs; None chooses by bytes moved.
         leaves: For each placeholder of the graph whether its tensor requires gradients.
     """
-    return (HoistStateless(), SimplifyStep(), FuseTime(), Differentiate(leaves), PlanStorage(place))
+    return (
+        SeparateDraws(),
+        HoistStateless(),
+        SimplifyStep(),
+        FuseTime(),
+        Differentiate(leaves),
+        PlanStorage(place),
+    )

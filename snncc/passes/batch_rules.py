@@ -168,6 +168,8 @@ def _getitem(
     emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> torch.fx.Node | Rejection:
     index = args[1]
+    if "shape" not in node.args[0].meta:  # type: ignore[union-attr]
+        return emit(operator.getitem, args[0].node, index)  # of an operator with several results
     if _stacked([index]) or not isinstance(index, int | slice | tuple):
         return MAPPED
     parts = index if isinstance(index, tuple) else (index,)
@@ -213,6 +215,50 @@ def _direct(
     return emit(target, *plain(args), **kwargs)
 
 
+def _attention(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    """Fold time into the batch of queries, keys and values."""
+    parts = args[:3]
+    stacked = len(parts) == 3 and all(isinstance(p, Value) and p.stacked for p in parts)
+    if not stacked or {p.rank for p in parts} > {parts[0].rank} or parts[0].rank < 3:
+        return MAPPED
+    if _stacked(args[3:]) or _stacked(list(kwargs.values())):
+        return MAPPED
+    return emit(sequence_ops.Folded(F.scaled_dot_product_attention, 3), *plain(args), **kwargs)
+
+
+def _einsum(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    """Give time a letter of its own."""
+    equation, operands = args[0], args[1:]
+    if not all(isinstance(v, Value) for v in operands) or "->" not in equation or "." in equation:
+        return MAPPED
+    inputs, output = equation.replace(" ", "").split("->")
+    letter = next((c for c in "tTzZ" if c not in equation), None)
+    if letter is None:
+        return MAPPED
+    terms = [
+        letter + term if value.stacked else term
+        for term, value in zip(inputs.split(","), operands, strict=True)
+    ]
+    return emit(torch.einsum, f"{','.join(terms)}->{letter}{output}", *plain(operands))
+
+
+def _expand(
+    emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> torch.fx.Node | Rejection:
+    """Expand or repeat the axes behind time."""
+    sizes = args[1] if isinstance(args[1], tuple | list) else args[1:]
+    if _stacked(sizes) or kwargs:
+        return MAPPED
+    aligned = emit(sequence_ops.align, args[0].node, len(sizes))
+    of_time = -1 if node.target is torch.Tensor.expand else 1
+    target: Any = node.target
+    return emit(target, aligned, (of_time, *plain(sizes)))
+
+
 def _size(
     emit: Emit, node: torch.fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> torch.fx.Node | Rejection:
@@ -248,6 +294,10 @@ FOLDED = (
 POINTWISE = (
     F.gelu, F.silu, F.softplus, F.leaky_relu, F.elu, F.hardtanh, F.hardsigmoid, F.softsign,
     torch.erf, torch.expm1, torch.log1p, torch.rsqrt, torch.tan, torch.atan, torch.sinh, torch.cosh,
+    torch.trunc, torch.frac, torch.remainder, torch.fmod, torch.atan2, torch.hypot, torch.copysign,
+    torch.fmax, torch.fmin, torch.lerp, torch.addcmul, torch.addcdiv, torch.isnan, torch.isinf,
+    torch.isfinite, torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.bitwise_not,
+    torch.complex, torch.real, torch.imag, torch.conj, torch.angle,
 )  # fmt: skip
 
 RULES: Mapping[Any, Rule] = {
@@ -270,8 +320,27 @@ RULES: Mapping[Any, Rule] = {
     torch.log_softmax: _shift_dims(1),
     F.softmax: _shift_dims(1),
     F.log_softmax: _shift_dims(1),
+    torch.cumsum: _shift_dims(1),
+    torch.cumprod: _shift_dims(1),
+    torch.flip: _shift_dims(1),
+    torch.roll: _shift_dims(2),
+    torch.narrow: _shift_dims(1),
+    torch.max: _shift_dims(1),
+    torch.min: _shift_dims(1),
+    torch.argmax: _shift_dims(1),
+    torch.argmin: _shift_dims(1),
+    torch.all: _shift_dims(1),
+    torch.any: _shift_dims(1),
+    torch.topk: _shift_dims(2),
+    torch.sort: _shift_dims(1),
+    torch.Tensor.expand: _expand,
+    torch.Tensor.repeat: _expand,
+    torch.einsum: _einsum,
+    F.scaled_dot_product_attention: _attention,
+    F.embedding: _direct,
+    F.one_hot: _direct,
     F.layer_norm: _direct,
-    **dict.fromkeys(POINTWISE, _direct),
+    **dict.fromkeys(POINTWISE, elementwise_rule),
     torch.sum: _reduce,
     torch.mean: _reduce,
     torch.amax: _reduce,
@@ -282,6 +351,9 @@ RULES: Mapping[Any, Rule] = {
     size: _size,
 }
 
+# Operators with an effect whose rules tell whether they have it, and reject the call if so.
+MAY_BE_PURE = (F.batch_norm, F.dropout)
+
 # Operators whose sums may be taken in another order once time is folded in.
 REASSOCIATED = frozenset(
     {
@@ -291,6 +363,10 @@ REASSOCIATED = frozenset(
         torch.bmm,
         torch.sum,
         torch.mean,
+        torch.cumsum,
+        torch.cumprod,
+        torch.einsum,
+        F.scaled_dot_product_attention,
         *FOLDED[:6],
         *FOLDED[16:19],
     }

@@ -32,6 +32,9 @@ FLOATS = (torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+IN_ORDER = Rejection("effect", "it draws random numbers, in the order of the serial code")
+
+
 class Kind(Enum):
     """How a group of body nodes runs once time is an axis."""
 
@@ -61,6 +64,12 @@ def find_recurrences(loop: TimeLoop) -> tuple[Group, ...]:
 
 def elementwise(node: torch.fx.Node) -> Rejection | None:
     """Tell why a body node cannot be part of a scalar recurrence; None where it can."""
+    rejection = pointwise(node)
+    return _dtype_rejection(node) if rejection is None else rejection
+
+
+def pointwise(node: torch.fx.Node) -> Rejection | None:
+    """Tell why a body node does not treat every element alike; None where it does."""
     if isinstance(node.target, CustomGradient):
         if isinstance(node.target.forward.output_node().args[0], tuple | list):
             return Rejection("operator", f"'{_spelled(node)}' has several results")
@@ -72,7 +81,7 @@ def elementwise(node: torch.fx.Node) -> Rejection | None:
         return Rejection("operator", f"'{_spelled(node)}' is not elementwise")
     if node.meta.get("impure"):
         return Rejection("random", f"'{_spelled(node)}' draws random numbers")
-    return _dtype_rejection(node)
+    return None
 
 
 def _dtype_rejection(node: torch.fx.Node) -> Rejection | None:
@@ -231,6 +240,8 @@ class _Partition:
             if not cyclic:
                 return [Group(Kind.STATELESS, (n,)) for n in calls]
         culprit = next((n for n in calls if self.rejections[n] is not None), None)
+        if not carries and all(n.meta.get("impure") for n in calls):
+            return [Group(Kind.SERIAL, tuple(nodes), IN_ORDER, culprit)]
         return [Group(Kind.SERIAL, tuple(nodes), self._serial_reason(nodes, culprit), culprit)]
 
     def _serial_reason(

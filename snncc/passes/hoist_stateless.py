@@ -25,11 +25,23 @@ from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
-from snncc.ir.time_loop import Carry, Fill, Invariant, Result, Step, TimeLoop, Trip
+from snncc.ir.time_loop import Carry, Result, TimeLoop
 from snncc.passes.base import Rejection
-from snncc.passes.batch_rules import REASSOCIATED, RULES, Value, elementwise_rule
-from snncc.passes.find_recurrences import Group, Kind, elementwise, find_recurrences
+from snncc.passes.batch_rules import (
+    MAPPED,
+    MAY_BE_PURE,
+    REASSOCIATED,
+    RULES,
+    Rule,
+    Value,
+    elementwise_rule,
+)
+from snncc.passes.find_recurrences import IN_ORDER, Group, Kind, find_recurrences, pointwise
+from snncc.passes.residual_loop import ResidualLoop
 from snncc.passes.scalarize import scalarize
+from snncc.passes.step_numbers import number_dtype, takes_numbers
+
+STEP_NUMBERS = Rejection("mapped", "it takes a number of its own at each step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +75,21 @@ class _Split:
     loop: TimeLoop
     env: dict[torch.fx.Node, Value] = field(default_factory=dict)
     tables: dict[torch.fx.Node, tuple[float, ...]] = field(default_factory=dict)
+    lasts: dict[torch.fx.Node, torch.fx.Node] = field(default_factory=dict)
+    where: Any = None
+    length: Any = None
+
+    def __post_init__(self) -> None:
+        loop = self.loop
+        self.body: dict[str, torch.fx.Node] = {n.name: n for n in loop.body.nodes}
+        self.carries: dict[torch.fx.Node, tuple[Carry, torch.fx.Node]] = {
+            self.body[c.name]: (c, self.body[c.update]) for c in loop.carries
+        }
+        self.operands: list[Any] = list(self.call.args)
 
     def run(self) -> None:
         """Emit the groups in order, then connect the results."""
         loop = self.loop
-        self.body = {n.name: n for n in loop.body.nodes}
-        self.carries = {self.body[c.name]: (c, self.body[c.update]) for c in loop.carries}
-        self.operands = list(self.call.args)
-        self.lasts: dict[torch.fx.Node, torch.fx.Node] = {}
-        self.where: Any = None
         with self.graph.inserting_before(self.call):
             self.length = self.emit_length()
             self.bind_inputs()
@@ -130,7 +148,7 @@ class _Split:
             node = group.nodes[0]
             args, kwargs = self.arguments(node, lambda v: v.node)
             self.bind(node, self.emit(node.target, *args, **kwargs), stacked=False)
-        else:
+        elif group.nodes[0] not in self.env:
             self.emit_stateless(group.nodes[0])
 
     def emit_stateless(self, node: torch.fx.Node) -> None:
@@ -145,17 +163,19 @@ class _Split:
             args, kwargs = self.arguments(node, lambda v: v.node)
             self.bind(node, self.emit(node.target, *args, **kwargs), stacked=False)
             return
+        tables = [self.tables[n] for n in node.all_input_nodes if n in self.tables]
+        if not all(takes_numbers(node, values) for values in tables):
+            self.emit_serial((node,), STEP_NUMBERS, node)
+            return
         rank = len(node.meta.get("shape", ()))
         args, kwargs = self.arguments(node, lambda v: v, rank)
-        result: torch.fx.Node | Rejection = Rejection("effect", "it changes state each time")
-        rule = elementwise_rule if elementwise(node) is None else RULES.get(node.target)
+        result: torch.fx.Node | Rejection = IN_ORDER if node.meta.get("impure") else MAPPED
+        rule = _rule_of(node)
         stacked = [a for a in args if isinstance(a, Value) and a.stacked]
         if rule is not None and (stacked or not node.all_input_nodes or _lists(args)):
             result = rule(self.emit, node, args, kwargs)
-        elif rule is None:
-            result = Rejection("mapped", "no rule applies it to all steps at once")
         if isinstance(result, Rejection):
-            self.emit_serial((node,), result, node)
+            self.emit_serial((node, *_parts(node)), result, node)
             return
         if node.target in REASSOCIATED:
             result.meta["numerics"] = Numerics.REASSOCIATED
@@ -167,7 +187,9 @@ class _Split:
 
         def replace(value: Any) -> Any:
             if isinstance(value, torch.fx.Node):
-                return self.numbers(value, rank) if value in self.tables else read(self.env[value])
+                if value in self.tables:
+                    return self.numbers(value, rank, number_dtype(node, self.tables[value]))
+                return read(self.env[value])
             if isinstance(value, slice):
                 return slice(*(replace(p) for p in (value.start, value.stop, value.step)))
             if isinstance(value, tuple | list):
@@ -177,11 +199,19 @@ class _Split:
         args = [replace(a) for a in node.args]
         return args, {k: replace(v) for k, v in node.kwargs.items()}
 
-    def numbers(self, node: torch.fx.Node, rank: int) -> Value:
+    def numbers(self, node: torch.fx.Node, rank: int, dtype: torch.dtype) -> Value:
         """Return the numbers of a table as a sequence that broadcasts against ``rank`` axes."""
-        like = next(v.node for v in self.env.values() if v.stacked)
-        values = self.emit(sequence_ops.step_numbers, self.tables[node], rank, like)
+        like = self.any_sequence()
+        values = self.emit(sequence_ops.step_numbers, self.tables[node], rank, like, dtype)
         return Value(values, rank, stacked=True)
+
+    def any_sequence(self) -> Any:
+        """Return a tensor [T, *]."""
+        stacked = next((v.node for v in self.env.values() if v.stacked), None)
+        if stacked is not None:
+            return stacked
+        tensor = next(v.node for n, v in self.env.items() if "shape" in n.meta)
+        return self.emit(sequence_ops.repeat_time, tensor, self.length)
 
     def emit_neuron(self, group: Group) -> None:
         """Emit one call for a neuron and bind its outputs."""
@@ -219,7 +249,7 @@ class _Split:
         return f"neuron{taken + 1}"
 
     def step_argument(self, node: torch.fx.Node, rank: int, dtype: torch.dtype) -> Any:
-        value = self.numbers(node, rank) if node in self.tables else self.env[node]
+        value = self.numbers(node, rank, dtype) if node in self.tables else self.env[node]
         result = self.in_dtype(value.node, node, dtype)
         return self.emit(sequence_ops.align, result, rank) if value.rank < rank else result
 
@@ -228,7 +258,10 @@ class _Split:
             assert isinstance(node.initial, int)
             operand = self.operands[node.initial]
             return self.in_dtype(operand, operand, dtype)
-        return self.in_dtype(self.env[node].node, node, dtype)
+        value = self.env[node].node
+        if "shape" not in node.meta:  # an integer that was computed from sizes
+            return self.emit(sequence_ops.number, value, self.any_sequence(), dtype)
+        return self.in_dtype(value, node, dtype)
 
     def in_dtype(self, value: Any, node: Any, dtype: torch.dtype) -> Any:
         """Convert what torch would have promoted: bools and scalars of another float type."""
@@ -242,7 +275,7 @@ class _Split:
         culprit: torch.fx.Node | None,
     ) -> None:
         """Leave nodes as a loop of their own, over the sequences computed before."""
-        residual = _Residual(self, nodes)
+        residual = ResidualLoop(self, nodes)
         every, last = self.needed(nodes)
         loop = residual.build([*every], [*last])
         result = self.emit(loop, *residual.operands)
@@ -294,95 +327,21 @@ class _Split:
         return self.emit(sequence_ops.last_step, value.node) if value.stacked else value.node
 
 
+def _rule_of(node: torch.fx.Node) -> Rule | None:
+    """Return how an operator is applied to all steps at once."""
+    if pointwise(node) is None:
+        return elementwise_rule
+    return (
+        None
+        if node.meta.get("impure") and node.target not in MAY_BE_PURE
+        else RULES.get(node.target)
+    )
+
+
+def _parts(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Return the nodes that take the results of a node apart, where it has several."""
+    return [] if "shape" in node.meta else [u for u in node.users if u.target is operator.getitem]
+
+
 def _lists(args: list[Any]) -> bool:
     return any(isinstance(a, tuple | list) for a in args)
-
-
-class _Residual:
-    """Builds the smaller loop of the nodes that stay one step after another."""
-
-    def __init__(self, split: _Split, nodes: tuple[torch.fx.Node, ...]) -> None:
-        self.split = split
-        self.nodes = nodes
-        self.body = torch.fx.Graph()
-        self.copies: dict[torch.fx.Node, torch.fx.Node] = {}
-        self.operands: list[Any] = []
-        self.length_operand = 0
-        self.steps: list[Step] = []
-        self.invariants: list[Invariant] = []
-        self.tables = tuple(
-            t for t in split.loop.tables if any(n in split.tables for n in self.inputs())
-        )
-
-    def inputs(self) -> list[torch.fx.Node]:
-        """Return the outside nodes that the loop reads."""
-        inside = set(self.nodes)
-        reads = [i for n in self.nodes for i in n.all_input_nodes]
-        for carry, update in (self.split.carries[n] for n in self.nodes if n in self.split.carries):
-            reads.append(update)
-            if isinstance(carry.initial, Fill) and carry.initial.like is not None:
-                reads.append(self.split.body[carry.initial.like])
-        return [n for n in dict.fromkeys(reads) if n not in inside]
-
-    def build(self, every: list[torch.fx.Node], last: list[torch.fx.Node]) -> TimeLoop:
-        """Return the loop; its operands are in `operands`."""
-        split = self.split
-        members = [n for n in self.nodes if n in split.carries]
-        for node in (*self.inputs(), *members):
-            self.copies[node] = copy = self.body.placeholder(node.name)
-            copy.meta = dict(node.meta)
-        for node in self.inputs():
-            self.add_input(node)
-        self.add_length()
-        for node in self.nodes:
-            if node.op == "call_function":
-                self.copies[node] = self.body.node_copy(node, self.copies.__getitem__)
-        carries = [self.carry(n) for n in members]
-        results = [Result(self.copies[n].name, stacked=True) for n in every]
-        results += [Result(self.copies[n].name, stacked=False) for n in last]
-        return TimeLoop(
-            name=f"{split.loop.name}_{self.copies[self.nodes[-1]].name}",
-            body=self.body,
-            trip=Trip(split.loop.trip.seen, self.length_operand, 0),
-            operands=len(self.operands),
-            carries=tuple(carries),
-            steps=tuple(self.steps),
-            tables=self.tables,
-            invariants=tuple(self.invariants),
-            results=tuple(results),
-        )
-
-    def add_input(self, node: torch.fx.Node) -> None:
-        if node in self.split.tables:
-            return
-        value = self.split.env[node]
-        name, position = self.copies[node].name, len(self.operands)
-        if value.stacked:
-            self.steps.append(Step(name, position, 0, 0, 1))
-        else:
-            self.invariants.append(Invariant(name, position))
-        self.operands.append(value.node)
-
-    def add_length(self) -> None:
-        """Pass T as the last operand: a view that has it as its size costs nothing."""
-        split = self.split
-        self.length_operand = len(self.operands)
-        self.operands.append(split.emit(torch.arange, split.length))
-
-    def carry(self, node: torch.fx.Node) -> Carry:
-        carry, update = self.split.carries[node]
-        initial: int | Fill
-        if isinstance(carry.initial, Fill):
-            initial = self.fill(carry.initial)
-        else:
-            initial = len(self.operands)
-            self.operands.insert(initial, self.split.operands[carry.initial])
-        return Carry(self.copies[node].name, initial, self.copies[update].name)
-
-    def fill(self, fill: Fill) -> Fill:
-        """Name the copy of the node whose shape the initial value takes."""
-        if fill.like is None:
-            return fill
-        like = self.split.body[fill.like]
-        copy = self.copies.get(like)
-        return Fill(fill.value, None if copy is None else copy.name)

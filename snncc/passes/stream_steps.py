@@ -127,7 +127,7 @@ class _Streamer:
         elif node.target is sequence_ops.shift_time:
             self.shift(node)
         elif node.target is sequence_ops.numbers_until:
-            args = (*self.mapped(node.args[:3]), self.elapsed)
+            args = (*self.mapped(node.args[:-1]), self.elapsed)
             self.copies[node] = self.call(sequence_ops.numbers_until, args, node)
             self.counts = True
         elif time.kind is Kind.PREFIX and self.reduces(node):

@@ -1,0 +1,134 @@
+"""The part of a time loop that stays a loop: a smaller body over sequences computed before."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.fx
+
+from snncc.ir.time_loop import Carry, Fill, Invariant, Result, Step, TimeLoop, Trip
+from snncc.passes.batch_rules import Value
+
+
+class Split(Protocol):
+    """A loop that is being taken apart.
+
+    Attributes:
+        loop: The loop.
+        body: The nodes of its body by name.
+        carries: For each carry placeholder the carry and its update.
+        operands: What the loop is called with.
+        env: The body nodes that exist outside of the loop already.
+        tables: The numbers of each step, by placeholder.
+        length: The number of steps.
+    """
+
+    loop: TimeLoop
+    body: dict[str, torch.fx.Node]
+    carries: dict[torch.fx.Node, tuple[Carry, torch.fx.Node]]
+    operands: list[Any]
+    env: dict[torch.fx.Node, Value]
+    tables: dict[torch.fx.Node, tuple[float, ...]]
+    length: Any
+
+    def emit(self, target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
+        """Add a call to the sequence graph."""
+        ...
+
+
+class ResidualLoop:
+    """Builds the smaller loop of the nodes that stay one step after another.
+
+    Args:
+        split: The loop that is taken apart.
+        nodes: Nodes of its body, in order.
+    """
+
+    def __init__(self, split: Split, nodes: tuple[torch.fx.Node, ...]) -> None:
+        self.split = split
+        self.nodes = nodes
+        self.body = torch.fx.Graph()
+        self.copies: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.operands: list[Any] = []
+        self.length_operand = 0
+        self.steps: list[Step] = []
+        self.invariants: list[Invariant] = []
+        self.tables = tuple(
+            t for t in split.loop.tables if any(n in split.tables for n in self.inputs())
+        )
+
+    def inputs(self) -> list[torch.fx.Node]:
+        """Return the outside nodes that the loop reads."""
+        inside = set(self.nodes)
+        reads = [i for n in self.nodes for i in n.all_input_nodes]
+        for carry, update in (self.split.carries[n] for n in self.nodes if n in self.split.carries):
+            reads.append(update)
+            if isinstance(carry.initial, Fill) and carry.initial.like is not None:
+                reads.append(self.split.body[carry.initial.like])
+        return [n for n in dict.fromkeys(reads) if n not in inside]
+
+    def build(self, every: list[torch.fx.Node], last: list[torch.fx.Node]) -> TimeLoop:
+        """Return the loop; its operands are in `operands`."""
+        split = self.split
+        members = [n for n in self.nodes if n in split.carries]
+        for node in (*self.inputs(), *members):
+            self.copies[node] = copy = self.body.placeholder(node.name)
+            copy.meta = dict(node.meta)
+        for node in self.inputs():
+            self.add_input(node)
+        self.add_length()
+        for node in self.nodes:
+            if node.op == "call_function":
+                self.copies[node] = self.body.node_copy(node, self.copies.__getitem__)
+        carries = [self.carry(n) for n in members]
+        results = [Result(self.copies[n].name, stacked=True) for n in every]
+        results += [Result(self.copies[n].name, stacked=False) for n in last]
+        return TimeLoop(
+            name=f"{split.loop.name}_{self.copies[self.nodes[-1]].name}",
+            body=self.body,
+            trip=Trip(split.loop.trip.seen, self.length_operand, 0),
+            operands=len(self.operands),
+            carries=tuple(carries),
+            steps=tuple(self.steps),
+            tables=self.tables,
+            invariants=tuple(self.invariants),
+            results=tuple(results),
+        )
+
+    def add_input(self, node: torch.fx.Node) -> None:
+        """Pass a value from outside: step by step, or as it is."""
+        if node in self.split.tables:
+            return
+        value = self.split.env[node]
+        name, position = self.copies[node].name, len(self.operands)
+        if value.stacked:
+            self.steps.append(Step(name, position, 0, 0, 1))
+        else:
+            self.invariants.append(Invariant(name, position))
+        self.operands.append(value.node)
+
+    def add_length(self) -> None:
+        """Pass T as the last operand: a view that has it as its size costs nothing."""
+        split = self.split
+        self.length_operand = len(self.operands)
+        self.operands.append(split.emit(torch.arange, split.length))
+
+    def carry(self, node: torch.fx.Node) -> Carry:
+        """Return the carry of a node."""
+        carry, update = self.split.carries[node]
+        initial: int | Fill
+        if isinstance(carry.initial, Fill):
+            initial = self.fill(carry.initial)
+        else:
+            initial = len(self.operands)
+            self.operands.insert(initial, self.split.operands[carry.initial])
+        return Carry(self.copies[node].name, initial, self.copies[update].name)
+
+    def fill(self, fill: Fill) -> Fill:
+        """Name the copy of the node whose shape the initial value takes."""
+        if fill.like is None:
+            return fill
+        like = self.split.body[fill.like]
+        copy = self.copies.get(like)
+        return Fill(fill.value, None if copy is None else copy.name)
