@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from snncc.errors import OptionError, TargetError, UnsupportedError
 from snncc.frontend.session import is_recording
-from snncc.frontend.sources import gather, write_back
+from snncc.frontend.sources import write_back
 from snncc.frontend.stepping import OverTime
+from snncc.frontend.watch import flatten
 from snncc.options import Options
 from snncc.pipeline import Compiled
 from snncc.report import Plan
@@ -96,7 +96,7 @@ class CompiledModule(nn.Module):
             stream = self._stream_of(compiled, args, kwargs)
             outputs = tuple(stream.whole_sequence(args, kwargs))
         else:
-            outputs = compiled.run(*gather(tape, self.program, args, kwargs))
+            outputs = compiled.run(*self._specializations.gather(compiled, args, kwargs))
         write_back(tape, self.program, outputs, args, kwargs)
         return finish(tape, outputs)
 
@@ -141,7 +141,7 @@ class CompiledModule(nn.Module):
 
     def specialize(self, *args: Any, **kwargs: Any) -> Compiled:
         """Return the program for these arguments, compiling it if there is none."""
-        _require_cpu(pytree.tree_leaves((args, kwargs)))
+        _require_cpu(flatten(args, kwargs)[0])
         if isinstance(self.program, OverTime):
             self.program.length(args[0] if args else None)
         return self._specializations.find(args, kwargs)
@@ -164,6 +164,10 @@ class CompiledModule(nn.Module):
         if isinstance(self.original, nn.Module):
             return self.original.load_state_dict(state_dict, *args, **kwargs)
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles are of the model; they compile anew, kernels come from the cache.
+        return CompiledModule, (self.original, self.options)
 
     def __repr__(self) -> str:
         name = _name_of(self.original)

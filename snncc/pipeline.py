@@ -182,11 +182,9 @@ class KernelCall:
     def __name__(self) -> str:
         return self.neuron.program.forward.name
 
-    def __call__(self, length: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, length: int, *arguments: Tensor) -> Sequence[Tensor]:
         """Run the kernels."""
-        count = len(self.neuron.program.forward.step_inputs)
-        outputs, finals = self.neuron(arguments[:count], arguments[count:], length=length)
-        return (*outputs, *finals)
+        return self.neuron.run(arguments, length)
 
 
 def _require_exact(graph: torch.fx.Graph, options: Options) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from snncc.frontend.generalize import same_program
-from snncc.frontend.sources import attribute_signature, gather, holds
+from snncc.frontend.sources import gather, holds
+from snncc.frontend.watch import StateWatcher, flatten
 from snncc.ir.tape import SourceKind, Tape
 from snncc.options import Options
 from snncc.pipeline import Compiled, Recording, build, record
@@ -37,6 +37,7 @@ class Specializations:
         self.program = program
         self.name = name
         self.options = options
+        self._watcher = StateWatcher(program)
         self._families: dict[Hashable, list[_Member]] = {}
 
     def __iter__(self) -> Iterator[Compiled]:
@@ -45,16 +46,22 @@ class Specializations:
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         """Return the program for these arguments; record where none is known to serve them."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        kinds, held = attribute_signature(self.program)
+        leaves, spec = flatten(args, kwargs)
+        state, held = self._watcher.state()
         shapes = (*(tuple(x.shape) if isinstance(x, Tensor) else () for x in leaves), *held)
-        key = (spec, *map(_leaf_key, leaves), kinds)
+        key = (spec, *map(_leaf_key, leaves), state)
         members = self._families.setdefault(key, [])
         for member in members:
             tape = member.compiled.recording.tape
             if member.serves(shapes) and holds(tape, self.program, args, kwargs):
                 return member.compiled
         return self._make(members, shapes, args, kwargs)
+
+    def gather(
+        self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Tensor]:
+        """Return the tensors that a program runs on, right after it was found for a call."""
+        return self._watcher.gather(compiled.recording.tape, args, kwargs)
 
     def _make(
         self, members: list[_Member], shapes: Shapes, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -131,4 +131,5 @@ def finish(tape: Tape, outputs: Sequence[Any]) -> Any:
         outputs[leaf] if isinstance(leaf, int) and not isinstance(leaf, bool) else leaf
         for leaf in tape.output_leaves
     ]
-    return pytree.tree_unflatten(leaves, tape.out_spec)
+    is_single = tape.out_spec.is_leaf()
+    return leaves[0] if is_single else pytree.tree_unflatten(leaves, tape.out_spec)

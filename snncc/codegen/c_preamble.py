@@ -92,7 +92,7 @@ static inline uintptr_t snncc_place(const REAL *array, int64_t index)
 }
 
 /* Fetch the block that starts at lane b of a row towards the second-level cache. */
-static inline void snncc_prefetch(uintptr_t row, int64_t b)
+static inline void snncc_fetch(uintptr_t row, int64_t b)
 {
 #ifdef __GNUC__
   const uintptr_t address = row + (uintptr_t)b * sizeof(REAL);
@@ -101,6 +101,19 @@ static inline void snncc_prefetch(uintptr_t row, int64_t b)
   }
 #else
   (void)row, (void)b;
+#endif
+}
+
+/* The same for a row that will be written: stores that miss the caches wait one for another. */
+static inline void snncc_claim(uintptr_t row, int64_t b, int64_t stream)
+{
+#ifdef __GNUC__
+  const uintptr_t address = row + (uintptr_t)b * sizeof(REAL);
+  for (size_t byte = 0; byte < BLOCK * sizeof(REAL) && !stream; byte += 64) {
+    __builtin_prefetch((const void *)(address + byte), 1, 2);
+  }
+#else
+  (void)row, (void)b, (void)stream;
 #endif
 }
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from snncc.codegen.base import Argument, FloatType
 from snncc.codegen.c_expressions import C_TYPE, c_names, dialect
@@ -183,11 +184,21 @@ def _write(argument: Argument, row: str, block: str, *, partial: bool) -> str:
     return f"snncc_write({row} + b, {block}, stream);"
 
 
-def prefetched(step: Step) -> tuple[Argument, ...]:
-    """Return the arguments whose rows a sweep should fetch ahead of time."""
-    arguments = (load.argument for load in step.loads)
-    return tuple(
-        a
-        for a in arguments
-        if a is not None and a.rank is Rank.STEP and not a.uniform and not a.packed
+def fetched(step: Step) -> tuple[Argument, ...]:
+    """Return the arguments whose rows a sweep should fetch ahead of time, to read them."""
+    return tuple(load.argument for load in step.loads if _has_rows(load.argument))
+
+
+def claimed(step: Step) -> tuple[Argument, ...]:
+    """Return the arguments whose rows a sweep should fetch ahead of time, to write them."""
+    return tuple(store.argument for store in step.stores if _has_rows(store.argument))
+
+
+def _has_rows(argument: Argument | None) -> TypeGuard[Argument]:
+    """Tell whether an argument has a row of numbers at each time step."""
+    return (
+        argument is not None
+        and argument.rank is Rank.STEP
+        and not argument.uniform
+        and not argument.packed
     )

@@ -10,8 +10,9 @@ from snncc.codegen.c_step import (
     WORD,
     Parameter,
     call_lines,
+    claimed,
+    fetched,
     parameters,
-    prefetched,
     row_name,
     scratch_name,
     tile_name,
@@ -24,7 +25,7 @@ def tile_function(name: str, kernel: Kernel) -> list[str]:
     """Return the lines of the function that computes one tile over all of time."""
     body = [_pointer(argument, kernel.dtype) for argument in kernel.arguments]
     body.append("const int64_t stream = a->stream;")
-    if any(prefetched(sweep.step) for sweep in sweeps(kernel)):
+    if any(fetched(sweep.step) or claimed(sweep.step) for sweep in sweeps(kernel)):
         body.append("const int64_t ahead = a->ahead;")
     if kernel.recompute is None:
         body += _start(kernel.main, kernel)
@@ -133,8 +134,12 @@ def _next_tile(sweep: Sweep) -> list[str]:
 
 def _places(sweep: Sweep, row: str, lane: str = "") -> list[str]:
     """Return the address of a row in each array that a sweep reads."""
+    return [_place(argument, row, lane) for argument in fetched(sweep.step)]
+
+
+def _place(argument: Argument, row: str, lane: str = "") -> str:
     row = f"({row})" if " " in row else row
-    return [f"snncc_place({a.name}, {row} * a->{a.name}_t{lane})" for a in prefetched(sweep.step)]
+    return f"snncc_place({argument.name}, {row} * a->{argument.name}_t{lane})"
 
 
 def _sweep(name: str, sweep: Sweep, kernel: Kernel, following: list[str]) -> list[str]:
@@ -150,14 +155,14 @@ def _sweep(name: str, sweep: Sweep, kernel: Kernel, following: list[str]) -> lis
     loop = "for (int64_t t = begin; t < end; t++) {"
     if sweep.backwards:
         loop = "for (int64_t t = end; t-- > begin;) {"
-    fetches, prefetches = _fetch(sweep, following)
+    places, fetches = _fetch(sweep, following)
     function = f"{name}_{sweep.name}"
     return [
         loop,
-        *_indent([*rows, *fetches]),
+        *_indent([*rows, *places]),
         "  int64_t b = 0;",
         "  for (; b + BLOCK <= width; b += BLOCK) {",
-        *_indent(_indent([*prefetches, *call_lines(function, sweep.step, kernel.dtype)])),
+        *_indent(_indent([*fetches, *call_lines(function, sweep.step, kernel.dtype)])),
         "  }",
         "  if (b < width) {",
         *_indent(_indent(call_lines(function, sweep.step, kernel.dtype, partial=True))),
@@ -168,22 +173,27 @@ def _sweep(name: str, sweep: Sweep, kernel: Kernel, following: list[str]) -> lis
 
 def _fetch(sweep: Sweep, following: list[str]) -> tuple[list[str], list[str]]:
     """Return the definitions of the addresses that a time step fetches ahead, and the fetches."""
-    own = _places(sweep, f"t {'-' if sweep.backwards else '+'} ahead")
+    row = f"t {'-' if sweep.backwards else '+'} ahead"
+    lines, fetches = [], []
+    for i, argument in enumerate(claimed(sweep.step)):
+        lines.append(f"const uintptr_t claim{i} = {_place(argument, row)};")
+        fetches.append(f"snncc_claim(claim{i}, b, stream);")
+    own = _places(sweep, row)
     if not own:
-        return [], []
+        return lines, fetches
     following = following or own
     count = max(len(own), len(following))
     own, following = (
         [*places, *[places[-1]] * (count - len(places))] for places in (own, following)
     )
-    over = "begin - 1 - t + ahead" if sweep.backwards else "t + ahead - end"
-    lines = [f"const int64_t over = {over};"]
-    if own == following:
-        lines = []
+    if own != following:
+        over = "begin - 1 - t + ahead" if sweep.backwards else "t + ahead - end"
+        lines.append(f"const int64_t over = {over};")
     for i, (inside, outside) in enumerate(zip(own, following, strict=True)):
         choice = inside if inside == outside else f"over < 0 ? {inside}\n        : {outside}"
         lines += f"const uintptr_t fetch{i} = {choice};".splitlines()
-    return lines, [f"snncc_prefetch(fetch{i}, b);" for i in range(count)]
+        fetches.append(f"snncc_fetch(fetch{i}, b);")
+    return lines, fetches
 
 
 def _row(param: Parameter, kernel: Kernel) -> list[str]:

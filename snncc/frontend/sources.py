@@ -8,6 +8,7 @@ list: naming the tensors that a run reads, keeping and restoring the state aroun
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections import deque
@@ -36,7 +37,8 @@ from snncc.frontend.stepping import user_code
 from snncc.ir.tape import Position, Source, SourceKind, Tape
 
 _ARGUMENTS = "*args"  # starts the names of what objects among the arguments hold
-_PLUMBING = frozenset(nn.Module().__dict__) - {"training"}
+# Hooks are the user's: what they do is part of a recording.
+_PLUMBING = frozenset(nn.Module().__dict__) - {"training", "_forward_hooks", "_forward_pre_hooks"}
 _REGISTRIES = {
     "_parameters": SourceKind.PARAMETER,
     "_buffers": SourceKind.BUFFER,
@@ -339,24 +341,35 @@ def attribute_signature(model: Callable[..., Any]) -> tuple[Hashable, Shapes]:
     Returns:
         The signature, and the shapes of the tensors that are no parameters.
     """
+    return signature_of(walk(model))
+
+
+def signature_of(holders: list[Holder]) -> tuple[Hashable, Shapes]:
+    """Return the signature of the state in these holders."""
     shapes: list[tuple[int, ...]] = []
     signature = [
-        (h.path, key, _describe(value, shapes)) for h in walk(model) for key, value in h.items()
+        (h.path, type(h.owner), key, describe(value, shapes))
+        for h in holders
+        for key, value in h.items()
     ]
     return tuple(signature), tuple(shapes)
 
 
-def _describe(value: Any, shapes: list[tuple[int, ...]]) -> Hashable:
-    if type(value) in (bool, int, float, str, type(None)):
-        return type(value), value
+def describe(value: Any, shapes: list[tuple[int, ...]]) -> Hashable:
+    """Return the part of a value in a signature; add the shapes of tensors that are free."""
     if isinstance(value, Tensor):
         seen = value.dtype, value.device, value.requires_grad
         if isinstance(value, nn.Parameter):
-            return (*seen, tuple(value.shape))
+            return (*seen, value.shape)
         shapes.append(tuple(value.shape))
         return (*seen, value.dim())
+    if type(value) is float:
+        return float, value, math.copysign(1.0, value)
+    if type(value) in (bool, int, str, type(None)):
+        return type(value), value
     if isinstance(value, dict):
-        return "dict", tuple([(k, _describe(v, shapes)) for k, v in value.items()])
+        items = [(describe(k, shapes), describe(v, shapes)) for k, v in value.items()]
+        return "dict", tuple(items)
     if isinstance(value, list | tuple | deque):
-        return type(value), tuple([_describe(v, shapes) for v in value])
+        return type(value), tuple([describe(v, shapes) for v in value])
     return type(value), id(value)

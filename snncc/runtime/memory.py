@@ -2,13 +2,15 @@
 
 The memory that ``malloc`` gives for a large tensor is fresh from the system each time, and the
 first touch of each of its pages costs more than a kernel takes to fill it.  The pool keeps the
-blocks of tensors that are gone, aligned to huge pages, and hands them out again.
+blocks of tensors that are gone and hands them out again.  Blocks start at a huge page and ask for
+as many huge pages as they fill; the rest of a block is in small pages, so that none is wasted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import math
 import mmap
@@ -18,6 +20,9 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +30,7 @@ from torch import Tensor
 _HUGE_PAGE = 2 << 20
 # Smaller tensors come from torch: its allocator serves them without the system's help.
 SMALLEST = 1 << 20
+_SMALLEST_STEP = 16  # two to the power of it: no fewer bytes are between two size classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class Stats:
 class _Block:
     """One mapping; its usable part starts at a huge page."""
 
-    __slots__ = ("_mapping", "address", "size")
+    __slots__ = ("_mapping", "address", "lease", "size")
 
     def __init__(self, size: int) -> None:
         # Private: Python's default is memory shared with forked children, without huge pages.
@@ -49,13 +55,25 @@ class _Block:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self.address = -(-start // _HUGE_PAGE) * _HUGE_PAGE
         self.size = size
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        self.lease = _lease_type(size)
+        huge = size // _HUGE_PAGE * _HUGE_PAGE
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             # A kernel without huge pages refuses; small pages work as well.
             with contextlib.suppress(OSError):
-                self._mapping.madvise(mmap.MADV_HUGEPAGE)
+                self._mapping.madvise(mmap.MADV_HUGEPAGE, self.address - start, huge)
 
     def unmap(self) -> None:
         self._mapping.close()
+
+
+@functools.cache
+def _lease_type(size: int) -> Any:
+    """Return a class of objects that lend a block: when the last tensor drops one, it is free."""
+
+    def give_back(lease: Any) -> None:
+        lease.pool._give_back(lease.block)
+
+    return type("_Lease", (ctypes.c_char * size,), {"__del__": give_back})
 
 
 class Pool:
@@ -82,10 +100,10 @@ class Pool:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a contiguous tensor with arbitrary content."""
-        size = math.prod(shape) * dtype.itemsize
-        if size < SMALLEST:
+        if math.prod(shape) * dtype.itemsize < SMALLEST:
             return torch.empty(shape, dtype=dtype)
-        return self.buffer(size, dtype).view(shape)
+        strides = list(accumulate(reversed(shape[1:]), mul, initial=1))[::-1]
+        return self.empty_strided(shape, strides, dtype)
 
     def empty_strided(
         self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype
@@ -94,18 +112,15 @@ class Pool:
         size = math.prod(shape) * dtype.itemsize
         if size < SMALLEST:
             return torch.empty_strided(shape, stride, dtype=dtype)
-        return torch.empty(0, dtype=dtype).set_(
-            self.buffer(size, dtype).untyped_storage(), 0, tuple(shape), tuple(stride)
-        )
+        return self.buffer(size, dtype).as_strided_(shape, stride)
 
     def buffer(self, size: int, dtype: torch.dtype) -> Tensor:
         """Return a flat tensor of ``size`` bytes on a block of the pool."""
         block = self._take(_size_class(size))
-        exporter = (ctypes.c_char * size).from_address(block.address)
-        tensor = torch.frombuffer(exporter, dtype=dtype)
-        # The storage of the tensor keeps the exporter alive, whatever views there are.
-        weakref.finalize(exporter, self._give_back, block).atexit = False
-        return tensor
+        lease = block.lease.from_address(block.address)
+        lease.pool, lease.block = self, block
+        # The storage of the tensor keeps the lease alive, whatever views there are.
+        return torch.frombuffer(lease, dtype=dtype, count=size // dtype.itemsize)
 
     def stats(self) -> Stats:
         """Return what the pool holds now."""
@@ -180,8 +195,8 @@ def _reset_lock(pool: weakref.ref[Pool]) -> None:
 
 
 def _size_class(size: int) -> int:
-    """Round up to whole huge pages, and to one of eight classes in each power of two."""
-    step = max(_HUGE_PAGE, 1 << max(size.bit_length() - 4, 0))
+    """Round up to one of eight classes in each power of two."""
+    step = 1 << max(size.bit_length() - 4, _SMALLEST_STEP)
     return -(-size // step) * step
 
 

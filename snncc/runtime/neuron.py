@@ -31,6 +31,8 @@ from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_resul
 # Plans of one layer that are remembered; a layer sees few sizes, but T may vary with the data.
 _MOST_PLANS = 256
 
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+
 # Layers stay known for the life of the process: a traced program may name them at any time.
 _NEURONS: dict[str, Neuron] = {}
 
@@ -100,14 +102,17 @@ class Neuron:
         tensors = self._check_count(steps, lanes)
         if lane_shape is not None and tensors:
             tensors = _widen(tensors, self._steps, tuple(lane_shape))
-        if self.target == "torch":
-            results = self._interpret(tensors, length)
-        elif is_traced(tensors):
-            results = self._traced(tensors, length)
-        else:
-            results = self._eager(tensors, length)
+        results = self.run(tensors, length)
         outputs = len(self.program.forward.outputs)
-        return results[:outputs], results[outputs:]
+        return list(results[:outputs]), list(results[outputs:])
+
+    def run(self, tensors: tuple[Tensor, ...], length: int | None) -> Sequence[Tensor]:
+        """Return the outputs and the finals for all inputs, those with a time axis first."""
+        if self.target == "torch":
+            return self._interpret(tensors, length)
+        if is_traced(tensors):
+            return self._traced(tensors, length)
+        return self._eager(tensors, length)
 
     def source(self, spec: KernelSpec) -> KernelSource:
         """Return the source of a kernel of this layer."""
@@ -185,11 +190,13 @@ class Neuron:
             )
         return (*steps, *lanes)
 
-    def _eager(self, tensors: tuple[Tensor, ...], length: int | None) -> list[Tensor]:
+    def _eager(self, tensors: tuple[Tensor, ...], length: int | None) -> Sequence[Tensor]:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             plan = self.plan(tensors, length, training=True)
-            apply: Any = _NeuronFunction.apply
-            return list(apply(self, plan, *tensors))
+            results: tuple[Tensor, ...] = _NeuronFunction.apply(  # type: ignore[no-untyped-call]
+                self, plan, *tensors
+            )
+            return results
         return self.plan(tensors, length, training=False).run(tensors)
 
     def _traced(self, tensors: tuple[Tensor, ...], length: int | None) -> list[Tensor]:
@@ -251,19 +258,16 @@ def is_traced(tensors: Sequence[Tensor]) -> bool:
     """Tell whether operators are recorded or transformed rather than run."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
-    _refuse_transforms(tensors)
-    plain = (Tensor, torch.nn.Parameter)
-    return any(type(tensor) not in plain or tensor.is_meta for tensor in tensors)
-
-
-def _refuse_transforms(tensors: Sequence[Tensor]) -> None:
-    """Refuse what would otherwise fail deep inside torch, or give zero derivatives silently."""
     transform = torch._C._functorch.peek_interpreter_stack()
+    if transform is not None or forward_ad._current_level >= 0:
+        _refuse_transforms(tensors, is_transformed=transform is not None)
+    return any(type(tensor) not in _PLAIN or tensor.is_meta for tensor in tensors)
+
+
+def _refuse_transforms(tensors: Sequence[Tensor], *, is_transformed: bool) -> None:
+    """Refuse what would otherwise fail deep inside torch, or give zero derivatives silently."""
     unpack: Any = forward_ad.unpack_dual
-    dual = forward_ad._current_level >= 0 and any(
-        unpack(tensor).tangent is not None for tensor in tensors
-    )
-    if transform is not None or dual:
+    if is_transformed or any(unpack(tensor).tangent is not None for tensor in tensors):
         raise UnsupportedError(
             "A compiled neuron cannot be transformed by torch.func or forward-mode derivatives.",
             code="unsupported.function-transform",
@@ -279,7 +283,7 @@ class _NeuronFunction(torch.autograd.Function):
         results = plan.run(tensors)
         ctx.neuron, ctx.plan, ctx.count = neuron, plan, len(tensors)
         ctx.set_materialize_grads(False)
-        shown = len(plan.results.outputs) + len(plan.results.finals)
+        shown = neuron.results
         ctx.save_for_backward(*tensors, *results[shown:])
         ctx.mark_non_differentiable(*(results[i] for i in neuron.program.without_gradient))
         return tuple(results[:shown])

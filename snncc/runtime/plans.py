@@ -157,21 +157,20 @@ class ForwardPlan:
         job = Job.TRAINING if self.results.saved else Job.INFERENCE
         spec = KernelSpec(job, float_type(tensors[0]), uniform_names(placed))
         self.written = (*self.results.outputs, *self.results.finals, *self.results.saved)
-        self._binding, self._inputs = bind(resources, spec, self.layout, placed, threads)
+        self._binding, inputs = bind(resources, spec, self.layout, placed, threads)
+        self._inputs = [self.names.index(name) for name in inputs]
 
     def bound(self, tensors: Sequence[Tensor], written: Sequence[Tensor]) -> Callable[[], object]:
         """Return a call that reads and writes these very tensors."""
         if 0 in self.layout.lanes:
             return lambda: None
-        values = dict(zip(self.names, tensors, strict=True))
-        return self._binding.bound([*(values[name] for name in self._inputs), *written])
+        return self._binding.bound([*[tensors[i] for i in self._inputs], *written])
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs, the finals and the values kept for backward."""
         written = [shape.allocate() for shape in self.written]
         if 0 not in self.layout.lanes:
-            values = dict(zip(self.names, tensors, strict=True))
-            self._binding.run([*(values[name] for name in self._inputs), *written])
+            self._binding.run([*[tensors[i] for i in self._inputs], *written])
         return written
 
 
@@ -199,14 +198,16 @@ class BackwardPlan:
         self._shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         self._gradients = _gradient_names(adjoint, needs)
         wanted = {name for names in self._gradients for name in names}
-        self._zero = torch.zeros((), dtype=tensors[0].dtype)
-        names = (*adjoint.output_cotangents, *adjoint.final_cotangents)
-        self._cotangents = names
+        self._cotangents = (*adjoint.output_cotangents, *adjoint.final_cotangents)
         ranks = dict.fromkeys(adjoint.output_cotangents, Rank.STEP)
         ranks |= dict.fromkeys(adjoint.final_cotangents, Rank.LANE)
-        self._ranks = ranks
-        values = self._values(tensors, cotangents)
         layout = forward.layout
+        zero, sizes = torch.zeros((), dtype=tensors[0].dtype), (layout.steps, *layout.lanes)
+        self._zeros = {
+            name: zero.expand(sizes if rank is Rank.STEP else layout.lanes)
+            for name, rank in ranks.items()
+        }
+        values = self._values(tensors, cotangents)
         placed_ranks = forward.ranks | ranks
         if not forward.results.saved:
             arrays = [
@@ -219,20 +220,26 @@ class BackwardPlan:
             Job.BACKWARD, float_type(tensors[0]), uniform_names(placed), frozenset(wanted)
         )
         reverse = adjoint.recurrence
-        self._layout = layout
-        self._outputs = tuple(name for name in reverse.outputs if name in wanted)
-        self._finals = tuple(name for name in reverse.finals if name in wanted)
-        self._binding, self._inputs = bind(forward.resources, spec, layout, placed, forward.threads)
+        outputs = tuple(name for name in reverse.outputs if name in wanted)
+        finals = tuple(name for name in reverse.finals if name in wanted)
+        dtype = tensors[0].dtype
+        step = Shape((layout.steps, *layout.lanes), layout.step_strides, dtype)
+        lane = Shape(layout.lanes, layout.lane_strides, dtype)
+        self._is_empty = 0 in layout.lanes
+        self._written = [step] * len(outputs) + [lane] * len(finals)
+        self._binding, inputs = bind(forward.resources, spec, layout, placed, forward.threads)
+        # Where the kernel finds its inputs: among the tensors, the cotangents, the saved values.
+        given = (*values, *forward.resources.saved)
+        self._inputs = [given.index(name) for name in inputs]
+        results = (*outputs, *finals)
+        self._results = [[results.index(name) for name in names] for names in self._gradients]
 
     def _values(
         self, tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
         values = dict(zip(self._forward.names, tensors, strict=True))
-        layout = self._forward.layout
         for name, cotangent in zip(self._cotangents, cotangents, strict=True):
-            has_time = self._ranks[name] is Rank.STEP
-            sizes = (layout.steps, *layout.lanes) if has_time else layout.lanes
-            values[name] = self._zero.expand(sizes) if cotangent is None else cotangent
+            values[name] = self._zeros[name] if cotangent is None else cotangent
         return values
 
     def run(
@@ -242,20 +249,17 @@ class BackwardPlan:
         saved: Sequence[Tensor],
     ) -> list[Tensor | None]:
         """Return the gradient of each input, None where it was not asked for or is zero."""
-        dtype, layout = tensors[0].dtype, self._layout
-        step = Shape((layout.steps, *layout.lanes), layout.step_strides, dtype)
-        lane = Shape(layout.lanes, layout.lane_strides, dtype)
-        outputs = {name: step.allocate() for name in self._outputs}
-        finals = {name: lane.allocate() for name in self._finals}
-        if 0 not in layout.lanes:
-            values = self._values(tensors, cotangents)
-            values |= dict(zip(self._forward.resources.saved, saved, strict=False))
-            given = [values[name] for name in self._inputs]
-            self._binding.run([*given, *outputs.values(), *finals.values()])
-        results = outputs | finals
+        written = [shape.allocate() for shape in self._written]
+        if not self._is_empty:
+            seen = [
+                zero if given is None else given
+                for given, zero in zip(cotangents, self._zeros.values(), strict=True)
+            ]
+            given = [*tensors, *seen, *saved]
+            self._binding.run([*[given[i] for i in self._inputs], *written])
         return [
-            _reduced([results[name] for name in names], sizes, has_time=index < self._steps)
-            for index, (names, sizes) in enumerate(zip(self._gradients, self._shapes, strict=True))
+            _reduced([written[i] for i in places], sizes, has_time=index < self._steps)
+            for index, (places, sizes) in enumerate(zip(self._results, self._shapes, strict=True))
         ]
 
     @property

@@ -91,7 +91,7 @@ static inline uintptr_t snncc_place(const float *array, int64_t index)
 }
 
 /* Fetch the block that starts at lane b of a row towards the second-level cache. */
-static inline void snncc_prefetch(uintptr_t row, int64_t b)
+static inline void snncc_fetch(uintptr_t row, int64_t b)
 {
 #ifdef __GNUC__
   const uintptr_t address = row + (uintptr_t)b * sizeof(float);
@@ -100,6 +100,19 @@ static inline void snncc_prefetch(uintptr_t row, int64_t b)
   }
 #else
   (void)row, (void)b;
+#endif
+}
+
+/* The same for a row that will be written: stores that miss the caches wait one for another. */
+static inline void snncc_claim(uintptr_t row, int64_t b, int64_t stream)
+{
+#ifdef __GNUC__
+  const uintptr_t address = row + (uintptr_t)b * sizeof(float);
+  for (size_t byte = 0; byte < BLOCK * sizeof(float) && !stream; byte += 64) {
+    __builtin_prefetch((const void *)(address + byte), 1, 2);
+  }
+#else
+  (void)row, (void)b, (void)stream;
 #endif
 }
 
@@ -217,7 +230,7 @@ static void lif_backward_tile(
       const uintptr_t fetch0 = snncc_place(x_in, (t + ahead) * a->x_in_t);
       int64_t b = 0;
       for (; b + BLOCK <= width; b += BLOCK) {
-        snncc_prefetch(fetch0, b);
+        snncc_fetch(fetch0, b);
         lif_backward_advance(
             x_in_row + b,
             v_state + b);
@@ -247,7 +260,7 @@ static void lif_backward_tile(
               : snncc_place(s_bar_in, (end - 1 - over) * a->s_bar_in_t);
       int64_t b = 0;
       for (; b + BLOCK <= width; b += BLOCK) {
-        snncc_prefetch(fetch0, b);
+        snncc_fetch(fetch0, b);
         lif_backward_recompute(
             x_in_row + b,
             v_state + b,
@@ -266,12 +279,14 @@ static void lif_backward_tile(
       const float *s_bar_in_row = s_bar_in + t * a->s_bar_in_t;
       const float *h_scratch_row = kept + ((t - begin) * 1 + 0) * a->tile;
       float *h_bar_out_row = h_bar_out + t * a->h_bar_out_t;
+      const uintptr_t claim0 = snncc_place(h_bar_out, (t - ahead) * a->h_bar_out_t);
       const int64_t over = begin - 1 - t + ahead;
       const uintptr_t fetch0 = over < 0 ? snncc_place(s_bar_in, (t - ahead) * a->s_bar_in_t)
               : snncc_place(x_in, over * a->x_in_t + width);
       int64_t b = 0;
       for (; b + BLOCK <= width; b += BLOCK) {
-        snncc_prefetch(fetch0, b);
+        snncc_claim(claim0, b, stream);
+        snncc_fetch(fetch0, b);
         _Alignas(64) float h_bar_out_block[BLOCK];
         lif_backward_main(
             s_bar_in_row + b,

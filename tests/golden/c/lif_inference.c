@@ -87,7 +87,7 @@ static inline uintptr_t snncc_place(const float *array, int64_t index)
 }
 
 /* Fetch the block that starts at lane b of a row towards the second-level cache. */
-static inline void snncc_prefetch(uintptr_t row, int64_t b)
+static inline void snncc_fetch(uintptr_t row, int64_t b)
 {
 #ifdef __GNUC__
   const uintptr_t address = row + (uintptr_t)b * sizeof(float);
@@ -96,6 +96,19 @@ static inline void snncc_prefetch(uintptr_t row, int64_t b)
   }
 #else
   (void)row, (void)b;
+#endif
+}
+
+/* The same for a row that will be written: stores that miss the caches wait one for another. */
+static inline void snncc_claim(uintptr_t row, int64_t b, int64_t stream)
+{
+#ifdef __GNUC__
+  const uintptr_t address = row + (uintptr_t)b * sizeof(float);
+  for (size_t byte = 0; byte < BLOCK * sizeof(float) && !stream; byte += 64) {
+    __builtin_prefetch((const void *)(address + byte), 1, 2);
+  }
+#else
+  (void)row, (void)b, (void)stream;
 #endif
 }
 
@@ -162,12 +175,14 @@ static void lif_inference_tile(
   for (int64_t t = begin; t < end; t++) {
     const float *x_in_row = x_in + t * a->x_in_t;
     float *s_out_row = s_out + t * a->s_out_t;
+    const uintptr_t claim0 = snncc_place(s_out, (t + ahead) * a->s_out_t);
     const int64_t over = t + ahead - end;
     const uintptr_t fetch0 = over < 0 ? snncc_place(x_in, (t + ahead) * a->x_in_t)
             : snncc_place(x_in, over * a->x_in_t + width);
     int64_t b = 0;
     for (; b + BLOCK <= width; b += BLOCK) {
-      snncc_prefetch(fetch0, b);
+      snncc_claim(claim0, b, stream);
+      snncc_fetch(fetch0, b);
       _Alignas(64) float s_out_block[BLOCK];
       lif_inference_main(
           x_in_row + b,
