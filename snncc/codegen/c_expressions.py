@@ -18,7 +18,9 @@ C_TYPE = {FloatType.FLOAT32: "float", FloatType.FLOAT64: "double"}
 MATH = {
     Op.ABS: "fabs",
     Op.EXP: "exp",
+    Op.EXPM1: "expm1",
     Op.LOG: "log",
+    Op.LOG1P: "log1p",
     Op.SQRT: "sqrt",
     Op.TANH: "tanh",
     Op.SIN: "sin",

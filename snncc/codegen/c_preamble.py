@@ -181,7 +181,10 @@ DECLARATIONS
 #endif
 #endif
 """
-_VECTOR_MINOR = {Op.EXP: 22, Op.LOG: 22, Op.SIN: 22, Op.COS: 22, Op.POW: 22, Op.TANH: 35}
+_VECTOR_MINOR = {
+    **dict.fromkeys((Op.EXP, Op.LOG, Op.SIN, Op.COS, Op.POW), 22),
+    **dict.fromkeys((Op.TANH, Op.EXPM1, Op.LOG1P), 35),
+}
 
 
 def preamble(operations: Iterable[Op], dtype: FloatType, *, packed: bool) -> str:

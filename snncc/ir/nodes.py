@@ -24,7 +24,9 @@ class Op(Enum):
     ABS = "abs"
     SIGN = "sign"
     EXP = "exp"
+    EXPM1 = "expm1"  # exp(x) - 1, exact for small x
     LOG = "log"
+    LOG1P = "log1p"  # log(1 + x), exact for small x
     SQRT = "sqrt"
     SIGMOID = "sigmoid"
     TANH = "tanh"
@@ -62,7 +64,11 @@ LOGICAL = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})
 # Operations whose result differs by units in the last place between maths libraries.
 # SQRT is among them: IEEE 754 defines its rounding, but torch's vector code on AVX-512 differs from
 # it by one unit in a seventh of all float32 arguments.
-TRANSCENDENTAL = frozenset({Op.EXP, Op.LOG, Op.SQRT, Op.SIGMOID, Op.TANH, Op.SIN, Op.COS, Op.POW})
+TRANSCENDENTAL = frozenset(
+    {
+        Op.EXP, Op.EXPM1, Op.LOG, Op.LOG1P, Op.SQRT, Op.SIGMOID, Op.TANH, Op.SIN, Op.COS, Op.POW
+    }
+)  # fmt: skip
 # Powers that are products and quotients, in torch as in the kernels.
 EXACT_POWERS = frozenset({-2.0, -1.0, 0.0, 1.0, 2.0, 3.0})
 

@@ -6,19 +6,26 @@ tests. Potentials are dimensionless and time is counted in steps.
 
 from snncc.nn.adaptive import AdaptiveLIF
 from snncc.nn.current import CubaLIF
+from snncc.nn.dynamic_decay import DynamicDecay
 from snncc.nn.integrator import LI
 from snncc.nn.leaky import IF, LIF
-from snncc.nn.surrogate import ATan, FastSigmoid, Rectangle, Sigmoid, Triangle
+from snncc.nn.parallel import PSN, MaskedPSN, SlidingPSN
+from snncc.nn.surrogate import ATan, FastSigmoid, IntegerSpike, Rectangle, Sigmoid, Triangle
 
 __all__ = [
     "IF",
     "LI",
     "LIF",
+    "PSN",
     "ATan",
     "AdaptiveLIF",
     "CubaLIF",
+    "DynamicDecay",
     "FastSigmoid",
+    "IntegerSpike",
+    "MaskedPSN",
     "Rectangle",
     "Sigmoid",
+    "SlidingPSN",
     "Triangle",
 ]

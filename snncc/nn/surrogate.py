@@ -105,6 +105,45 @@ class RectangleFunction(torch.autograd.Function):
         return grad_outputs[0] * (x.abs() < ctx.width).to(x.dtype), None
 
 
+class IntegerSpikeFunction(torch.autograd.Function):
+    """Round and clip, with the gradient of the identity inside of the range."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
+        """Return ``x`` rounded, halves to even, and clipped to 0 .. levels."""
+        ctx.save_for_backward(x)
+        ctx.levels = levels
+        return torch.clamp(torch.round(x), 0, levels)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        """Return the incoming gradient where ``0 <= x <= levels``."""
+        (x,) = ctx.saved_tensors
+        inside = (x >= 0) & (x <= ctx.levels)
+        return grad_outputs[0] * inside.to(x.dtype), None
+
+
+class IntegerSpike(nn.Module):
+    """Integer spikes: ``clip(round(x), 0, levels)``; the gradient passes where x is in the range.
+
+    Args:
+        levels: Largest number of spikes.
+    """
+
+    def __init__(self, levels: int = 4) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the number of spikes for potentials ``x`` of any shape."""
+        s: Tensor = IntegerSpikeFunction.apply(x, self.levels)  # type: ignore[no-untyped-call]
+        return s
+
+    def extra_repr(self) -> str:
+        """Return the parameters for ``print``."""
+        return f"levels={self.levels}"
+
+
 class ATan(nn.Module):
     """Arctangent surrogate: ``g(x) = alpha / 2 / (1 + (pi alpha x / 2)^2)``.
 

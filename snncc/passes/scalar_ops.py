@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from snncc.frontend.canonical import cast, full, full_like
 from snncc.ir.nodes import Binary, Const, Detach, Expr, Op, Select, Unary
@@ -108,6 +109,12 @@ def _relu(scope: Scope, x: Expr) -> Expr:
     return Select(Binary(Op.LE, value, ZERO), ZERO, value)
 
 
+def _logsigmoid(scope: Scope, x: Expr) -> Expr:
+    value = scope.as_float(x)
+    tail = Unary(Op.LOG1P, Unary(Op.EXP, Unary(Op.NEG, Unary(Op.ABS, value))))
+    return Binary(Op.SUB, Binary(Op.MIN, value, ZERO), tail)
+
+
 def _square(scope: Scope, x: Expr) -> Expr:
     return Binary(Op.POW, scope.as_float(x), Const(2.0))
 
@@ -160,7 +167,10 @@ SCALAR_OPS: Mapping[Callable[..., Any], Builder] = {
     torch.abs: _unary(Op.ABS),
     torch.sign: _unary(Op.SIGN),
     torch.exp: _unary(Op.EXP),
+    torch.expm1: _unary(Op.EXPM1),
     torch.log: _unary(Op.LOG),
+    torch.log1p: _unary(Op.LOG1P),
+    F.logsigmoid: _logsigmoid,
     torch.sqrt: _unary(Op.SQRT),
     torch.sigmoid: _unary(Op.SIGMOID),
     torch.tanh: _unary(Op.TANH),

@@ -48,7 +48,7 @@ def run_short(
         values: Tensors of the sizes of its placeholders; their values do not matter.
         inputs: For each placeholder whether it may have a time axis.
     """
-    prepared = _with_length(graph)
+    prepared = _with_length(graph, inputs)
     if isinstance(prepared, Rejection):
         return prepared
     copy, seen = prepared
@@ -66,14 +66,22 @@ def run_short(
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError)
 
 
-def _with_length(graph: torch.fx.Graph) -> tuple[torch.fx.Graph, int | None] | Rejection:
-    """Return the graph with its number of steps as the first placeholder, and T where fixed."""
+def _with_length(
+    graph: torch.fx.Graph, inputs: Sequence[bool]
+) -> tuple[torch.fx.Graph, int | None] | Rejection:
+    """Return the graph with its number of steps as the first placeholder, and T where fixed.
+
+    Loops over parameters, such as over the taps of a filter, have lengths of their own.
+    """
     result = copy_graph(graph)
     first = next(iter(result.nodes))
+    moving = _from_inputs(result, inputs)
     with result.inserting_before(first):
         length = result.placeholder("length")
     seen: set[int] = set()
     for node in list(result.nodes):
+        if node.op == "call_function" and node not in moving:
+            continue
         if isinstance(node.target, sequence_ops.TripLength):
             if node.target.offset:
                 return Rejection("trip", "a loop does not visit every step of its input")
@@ -90,6 +98,21 @@ def _with_length(graph: torch.fx.Graph) -> tuple[torch.fx.Graph, int | None] | R
     if len(seen) > 1:
         return Rejection("trips", f"its loops make {' and '.join(map(str, sorted(seen)))} steps")
     return result, next(iter(seen), None)
+
+
+def _from_inputs(graph: torch.fx.Graph, inputs: Sequence[bool]) -> set[torch.fx.Node]:
+    """Return the nodes that an input can change; all of them where no input has a loop."""
+    places = [n for n in graph.nodes if n.op == "placeholder"]
+    found = {n for n, is_input in zip(places, inputs, strict=True) if is_input}
+    for node in graph.nodes:
+        if found.intersection(node.all_input_nodes):
+            found.add(node)
+    loops = [n for n in graph.nodes if _is_loop(n)]
+    return found if any(n in found for n in loops) else set(graph.nodes)
+
+
+def _is_loop(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, NeuronCall | TimeLoop)
 
 
 def _length_position(node: torch.fx.Node) -> int | None:
