@@ -69,9 +69,9 @@ def apply_counted(tracer: Tracer, target: Any, args: tuple[Any, ...]) -> Any:
         factor = next(x for x in args if not isinstance(x, Steps))
         return Steps(count.factor * factor)
     if target is sequence_ops.numbers_until:
-        values, rank, like, _ = args
-        table = torch.tensor(values, dtype=like.dtype)
-        stand, result = tracer.make(torch.zeros((1,) * (rank + 1), dtype=like.dtype))
+        values, rank, _, dtype, _ = args
+        table = torch.tensor(values, dtype=dtype)
+        stand, result = tracer.make(torch.zeros((1,) * (rank + 1), dtype=dtype))
         tracer.add(Lookup(tracer.array(table), result))
         limit = tracer.result.limit or len(values)
         tracer.result.limit = min(limit, len(values))
