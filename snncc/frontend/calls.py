@@ -18,9 +18,10 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 from snncc.frontend import copies, departures, draws, factories, in_place, indexing
+from snncc.frontend.invocation import Call, Invocation
 from snncc.frontend.meaning import KNOWN_TARGETS, Meaning, is_random, meaning_of
 from snncc.frontend.outputs import record
-from snncc.frontend.recorder import Call, Handler, Invocation, Recorder
+from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.rewrites import REWRITES
 from snncc.frontend.spellings import spelling_of
 
@@ -81,6 +82,8 @@ def _out_of_place(name: str) -> str | None:
 def _pure_handler(meaning: Meaning, is_drawn: bool) -> Handler:
     def handler(recorder: Recorder, call: Invocation) -> Any:
         options = call.kwargs
+        if not options:
+            return _run_pure(recorder, call, meaning(call.args, options), is_drawn)
         if options.get("out") is not None:
             return in_place.write_out(recorder, call, meaning)
         if options.get("generator") is not None:
@@ -96,11 +99,12 @@ def _pure_handler(meaning: Meaning, is_drawn: bool) -> Handler:
 
 
 def _run_pure(recorder: Recorder, call: Invocation, pure: Call, is_drawn: bool) -> Any:
-    args, kwargs = recorder.lower(pure.args), recorder.lower_options(pure.kwargs)
+    args = recorder.lower(pure.args)
+    kwargs = recorder.lower_options(pure.kwargs) if pure.kwargs else {}
     is_known = pure.target in KNOWN_TARGETS
     versions = () if is_known else departures.versions(call.args, call.kwargs)
     impure = is_drawn or departures.has_side_effect(recorder, pure)
-    result = call.run()
+    result = call.function(*call.args, **call.kwargs)
     if versions and not impure:
         departures.check_versions(recorder, call, versions)
     return record(recorder, result, Call(pure.target, args, kwargs), pure.args, impure=impure)

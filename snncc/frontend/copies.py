@@ -10,7 +10,8 @@ from torch import Tensor
 
 from snncc.frontend.canonical import cast, numel, size
 from snncc.frontend.functionalize import Edge
-from snncc.frontend.recorder import Handler, Invocation, Recorder
+from snncc.frontend.invocation import Invocation
+from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.traced import TracedInt
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.errors import CaptureError, UnsupportedError
-from snncc.frontend.recorder import Call, Handler, Invocation, Recorder
+from snncc.frontend.invocation import Call, Invocation
+from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.traced import leaked
 
 
@@ -153,12 +154,15 @@ def check_versions(
         recorder.refuse_alias(f"'{call.name}' changes its argument.")
 
 
+_WITH_EFFECTS = frozenset({F.scaled_dot_product_attention, F.batch_norm, F.instance_norm})
+
+
 def has_side_effect(recorder: Recorder, call: Call) -> bool:
     """Tell whether a pure spelling updates buffers, and keep what they held before."""
+    if call.target not in _WITH_EFFECTS:
+        return False
     if call.target is F.scaled_dot_product_attention:
         return bool(call.args[4] if len(call.args) > 4 else call.kwargs.get("dropout_p"))
-    if call.target not in (F.batch_norm, F.instance_norm):
-        return False
     buffers, is_active = call.args[1:3], call.args[5]
     if not is_active or buffers[0] is None:
         return False

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 
 from snncc.frontend.location import Here
-from snncc.ir.record import NODE_LEAVES, Node, nodes_in, split
+from snncc.ir.record import NODE_LEAVES, Leaves, Node, nodes_in, split
 
 
 def carries_gradient(dtype: torch.dtype) -> bool:
     """Tell whether values of a type may have a gradient."""
-    return dtype.is_floating_point or dtype.is_complex
+    return dtype in _DIFFERENTIABLE
+
+
+_DTYPES = {t for t in vars(torch).values() if isinstance(t, torch.dtype)}
+_DIFFERENTIABLE = frozenset({t for t in _DTYPES if t.is_floating_point or t.is_complex})
 
 
 class Draft:
@@ -49,29 +53,30 @@ class Draft:
     ) -> Node:
         """Add a call."""
         node = Node(len(self.places) + len(self.calls), target, args, kwargs, meta)
-        structure, node.leaves = split(args, kwargs, NODE_LEAVES)
-        node.structure = self._structures.setdefault(structure, structure)
+        node.structure, node.leaves = split(args, kwargs, NODE_LEAVES)
+        if node.leaves is not args:
+            node.structure = self._structures.setdefault(node.structure, node.structure)
         self.calls.append(node)
         return node
 
-    def meta(self, here: Here, flags: tuple[bool, bool], like: Any) -> Mapping[str, Any]:
+    def meta(self, here: Here, grad: bool, impure: bool, like: Any) -> Mapping[str, Any]:
         """Return the meta of a value, the same object for equal metas.
 
         Args:
             here: Where the value is computed; equal places are one object.
-            flags: Whether gradients are recorded, and whether the call is impure.
+            grad: Whether gradients are recorded.
+            impure: Whether the call is impure.
             like: What has the shape and dtype of the value; None where it is no tensor.
         """
-        key: Hashable
         if like is None:
-            key = id(here), flags
+            shape = dtype = None
         else:
             shape, dtype = tuple(like.shape), like.dtype
-            key = id(here), flags, shape, dtype
+        key = id(here), grad, impure, shape, dtype
         meta = self._metas.get(key)
         if meta is None:
             path, where = here
-            meta = {"where": where, "path": path, "grad": flags[0], "impure": flags[1]}
+            meta = {"where": where, "path": path, "grad": grad, "impure": impure}
             if like is not None:
                 meta |= {"shape": shape, "dtype": dtype}
             self._metas[key] = meta
@@ -79,7 +84,12 @@ class Draft:
 
     def text(self) -> tuple[Any, ...]:
         """Return a value that two drafts share if they make the same calls."""
-        return tuple((n.target, repr(n.args), repr(n.kwargs)) for n in self.calls)
+        return tuple([(n.target, n.structure, *_spelled(n.leaves)) for n in self.calls])
+
+
+def _spelled(leaves: Leaves) -> list[Any]:
+    """Return nodes by their number, and numbers as text, which tells -0.0, 0 and 0.0 apart."""
+    return [leaf.number if type(leaf) is Node else repr(leaf) for leaf in leaves]
 
 
 def needed_for(outputs: Iterable[Any]) -> set[Node]:

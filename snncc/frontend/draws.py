@@ -22,7 +22,8 @@ from torch import Tensor
 
 from snncc.frontend import departures
 from snncc.frontend.canonical import draw
-from snncc.frontend.recorder import Handler, Invocation, Recorder
+from snncc.frontend.invocation import Invocation
+from snncc.frontend.recorder import Handler, Recorder
 from snncc.ir.record import DEPENDENT, Node
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from snncc.frontend import departures
 from snncc.frontend.canonical import cast, full, full_like
-from snncc.frontend.recorder import Handler, Invocation, Recorder, SizesOf
+from snncc.frontend.invocation import Invocation, SizesOf
+from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.traced import TracedInt
 from snncc.ir.record import DEPENDENT
 

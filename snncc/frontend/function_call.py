@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NoReturn
@@ -30,11 +30,33 @@ from snncc.ir.record import DEPENDENT, DIFFERENTIABLE, GUARDED, Node, to_fx
 
 @dataclass(frozen=True)
 class Rules:
-    """A Function's own static methods."""
+    """A Function's own static methods; ``setup`` is None where ``forward`` gets the context."""
 
     cls: Any
     forward: Callable[..., Any]
     setup: Callable[..., Any] | None
+
+    @functools.cached_property
+    def _namespaces(self) -> tuple[Mapping[str, Any], ...]:
+        """What the backward reads numbers from: its classes, globals and closure."""
+        mro = self.cls.__mro__
+        found: list[Mapping[str, Any]] = [vars(c) for c in mro[: mro.index(_SingleLevelFunction)]]
+        backward = inspect.unwrap(self.cls.backward)
+        if isinstance(backward, FunctionType):
+            found.append(Variables(backward))
+        return tuple(found)
+
+    def numbers(self) -> tuple[Any, ...] | None:
+        """Return the numbers that the backward may read, or None where one cannot be compared."""
+        found: list[Any] = []
+        for position, names in enumerate(self._namespaces):
+            for name, value in names.items():
+                if isinstance(value, _NUMBERS):
+                    described = _described(value, None)
+                    if described is None:
+                        return None
+                    found.append((position, name, described))
+        return tuple(found)
 
 
 class Context:
@@ -193,13 +215,18 @@ class FunctionCall:
 
     def key(self) -> Any:
         """Return what the backward depends on, or None where that is not known."""
-        places = self.arguments.places
-        described = [_described(self.inner, x) for x in vars(self.ctx).items()]
-        described += [_described(self.inner, x) for x in _numbers_read_by(self.rules.cls)]
-        if _UNKNOWN in described:
+        numbers = self.rules.numbers()
+        kept = [
+            (name, _described(value, self.inner))
+            for name, value in vars(self.ctx).items()
+            if name not in _PLUMBING
+        ]
+        if numbers is None or any(described is None for _, described in kept):
             return None
-        seen = tuple((p.meta["dtype"], p.meta["shape"]) for p in places)
-        return self.rules.cls, seen, self.inner.draft.text(), repr(self.outputs), tuple(described)
+        seen = [(p.meta["dtype"], p.meta["shape"]) for p in self.arguments.places]
+        outputs = [node.number for node in self.outputs]
+        text = self.inner.draft.text()
+        return self.rules.cls, numbers, tuple(kept), tuple(seen), tuple(outputs), text
 
     def run_backward(self) -> None:
         """Run the user's backward."""
@@ -277,35 +304,24 @@ class FunctionCall:
         return node
 
 
-_UNKNOWN = "?"
-_CONTEXT_PLUMBING = ("needs_input_grad", "materialize_grads", "_refuse")
+_NUMBERS = (bool, int, float, tuple)
+_PLAIN = (bool, int, float, str, type(None))
+_PLUMBING = frozenset({"needs_input_grad", "materialize_grads", "_refuse"})
 
 
-def _described(recorder: Recorder, entry: tuple[str, Any]) -> Any:
-    """Return an attribute of a context, or a variable, as a value that can be compared."""
-    name, value = entry
-    if name in _CONTEXT_PLUMBING:
-        return None
-    parts = value if isinstance(value, tuple) else (value,)
+def _described(value: Any, recorder: Recorder | None) -> tuple[Any, ...] | None:
+    """Return a value, or a tuple of values, such that equal ones mean the same; None if unknown.
+
+    Args:
+        value: A number, string or None; a tensor where there is a recorder.
+        recorder: Knows the tensors.
+    """
     found: list[Any] = []
-    for part in parts:
-        if isinstance(part, Tensor):
-            found.append(recorder.node(part).number)
-        elif part is None or isinstance(part, bool | int | float | str):
+    for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, _PLAIN):
             found.append(repr(part))
+        elif recorder is not None and isinstance(part, Tensor):
+            found.append(recorder.node(part).number)
         else:
-            return _UNKNOWN
-    return name, *found
-
-
-def _numbers_read_by(cls: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the numbers that a Function's backward may read: of its class, globals and closure."""
-    for base in cls.__mro__[: cls.__mro__.index(_SingleLevelFunction)]:
-        for name, value in vars(base).items():
-            if isinstance(value, bool | int | float | tuple):
-                yield f"{base.__name__}.{name}", value
-    backward = inspect.unwrap(cls.backward)
-    if isinstance(backward, FunctionType):
-        for name, value in Variables(backward).items():
-            if isinstance(value, bool | int | float | tuple):
-                yield name, value
+            return None
+    return type(value), *found

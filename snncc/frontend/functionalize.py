@@ -100,14 +100,13 @@ class View:
 
 def read(emitter: Emitter, view: View) -> Node:
     """Return the node that holds the present value of a view."""
-    if view.generation != view.memory.generation or view.node is None:
-        if view.parent is None:
-            assert view.node is not None
-        else:
-            base = read(emitter, view.parent)
-            view.node = _derive(emitter, view, base)
+    node = view.node
+    if node is None or view.generation != view.memory.generation:
+        if view.parent is not None:
+            node = view.node = _derive(emitter, view, read(emitter, view.parent))
+        assert node is not None
         view.generation = view.memory.generation
-    return view.node
+    return node
 
 
 def write(emitter: Emitter, view: View, node: Node) -> None:

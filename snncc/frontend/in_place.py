@@ -12,8 +12,9 @@ from snncc.frontend import departures, indexing
 from snncc.frontend.canonical import cast, full_like
 from snncc.frontend.draws import emit_draw
 from snncc.frontend.functionalize import Edge
+from snncc.frontend.invocation import Call, Invocation, concrete
 from snncc.frontend.meaning import Meaning, is_random, meaning_of
-from snncc.frontend.recorder import Call, Handler, Invocation, Recorder, concrete
+from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.rewrites import REWRITES
 
 _DRAWS = frozenset(

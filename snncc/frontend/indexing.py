@@ -19,9 +19,10 @@ from torch import Tensor
 
 from snncc.frontend.canonical import cast, full_like, setitem
 from snncc.frontend.functionalize import Edge, View
+from snncc.frontend.invocation import Call, Invocation
 from snncc.frontend.masks import unmasked
 from snncc.frontend.outputs import record
-from snncc.frontend.recorder import Call, Handler, Invocation, Recorder
+from snncc.frontend.recorder import Handler, Recorder
 from snncc.ir.record import Node, map_nodes
 
 _FULL = slice(None)

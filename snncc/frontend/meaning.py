@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from snncc.frontend.recorder import Call
+from snncc.frontend.invocation import Call
 from snncc.frontend.rewrites import REWRITES
 from snncc.frontend.spellings import operators
 

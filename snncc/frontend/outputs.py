@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from snncc.frontend.functionalize import Edge, View
-from snncc.frontend.recorder import Call, Recorder
+from snncc.frontend.invocation import Call
+from snncc.frontend.recorder import Recorder
 from snncc.ir.record import Node
 
 
@@ -26,8 +27,9 @@ def record(
         impure: Whether the call draws random numbers or changes a buffer.
     """
     if isinstance(result, Tensor):
-        if any(result is x for x in operands):
-            return result
+        for operand in operands:
+            if result is operand:
+                return result
         _bind(recorder, result, lowered, operands, impure)
     elif isinstance(result, tuple | list) and any(isinstance(x, Tensor) for x in result):
         node = recorder.emit(lowered.target, lowered.args, lowered.kwargs, impure=impure)

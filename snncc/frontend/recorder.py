@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -22,49 +21,10 @@ from snncc.frontend.canonical import full_like, numel, size
 from snncc.frontend.comparisons import Comparisons
 from snncc.frontend.draft import Draft, carries_gradient, needed_for
 from snncc.frontend.functionalize import Edge, Memory, View
+from snncc.frontend.invocation import Call, Invocation, SizesOf, concrete
 from snncc.frontend.location import NOWHERE, CallSites, Here
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
 from snncc.ir.record import DIFFERENTIABLE, Node
-
-
-class Invocation(NamedTuple):
-    """A torch call as the user wrote it."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The name of the function."""
-        return str(getattr(self.function, "__name__", self.function))
-
-    def run(self) -> Any:
-        """Do what the user asked for."""
-        return self.function(*self.args, **self.kwargs)
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Return an argument that was given by position or by name."""
-        if position < len(self.args):
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-
-@dataclass(slots=True)  # made for every call: a frozen class takes three times as long
-class Call:
-    """A canonical call whose arguments are the run's values; a call may be an argument."""
-
-    target: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SizesOf:
-    """Stands in a call for the sizes of a tensor."""
-
-    tensor: Tensor
-
 
 Handler = Callable[["Recorder", Invocation], Any]
 
@@ -183,8 +143,9 @@ class Recorder:
         return node
 
     def _meta(self, like: View | Tensor | None, impure: bool = False) -> Mapping[str, Any]:
-        here = NOWHERE if self._inner else self.here
-        return self.draft.meta(here, (self.grad, impure), like)
+        if self._inner:
+            return self.draft.meta(NOWHERE, True, impure, like)
+        return self.draft.meta(self._here or self.here, torch.is_grad_enabled(), impure, like)
 
     def is_used(self, node: Node) -> bool:
         """Tell whether a gradient may need the value of a node."""
@@ -246,10 +207,7 @@ class Recorder:
 
     def node(self, tensor: Tensor) -> Node:
         """Return the node of a tensor's present value."""
-        view = self.view(tensor)
-        if view.node is not None and view.generation == view.memory.generation:
-            return view.node
-        return functionalize.read(self, view)
+        return functionalize.read(self, self.view(tensor))
 
     def read(self, view: View) -> Node:
         """Return the node of a view's present value."""
@@ -298,7 +256,7 @@ class Recorder:
 
     def fresh(self, tensor: Tensor, node: Node) -> Node:
         """Make a tensor with memory of its own stand for ``node``; return what it stands for."""
-        if not self.grad and node.is_differentiable:
+        if node.facts & DIFFERENTIABLE and not self.grad:
             node = self.emit(torch.detach, (node,), like=tensor)
         self.bind(tensor, self.own(tensor, node))
         return node
@@ -345,11 +303,18 @@ class Recorder:
 
     def lower(self, value: Any) -> Any:
         """Return an argument with nodes in the place of tensors and traced integers."""
-        if isinstance(value, Tensor):
-            return self.node(value)
+        bound = self._views.get(id(value))  # has the ids of the tensors that are alive
+        if bound is not None:
+            return functionalize.read(self, bound.view)
         kind = type(value)
         if kind in _LITERALS:
             return value
+        if kind is tuple or kind is list:
+            return tuple([self.lower(v) for v in value])
+        return self.node(value) if isinstance(value, Tensor) else self._lower_rare(value)
+
+    def _lower_rare(self, value: Any) -> Any:
+        kind = type(value)
         if kind is TracedInt:
             return self.integer(value)
         if kind is TracedFloat or kind is TracedItem:
@@ -373,18 +338,6 @@ class Recorder:
         with torch.no_grad():
             seen = concrete(call)
         return self.emit(call.target, args, kwargs, like=seen)
-
-
-def concrete(value: Any) -> Any:
-    """Return what an argument of a call is in the run: inner calls are executed."""
-    if isinstance(value, Call):
-        kwargs = {k: concrete(v) for k, v in value.kwargs.items()}
-        return value.target(*[concrete(a) for a in value.args], **kwargs)
-    if isinstance(value, SizesOf):
-        return tuple(value.tensor.shape)
-    if type(value) is tuple or type(value) is list:
-        return type(value)(concrete(v) for v in value)
-    return value
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snncc.frontend.canonical import cast
-from snncc.frontend.recorder import Call, SizesOf
+from snncc.frontend.invocation import Call, SizesOf
 from snncc.frontend.spellings import operators
 
 Rewrite = Callable[..., Call]

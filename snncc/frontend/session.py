@@ -24,8 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snncc.errors import SnnccError, UnsupportedError
 from snncc.frontend import calls, departures, factories
 from snncc.frontend.functionalize import Edge
+from snncc.frontend.invocation import Invocation
 from snncc.frontend.location import CallSites
-from snncc.frontend.recorder import Invocation, Recorder
+from snncc.frontend.recorder import Recorder
 
 _DISPATCH_KEYS = DispatchKeySet(DispatchKey.Python) | DispatchKeySet(DispatchKey.PythonTLSSnapshot)
 

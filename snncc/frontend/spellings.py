@@ -159,17 +159,32 @@ class Parameter:
     keyword: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operator:
     """A canonical operator and its parameters."""
 
     target: Callable[..., Any]
     parameters: tuple[Parameter, ...]
 
+    @functools.cached_property
+    def defaults(self) -> tuple[Any, ...]:
+        """What arguments that are given by position are by default; empty where they may change."""
+        positional = [p for p in self.parameters if not p.keyword]
+        if any(p.is_dim or p.collects for p in positional):
+            return ()
+        return tuple([p.default for p in positional])
+
+    @functools.cached_property
+    def least(self) -> int:
+        """How many arguments have to be given by position."""
+        return max(1, sum(default is REQUIRED for default in self.defaults))
+
     def bind(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return normal arguments, or None where the call does not fit the signature."""
+        if not kwargs and self.least <= len(args) <= len(self.defaults):
+            return args + self.defaults[len(args) :], {}
         positional, named = list(args), dict(kwargs)
         named.pop("_stacklevel", None)
         bound: list[Any] = []

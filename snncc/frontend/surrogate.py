@@ -79,13 +79,15 @@ def _subclasses(cls: Any) -> list[Any]:
 def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[..., Any]]:
     """Return what replaces the static methods of a Function while a run is recorded."""
     forward, setup = _original(cls.forward), _original(cls.setup_context)
+    has_context = setup is _SingleLevelFunction.setup_context
+    rules = Rules(cls, forward, None if has_context else setup)
     saved: list[Context] = []  # between 'forward' and 'setup_context' of one call
 
     @functools.wraps(forward)  # torch binds default arguments by the signature
     def forward_with_context(ctx: Any, *args: Any) -> Any:
         if not session.is_listening:
             return forward(ctx, *args)
-        result, stand_in = _record(session, known, Rules(cls, forward, None), args)
+        result, stand_in = _record(session, known, rules, args)
         stand_in.give_to(ctx)
         return result
 
@@ -93,7 +95,7 @@ def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[.
     def forward_alone(*args: Any) -> Any:
         if not session.is_listening:
             return forward(*args)
-        result, stand_in = _record(session, known, Rules(cls, forward, setup), args)
+        result, stand_in = _record(session, known, rules, args)
         saved.append(stand_in)
         return result
 
@@ -103,7 +105,6 @@ def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[.
         else:
             setup(ctx, inputs, output)
 
-    has_context = setup is _SingleLevelFunction.setup_context
     wrapper: Any = forward_with_context if has_context else forward_alone
     wrapper.replaces, setup_context.replaces = forward, setup  # type: ignore[attr-defined]
     if has_context:
