@@ -7,6 +7,8 @@ of loops whose iterations read different inputs *and* one another: that is what 
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,13 +60,59 @@ class Loop:
         return 2 * covered if proof.is_carried and proof.is_indexed else covered
 
 
+@dataclass(slots=True, eq=False)
+class _Candidate:
+    """A repeat, and its loop as soon as it is proven; ``score`` may be that of its like."""
+
+    repeat: Repeat
+    score: int
+    loop: Loop | None = None
+
+    def prove(self, sequence: Sequence) -> Loop | None:
+        """Return its loop, if it is one, and set the score to that of the loop."""
+        if self.loop is None:
+            found = prove_repeat(sequence, self.repeat)
+            self.loop = found if isinstance(found, Loop) else None
+            self.score = 0 if self.loop is None else self.loop.score
+        return self.loop
+
+    @property
+    def start(self) -> int:
+        return self.repeat.start if self.loop is None else self.loop.proof.start
+
+    @property
+    def stop(self) -> int:
+        return self.repeat.stop if self.loop is None else self.loop.proof.stop
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """The loops of one period, in order."""
+
+    period: int
+    candidates: list[_Candidate]
+
+    @property
+    def total(self) -> int:
+        return sum(c.score for c in self.candidates)
+
+    def around(self, repeat: Repeat) -> _Candidate | None:
+        """Return the first loop that ends behind the start of a repeat."""
+        at = bisect_right(self.candidates, repeat.start, key=_stop)
+        return self.candidates[at] if at < len(self.candidates) else None
+
+
+def _stop(candidate: _Candidate) -> int:
+    return candidate.stop
+
+
 def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
     """Return loops that do not overlap, the best ones first, and the repeats that are none.
 
     Loops that are much smaller than the best are left for another round: they may be parts of a
     loop that can be proven only after the best one is rolled up.
     """
-    groups: list[list[Loop]] = []
+    groups: list[_Group] = []
     unproven: list[Unproven] = []
     in_vain: list[int] = []
     best, tries = 0, CANDIDATES
@@ -74,43 +122,71 @@ def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
         repeats = [
             repeat
             for repeat in find_repeats(sequence.symbols, period)
-            if not any(_is_multiple(repeat, loop.proof) for group in groups for loop in group)
+            if not any(_is_multiple(repeat, group) for group in groups)
         ]
         if not repeats or 2 * sum(r.stop - r.start for r in repeats) < best // 2:
             continue
-        found = [prove_repeat(sequence, repeat) for repeat in repeats]
-        unproven += [f for f in found if isinstance(f, Unproven)]
-        groups.append([f for f in found if isinstance(f, Loop)])
-        best = max(best, _total(groups[-1]))
-        if not groups[-1]:
+        group = _Group(period, [])
+        for alike in _alike(repeats, groups):
+            found = prove_repeat(sequence, alike[len(alike) // 2])
+            if isinstance(found, Unproven):
+                unproven.append(found)
+                continue
+            made = [_Candidate(repeat, found.score) for repeat in alike]
+            made[len(alike) // 2].loop = found
+            group.candidates += made
+        if group.total >= best:  # where it may be the best, no score is taken from another's
+            group.candidates = [c for c in group.candidates if c.prove(sequence) is not None]
+        group.candidates.sort(key=_stop)
+        if group.candidates:
+            groups.append(group)
+            best = max(best, group.total)
+        else:
             in_vain.append(period)
         tries -= 1
         if not tries:
             break
-    return _choose([group for group in groups if group], best), unproven
+    return _choose(sequence, groups, best), unproven
 
 
-def _is_multiple(repeat: Repeat, proof: Proof) -> bool:
-    """Tell whether a repeat is a proven loop, taken several iterations at a time."""
-    same = repeat.period % proof.period == 0
-    covered = min(repeat.stop, proof.stop) - max(repeat.start, proof.start)
-    return same and covered + 2 * proof.period >= repeat.stop - repeat.start
+def _is_multiple(repeat: Repeat, group: _Group) -> bool:
+    """Tell whether a repeat is a loop of a group, taken several iterations at a time."""
+    candidate = group.around(repeat) if repeat.period % group.period == 0 else None
+    if candidate is None:
+        return False
+    covered = min(repeat.stop, candidate.stop) - max(repeat.start, candidate.start)
+    return covered + 2 * group.period >= repeat.stop - repeat.start
 
 
-def _choose(groups: list[list[Loop]], best: int) -> list[Loop]:
+def _alike(repeats: list[Repeat], groups: list[_Group]) -> list[list[Repeat]]:
+    """Collect the repeats that are parts of the iterations of one loop: what one is, all are."""
+    found: dict[Hashable, list[Repeat]] = {}
+    for repeat in repeats:
+        key: Hashable = repeat
+        for group in groups:
+            around = group.around(repeat)
+            if around is not None and around.start <= repeat.start and repeat.stop <= around.stop:
+                place = (repeat.start - around.start) % group.period
+                key = around, place, repeat.stop - repeat.start
+                break
+        found.setdefault(key, []).append(repeat)
+    return list(found.values())
+
+
+def _choose(sequence: Sequence, groups: list[_Group], best: int) -> list[Loop]:
     """Return the loops of the best periods that do not overlap."""
-    groups.sort(key=lambda group: (-_total(group), len(group), group[0].proof.period))
+    groups.sort(key=lambda group: (-group.total, len(group.candidates), group.period))
     chosen: list[Loop] = []
     for group in groups:
-        for loop in group if 2 * _total(group) >= best else ():
-            start, stop = loop.proof.start, loop.proof.stop
-            if all(stop <= c.proof.start or c.proof.stop <= start for c in chosen):
+        for candidate in group.candidates if 2 * group.total >= best else ():
+            loop = None if _overlaps(candidate, chosen) else candidate.prove(sequence)
+            if loop is not None and not _overlaps(candidate, chosen):
                 chosen.append(loop)
     return chosen
 
 
-def _total(group: list[Loop]) -> int:
-    return sum(loop.score for loop in group)
+def _overlaps(candidate: _Candidate, chosen: list[Loop]) -> bool:
+    return any(candidate.start < c.proof.stop and c.proof.start < candidate.stop for c in chosen)
 
 
 def prove_repeat(sequence: Sequence, repeat: Repeat) -> Loop | Unproven:
