@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -539,3 +540,19 @@ def test_state_chained_through_two_calls_is_one_carry() -> None:
     assert loop.trip == Trip(6, 0, 0, 0)
     assert len(loop.carries) == 1
     assert operators(loop.body).count("Spike") == 2
+
+
+def sums_of_windows(x: torch.Tensor) -> torch.Tensor:
+    recent, out = [torch.zeros(x.shape[1:])] * 3, []
+    for t in range(x.shape[0]):
+        recent = [*recent[1:], abs(x[t])]
+        out.append(sum(recent))
+    return torch.stack(out)
+
+
+def test_cold_and_warm_code_are_one_loop() -> None:
+    """The interpreter calls builtins in another instruction once a loop is warm."""
+    cold = FunctionType(sums_of_windows.__code__.replace(), globals())
+    rolled = reroll(capture(cold, (torch.rand(20, 3),), {}))
+
+    assert [loop.trip.seen for loop in rolled.loops] == [20]
