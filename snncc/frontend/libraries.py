@@ -1,30 +1,37 @@
-"""Library neurons that hide their step behind one operator, recorded in their reference form.
+"""Library neurons that hide their steps behind one operator, recorded in their reference form.
 
-SpikingJelly 2 runs built-in neurons with built-in surrogates as one custom operator over all steps
-(``sj_lif::forward``).  It has the same neurons in plain torch, for surrogates that its operators do
-not know; forward values are the same bit by bit, gradients are the same sums in another order.
-While a run is recorded no surrogate is known to it, so it runs, and the recorder sees, plain torch.
+SpikingJelly 2 runs built-in neurons as one custom operator over all steps (``sj_lif::forward``).
+Beside each operator it has the same neuron in plain torch, which is what the operator does on a
+CPU, backward too.  While a run is recorded the reference takes the operator's place, so the
+recorder sees a loop over time.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
-_SPIKINGJELLY = "spikingjelly.activation_based.functional.neuron"
+_OPERATORS = "spikingjelly._ops"
+_NEURONS = (
+    "if_", "lif", "plif", "qif", "eif", "izhikevich", "ilif", "stbif", "activation_aware_if",
+)  # fmt: skip
 
 
 @contextmanager
 def plain_libraries() -> Iterator[None]:
     """Let libraries run their neurons as plain torch in this context."""
-    module = sys.modules.get(_SPIKINGJELLY)
-    known = getattr(module, "_surrogate_spec", None)
-    if module is None or known is None:
-        yield
-        return
-    module.__dict__["_surrogate_spec"] = lambda function: None
+    replaced: list[tuple[ModuleType, object]] = []
     try:
+        for name in _NEURONS if _OPERATORS in sys.modules else ():
+            # Imported here, because the library imports it at the first call of the neuron.
+            package = importlib.import_module(f"{_OPERATORS}.{name}")
+            reference = importlib.import_module(f"{_OPERATORS}.{name}.reference")
+            replaced.append((package, package.__dict__["_forward"]))
+            package.__dict__["_forward"] = reference.__dict__["_forward_impl"]
         yield
     finally:
-        module.__dict__["_surrogate_spec"] = known
+        for package, operator in replaced:
+            package.__dict__["_forward"] = operator

@@ -2,7 +2,9 @@
 
 ``ref[ref > 0] -= 1`` reads ``ref[mask]``, subtracts and writes the result through ``mask``.  What
 was computed of the selected elements alone can be computed of all elements instead, and selected
-afterwards: ``where(mask, ref - 1, ref)``.
+afterwards: ``where(mask, ref - 1, ref)``.  Operators that are not finite everywhere, or have no
+finite derivative, read 1 in the place of the elements that were not selected: ``0 * inf`` would
+reach the gradient.
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ _ELEMENTWISE = frozenset(
     {
         torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.abs, torch.exp, torch.sigmoid,
         torch.tanh, torch.relu, torch.sqrt, torch.square, torch.clamp, torch.maximum, torch.minimum,
-        torch.lt, torch.le, torch.gt, torch.ge, torch.where, torch.detach, cast,
+        torch.lt, torch.le, torch.gt, torch.ge, torch.where, torch.detach, torch.log, torch.pow,
+        torch.reciprocal, cast,
     }
+)  # fmt: skip
+_PARTIAL = frozenset(
+    {torch.div, torch.exp, torch.sqrt, torch.log, torch.pow, torch.reciprocal}
 )  # fmt: skip
 
 
@@ -31,7 +37,9 @@ _DEPTH = 8  # how far a value is followed back to the parts that it was computed
 
 def unmasked(recorder: Recorder, node: Node, mask: Node) -> Node | None:
     """Return the tensor of which ``node`` is the part at ``mask``, or None where there is none."""
-    return _whole(recorder, node, mask) if _is_part(node, mask, _DEPTH) else None
+    if not _is_part(node, mask, _DEPTH):
+        return None
+    return _whole(recorder, node, mask if _is_partial(node) else None)
 
 
 def _is_part(value: Any, mask: Node, depth: int) -> bool:
@@ -50,20 +58,37 @@ def _is_single(node: Node) -> bool:
     return bool(node.meta.get("shape", ()) == ())
 
 
-def _whole(recorder: Recorder, node: Node, mask: Node) -> Node:
-    """Compute for all elements what ``node`` is at the mask."""
+def _is_partial(node: Node) -> bool:
+    """Tell whether a part was computed by an operator that is not finite everywhere."""
+    if node.target is operator.getitem:
+        return False
+    return node.target in _PARTIAL or any(_is_partial(a) for a in node.operands if a.target)
+
+
+def _whole(recorder: Recorder, node: Node, guard: Node | None) -> Node:
+    """Compute for all elements what ``node`` is at the mask; where there is a guard, read 1 else."""
     if node.target is operator.getitem:
         base = node.args[0]
         assert isinstance(base, Node)
-        return base
+        return base if guard is None else _guarded(recorder, base, guard)
     args = tuple(
-        _whole(recorder, a, mask) if isinstance(a, Node) and not _is_single(a) else a
+        _whole(recorder, a, guard) if isinstance(a, Node) and not _is_single(a) else a
         for a in node.args
     )
     result = recorder.emit(node.target, args, node.kwargs)
     shapes = [a.meta["shape"] for a in result.operands if "shape" in a.meta]
     seen = {"shape": max(shapes, key=len), "dtype": node.meta["dtype"]}
     result.meta = {**result.meta, **seen}
+    return result
+
+
+def _guarded(recorder: Recorder, base: Node, mask: Node) -> Node:
+    for dim in range(len(mask.meta["shape"]), len(base.meta["shape"])):
+        shape = (*mask.meta["shape"], 1)
+        mask = recorder.emit(torch.unsqueeze, (mask, dim))
+        mask.meta["shape"], mask.meta["dtype"] = shape, torch.bool
+    result = recorder.emit(torch.where, (mask, base, 1.0))
+    result.meta["shape"], result.meta["dtype"] = base.meta["shape"], base.meta["dtype"]
     return result
 
 

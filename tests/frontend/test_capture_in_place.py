@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snncc.errors import CaptureError
 from snncc.frontend.capture import capture
+from snncc.ir.custom_gradient import run_graph
 from tests.frontend.recordings import check, names, randn
 
 # Reads that are forwarded to what was written change the order in which gradients are summed.
@@ -183,6 +184,26 @@ def test_masked_update_selects() -> None:
         return ref
 
     assert names(check(function, randn(3, 4))) == ["gt", "sub", "where"]
+
+
+def test_masked_update_keeps_gradients_finite() -> None:
+    """What is not selected is not read by operators without a finite derivative there."""
+
+    def function(x: Tensor) -> Tensor:
+        y = x.relu() + 0.0
+        y[y > 0] = torch.log(y[y > 0]) + 1.0 / y[y > 0]
+        z = y.clone()
+        z[z.sum(1) > 0] = z[z.sum(1) > 0].square()
+        return y + z
+
+    tape = check(function, randn(3, 4))
+
+    assert "getitem" not in names(tape)
+    x = randn(3, 4).requires_grad_()
+    (result,) = run_graph(tape.graph, (x,))
+    result.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
 
 
 def test_clone_is_a_value_of_its_own() -> None:
