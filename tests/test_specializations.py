@@ -129,6 +129,31 @@ def test_sizes_that_were_equal_have_to_be() -> None:
         assert torch.equal(model(x, v), fast(x, v))
 
 
+def test_sizes_that_differed_may_become_equal() -> None:
+    """A state of another shape was forgotten, whatever the shapes; one of the same shape is not."""
+
+    class Forgetful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v = torch.zeros(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.v.shape != x[0].shape:
+                self.v = torch.zeros_like(x[0])
+            for t in range(x.shape[0]):
+                self.v, _ = lif(self.v, x[t])
+            return self.v
+
+    model, twin = Forgetful(), Forgetful()
+    fast = snncc.compile(model)
+    with torch.no_grad():
+        for B in (3, 2, 4, 4, 2, 2):
+            x = torch.rand(5, B, 4)
+
+            assert torch.equal(fast(x), twin(x))
+            assert torch.equal(model.v, twin.v)
+
+
 def test_attributes_and_methods_are_those_of_the_model() -> None:
     """State is read, set and reset through the compiled model as through the model."""
     model = Stateful()

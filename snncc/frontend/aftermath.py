@@ -24,10 +24,14 @@ _ABSENT = object()
 
 
 class Record(NamedTuple):
-    """The nodes of a finished recording, its outputs, and the source of each placeholder."""
+    """The nodes of a finished recording, its outputs, and the source of each placeholder.
+
+    ``vain`` are the calls that no output depends on.
+    """
 
     places: tuple[Node, ...]
     calls: tuple[Node, ...]
+    vain: frozenset[Node]
     outputs: tuple[Any, ...]
     sources: tuple[Source, ...]
 
@@ -145,14 +149,28 @@ class Aftermath:
         yield from self._rebound
 
     def close(self) -> Record:
-        """Finish the record: drop what nobody reads."""
+        """Finish the record: drop what nobody reads, unless its statement has been of use.
+
+        What one iteration of a loop computes in vain is needed in another: a state that the last
+        step alone leaves behind.
+        """
         draft, sources = self._recorder.draft, self._outside.sources
         impure = [n for n in draft.calls if n.meta["impure"]]
         needed = needed_for([*self._outputs, *impure])
         places = tuple([n for n in draft.places if n in needed])
         self._outside.require_recorded(places)
-        calls = tuple([n for n in draft.calls if n in needed])
-        return Record(places, calls, tuple(self._outputs), tuple([sources[n] for n in places]))
+        useful = {id(n.meta["path"]) for n in needed if n.target is not None}
+        kept = set(needed)
+        for node in draft.calls:
+            if id(node.meta["path"]) in useful and kept.issuperset(node.operands):
+                kept.add(node)
+        return Record(
+            places=places,
+            calls=tuple([n for n in draft.calls if n in kept]),
+            vain=frozenset(kept - needed),
+            outputs=tuple(self._outputs),
+            sources=tuple([sources[n] for n in places]),
+        )
 
 
 def _named_leaves(value: Any, name: str) -> Iterator[tuple[int, str]]:

@@ -124,6 +124,7 @@ def _finish(after: Aftermath, in_spec: pytree.TreeSpec, result: Any) -> Tape:
     return Tape(
         places=record.places,
         calls=record.calls,
+        vain=record.vain,
         outputs=record.outputs,
         sources=record.sources,
         in_spec=in_spec,

@@ -30,9 +30,13 @@ class _Run:
 
 @dataclass
 class Comparisons:
-    """The comparisons of a run of the model, by statement and by what was compared."""
+    """The comparisons of a run of the model, by statement and by what was compared.
+
+    ``of_sizes`` tells whether two sizes were compared that are not equal.
+    """
 
     runs: dict[Statement, list[_Run]] = field(default_factory=dict)
+    of_sizes: bool = False
 
     def add(self, statement: Statement, size: int, number: Any) -> None:
         """Note that a size was compared with a number."""
@@ -46,8 +50,10 @@ class Comparisons:
 
     @property
     def are_steering(self) -> bool:
-        """Whether a size was compared with a number that is no counter."""
-        return any(run.stop - run.start < 2 for runs in self.runs.values() for run in runs)
+        """Whether a size was compared with a number that is no counter, or with another size."""
+        return self.of_sizes or any(
+            run.stop - run.start < 2 for runs in self.runs.values() for run in runs
+        )
 
     def counts(self) -> Iterator[Count]:
         """Yield where counters began, and how far from the size they ended."""

@@ -66,7 +66,7 @@ def _is_partial(node: Node) -> bool:
 
 
 def _whole(recorder: Recorder, node: Node, guard: Node | None) -> Node:
-    """Compute for all elements what ``node`` is at the mask; where there is a guard, read 1 else."""
+    """Compute for all elements what ``node`` is at the mask; with a guard, from 1 elsewhere."""
     if node.target is operator.getitem:
         base = node.args[0]
         assert isinstance(base, Node)
@@ -77,19 +77,21 @@ def _whole(recorder: Recorder, node: Node, guard: Node | None) -> Node:
     )
     result = recorder.emit(node.target, args, node.kwargs)
     shapes = [a.meta["shape"] for a in result.operands if "shape" in a.meta]
-    seen = {"shape": max(shapes, key=len), "dtype": node.meta["dtype"]}
-    result.meta = {**result.meta, **seen}
-    return result
+    return _seen(result, max(shapes, key=len), node.meta["dtype"])
+
+
+def _seen(node: Node, shape: tuple[int, ...], dtype: torch.dtype) -> Node:
+    """Note the shape and type of a value that the run has not computed."""
+    node.meta = {**node.meta, "shape": shape, "dtype": dtype}
+    return node
 
 
 def _guarded(recorder: Recorder, base: Node, mask: Node) -> Node:
     for dim in range(len(mask.meta["shape"]), len(base.meta["shape"])):
         shape = (*mask.meta["shape"], 1)
-        mask = recorder.emit(torch.unsqueeze, (mask, dim))
-        mask.meta["shape"], mask.meta["dtype"] = shape, torch.bool
+        mask = _seen(recorder.emit(torch.unsqueeze, (mask, dim)), shape, torch.bool)
     result = recorder.emit(torch.where, (mask, base, 1.0))
-    result.meta["shape"], result.meta["dtype"] = base.meta["shape"], base.meta["dtype"]
-    return result
+    return _seen(result, base.meta["shape"], base.meta["dtype"])
 
 
 def _same(a: Any, b: Any, depth: int) -> bool:

@@ -73,14 +73,21 @@ def _spelled(value: Any) -> str:
     return f"{name}({', '.join(_spelled(x) for x in operands if isinstance(x, int))})"
 
 
+# What tells that two sizes are equal.
+_OF_EQUALS = {"__eq__": True, "__ne__": False}
+
+
 def _comparison(name: str) -> Callable[..., Any]:
     compare = getattr(int, name)
 
     def method(self: TracedInt, other: Any) -> Any:
-        # Against another size the outcome is the same at other sizes, or the operators will tell.
+        outcome = compare(self, other)
         if not isinstance(other, TracedInt):
             self.owner.compare(f"{name} {_spelled(self)}", int(self), other)
-        return compare(self, other)
+        elif outcome is not _OF_EQUALS.get(name):
+            # Sizes that are equal are so wherever the program is reused; others may become equal.
+            self.owner.comparisons.of_sizes = True
+        return outcome
 
     return method
 

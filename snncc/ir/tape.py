@@ -139,12 +139,13 @@ class Tape:
         out_spec: How the user's return value unflattens from the leading graph outputs.
         output_leaves: For each leaf of the return value: the position among the outputs, or a
             plain Python object that was returned as it is.  Integers are outputs of the record.
+        vain: The calls that no output depends on; outputs depend on another call of the statement.
         writes: What the run left behind in buffers and attributes, tensor by tensor.
         bindings: The attributes that were bound anew, with their Python structure; an attribute
             that was only changed in place is in ``writes`` alone.
         guards: What must be as it was for the tape to hold.
-        is_steered_by_sizes: Whether Python compared a size with a number, as ``min(T, 50)`` does:
-            the program may be another one at other sizes.
+        is_steered_by_sizes: Whether Python compared a size with a number, as ``min(T, 50)`` does,
+            or found two sizes unequal: the program may be another one at other sizes.
         counts: The counters that Python compared with sizes.
         result: What the user's code returned in the recorded run.
     """
@@ -156,6 +157,7 @@ class Tape:
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     output_leaves: tuple[int | Any, ...]
+    vain: frozenset[Node] = frozenset()
     writes: tuple[Write, ...] = ()
     bindings: tuple[Binding, ...] = ()
     guards: tuple[Guard, ...] = ()
@@ -165,5 +167,6 @@ class Tape:
 
     @functools.cached_property
     def graph(self) -> torch.fx.Graph:
-        """The record as an fx graph."""
-        return to_fx(self.places, self.calls, self.outputs)
+        """The record as an fx graph, without what is computed in vain."""
+        calls = [node for node in self.calls if node not in self.vain]
+        return to_fx(self.places, calls, self.outputs)

@@ -68,13 +68,18 @@ class HoistStateless:
 
 @dataclass
 class _Split:
-    """Takes one loop apart; ``env`` maps body nodes to the values that exist outside of it."""
+    """Takes one loop apart.
+
+    ``env`` maps body nodes to the values that exist outside of it, ``serial`` holds those that are
+    part of a smaller loop.
+    """
 
     graph: torch.fx.Graph
     call: torch.fx.Node
     loop: TimeLoop
     env: dict[torch.fx.Node, Value] = field(default_factory=dict)
     tables: dict[torch.fx.Node, tuple[float, ...]] = field(default_factory=dict)
+    serial: set[torch.fx.Node] = field(default_factory=set)
     lasts: dict[torch.fx.Node, torch.fx.Node] = field(default_factory=dict)
     where: Any = None
     length: Any = None
@@ -148,7 +153,7 @@ class _Split:
             node = group.nodes[0]
             args, kwargs = self.arguments(node, lambda v: v.node)
             self.bind(node, self.emit(node.target, *args, **kwargs), stacked=False)
-        elif group.nodes[0] not in self.env:
+        elif group.nodes[0] not in self.serial:
             self.emit_stateless(group.nodes[0])
 
     def emit_stateless(self, node: torch.fx.Node) -> None:
@@ -276,6 +281,7 @@ class _Split:
     ) -> None:
         """Leave nodes as a loop of their own, over the sequences computed before."""
         residual = ResidualLoop(self, nodes)
+        self.serial.update(nodes)
         every, last = self.needed(nodes)
         loop = residual.build([*every], [*last])
         result = self.emit(loop, *residual.operands)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +49,7 @@ class ResidualLoop:
     def __init__(self, split: Split, nodes: tuple[torch.fx.Node, ...]) -> None:
         self.split = split
         self.nodes = nodes
+        self.likes = self.find_likes()
         self.body = torch.fx.Graph()
         self.copies: dict[torch.fx.Node, torch.fx.Node] = {}
         self.operands: list[Any] = []
@@ -58,14 +60,33 @@ class ResidualLoop:
             t for t in split.loop.tables if any(n in split.tables for n in self.inputs())
         )
 
+    def find_likes(self) -> dict[torch.fx.Node, torch.fx.Node]:
+        """Return for each carry that starts as a number a node that has its shape in time.
+
+        The node that the loop names may be computed from the very carry, behind this loop.
+        """
+        likes: dict[torch.fx.Node, torch.fx.Node] = {}
+        for carry in (n for n in self.nodes if n in self.split.carries):
+            start = self.split.carries[carry][0].initial
+            if isinstance(start, Fill) and start.like is not None:
+                named, ready = self.split.body[start.like], self.ready(carry)
+                same = [n for n in ready if n.meta.get("shape") == named.meta.get("shape")]
+                if named in ready or same:
+                    likes[carry] = named if named in ready else same[0]
+        return likes
+
+    def ready(self, carry: torch.fx.Node) -> list[torch.fx.Node]:
+        """Return the nodes that have a value before a carry is first read."""
+        outside = [n for n in self.split.env if n not in self.split.tables]
+        inside = itertools.takewhile(lambda n: carry not in n.all_input_nodes, self.nodes)
+        return [*outside, *(n for n in inside if n.op == "call_function")]
+
     def inputs(self) -> list[torch.fx.Node]:
         """Return the outside nodes that the loop reads."""
         inside = set(self.nodes)
         reads = [i for n in self.nodes for i in n.all_input_nodes]
-        for carry, update in (self.split.carries[n] for n in self.nodes if n in self.split.carries):
-            reads.append(update)
-            if isinstance(carry.initial, Fill) and carry.initial.like is not None:
-                reads.append(self.split.body[carry.initial.like])
+        reads += [self.split.carries[n][1] for n in self.nodes if n in self.split.carries]
+        reads += self.likes.values()
         return [n for n in dict.fromkeys(reads) if n not in inside]
 
     def build(self, every: list[torch.fx.Node], last: list[torch.fx.Node]) -> TimeLoop:
@@ -119,16 +140,13 @@ class ResidualLoop:
         carry, update = self.split.carries[node]
         initial: int | Fill
         if isinstance(carry.initial, Fill):
-            initial = self.fill(carry.initial)
+            initial = self.fill(node, carry.initial)
         else:
             initial = len(self.operands)
             self.operands.insert(initial, self.split.operands[carry.initial])
         return Carry(self.copies[node].name, initial, self.copies[update].name)
 
-    def fill(self, fill: Fill) -> Fill:
+    def fill(self, node: torch.fx.Node, fill: Fill) -> Fill:
         """Name the copy of the node whose shape the initial value takes."""
-        if fill.like is None:
-            return fill
-        like = self.split.body[fill.like]
-        copy = self.copies.get(like)
-        return Fill(fill.value, None if copy is None else copy.name)
+        like = self.likes.get(node)
+        return Fill(fill.value, None if like is None else self.copies[like].name)

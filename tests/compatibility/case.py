@@ -62,6 +62,7 @@ class Case:
             unless it is a single step.
         reset: Does to a model what the user's script does between sequences of different sizes.
         training: Whether the model is in training mode.
+        double: Whether the serial code works in float64.
         grad_tolerance: Relative error allowed to gradients in float64, where sums are taken in
             another order.
         differentiable: Whether any gradient of the serial code is other than zero.
@@ -84,6 +85,7 @@ class Case:
     serial: Callable[[Model], Model] = itself
     reset: Callable[[Model], None] = leave
     training: bool = True
+    double: bool = True
     grad_tolerance: float = 1e-6
     differentiable: bool = True
     located: bool = True

@@ -1,0 +1,1 @@
+"""Neurons and layers of libraries, used as their documentation does; nothing is rewritten."""
