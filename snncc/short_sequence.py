@@ -27,6 +27,7 @@ from snncc.pipeline import Recording, record
 
 # Sizes of a time axis that may hide the loop.
 SHORT = (1, 2, 3)
+FEW = len(SHORT) + 1
 # How often they are repeated: enough to tell a first and a last step from those between.
 REPEATS = 4
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from snncc.frontend.generalize import same_program
+from snncc.frontend.generalize import least_sizes, same_program
 from snncc.frontend.sources import gather, holds
 from snncc.frontend.watch import StateWatcher, flatten
 from snncc.ir.tape import SourceKind, Tape
 from snncc.options import Options
 from snncc.pipeline import Compiled, Recording, build, record
 from snncc.runtime import memory
-from snncc.short_sequence import record_longer
+from snncc.short_sequence import FEW, record_longer
 
 # Recording patches torch for the whole process, so one thread records at a time.
 RECORDING = threading.RLock()
@@ -89,21 +89,26 @@ class _Member:
     """A program, and the shapes that it is known to serve.
 
     A size in which its recordings differ is free: it is taken from the tensors, or the program does
-    not depend on it.  Sizes that were equal in all recordings have to be equal.
+    not depend on it.  Sizes that were equal in all recordings have to be equal.  Below `FEW` a size
+    is served only down to what was recorded: with fewer steps a loop may be another program, and so
+    may anything with a single row.
     """
 
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
         self.seen: list[Shapes] = []
         self.others: set[Shapes] = set()
+        self.columns: list[_Column] = []
 
     def serves(self, shapes: Shapes) -> bool:
         if shapes in self.others:
             return True
         sizes: dict[Shape, int] = {}
-        for column, size in zip(_columns(self.seen), _sizes(shapes), strict=True):
-            is_fixed = min(column) == max(column)
-            if size != (column[0] if is_fixed else sizes.setdefault(column, size)):
+        for column, size in zip(self.columns, _sizes(shapes), strict=True):
+            if column.is_fixed:
+                if size != column.seen[0]:
+                    return False
+            elif size != sizes.setdefault(column.seen, size) or 0 < size < column.least:
                 return False
         return True
 
@@ -118,15 +123,30 @@ class _Member:
             self.others.add(shapes)
         elif shapes not in self.seen:
             self.seen.append(shapes)
+            self.columns = list(self._columns())
+
+    def _columns(self) -> Iterator[_Column]:
+        sources = self.compiled.recording.tape.sources
+        needed = least_sizes(self.compiled.recording.rolled)
+        least = {(sources[i].index, dim): size for (i, dim), size in needed.items()}
+        places = [
+            (leaf, dim) for leaf, shape in enumerate(self.seen[0]) for dim in range(len(shape))
+        ]
+        for place, seen in zip(places, zip(*map(_sizes, self.seen), strict=True), strict=True):
+            is_fixed = min(seen) == max(seen)
+            yield _Column(seen, is_fixed, max(min(*seen, FEW), least.get(place, 0)))
+
+
+class _Column(NamedTuple):
+    """One size: what it was in each recording, whether it was always the same, the least served."""
+
+    seen: Shape
+    is_fixed: bool
+    least: int
 
 
 def _sizes(shapes: Shapes) -> list[int]:
     return [size for shape in shapes for size in shape]
-
-
-def _columns(seen: list[Shapes]) -> Iterator[Shape]:
-    """Yield, for each size, what it was in each recording."""
-    return zip(*map(_sizes, seen), strict=True)
 
 
 def _recorded(recording: Recording, shapes: Shapes) -> Shapes:

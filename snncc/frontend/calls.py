@@ -104,7 +104,10 @@ def _run_pure(recorder: Recorder, call: Invocation, pure: Call, is_drawn: bool) 
     is_known = pure.target in KNOWN_TARGETS
     versions = () if is_known else departures.versions(call.args, call.kwargs)
     impure = is_drawn or departures.has_side_effect(recorder, pure)
+    before = torch.get_rng_state() if not is_known and not impure else None
     result = call.function(*call.args, **call.kwargs)
+    if before is not None and not torch.equal(before, torch.get_rng_state()):
+        impure = True  # a layer that has a dropout of its own
     if versions and not impure:
         departures.check_versions(recorder, call, versions)
     return record(recorder, result, Call(pure.target, args, kwargs), pure.args, impure=impure)

@@ -18,7 +18,9 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import CaptureError
 from snncc.frontend.aftermath import Aftermath
+from snncc.frontend.checkpoints import checkpoints_ignored
 from snncc.frontend.garbage import rare_collections
+from snncc.frontend.hooks import refuse_module_hooks
 from snncc.frontend.libraries import plain_libraries
 from snncc.frontend.location import CallSites
 from snncc.frontend.origin import Outside
@@ -60,6 +62,7 @@ def capture(
         torch.enable_grad(),
         preserved(model, args, kwargs) as before,
     ):
+        refuse_module_hooks(before.holders)
         outside = Outside(before)
         for source, tensor in named_tensors(before.holders):
             outside.add(source, tensor)
@@ -74,7 +77,12 @@ def capture(
         recorder = Recorder(sites, outside)
         session = Session(sites)
         session.recorder = recorder
-        with functions_recorded(session), parameters_refused(session), plain_libraries():
+        with (
+            functions_recorded(session),
+            parameters_refused(session),
+            plain_libraries(),
+            checkpoints_ignored(),
+        ):
             result = _run(session, model, args, kwargs)
         tape = _finish(Aftermath(recorder, outside, before), in_spec, result)
         tape.guards = tuple(outside.guards.values())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.errors import CaptureError, UnsupportedError
+from snncc.frontend import hooks
 from snncc.frontend.invocation import Call, Invocation
 from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.traced import leaked
@@ -91,15 +92,6 @@ def refuse_training(recorder: Recorder, call: Invocation) -> NoReturn:
         location=recorder.where,
         notes=["Only the forward computation can be compiled."],
         hints=["Move the backward pass and the optimizer's step out of the compiled function."],
-    )
-
-
-def _refuse_hook(recorder: Recorder, call: Invocation) -> NoReturn:
-    raise CaptureError(
-        "A gradient hook on a tensor cannot be recorded.",
-        code="capture.tensor-hook",
-        location=recorder.where,
-        hints=["Write the change of the gradient as a torch.autograd.Function."],
     )
 
 
@@ -188,8 +180,9 @@ HANDLERS: Mapping[str, Handler] = {
     **dict.fromkeys(_CONDITIONS, _leave_as_condition),
     **dict.fromkeys(_TRAINING, refuse_training),
     **dict.fromkeys(_MEMORY, _refuse_memory),
-    "register_hook": _refuse_hook,
-    "register_post_accumulate_grad_hook": _refuse_hook,
+    "register_hook": hooks.refuse_hook,
+    "register_post_accumulate_grad_hook": hooks.refuse_hook,
+    "get:grad_fn": hooks.history,
     "get:grad": _refuse_gradient,
 }
 

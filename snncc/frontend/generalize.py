@@ -96,6 +96,35 @@ def _free(a: torch.fx.Graph, b: torch.fx.Graph) -> frozenset[tuple[int, int]]:
     )
 
 
+def least_sizes(rolled: Rolled) -> dict[tuple[int, int], int]:
+    """Return how large axes of the sources have to be for a program to run.
+
+    A loop behind iterations that were left alone, because they differ, needs as many steps more.
+
+    Args:
+        rolled: The program.
+
+    Returns:
+        Sizes by (position among the sources, dim).
+    """
+    places = {n: i for i, n in enumerate(rolled.graph.find_nodes(op="placeholder"))}
+    least: dict[tuple[int, int], int] = {}
+
+    def require(tensor: Any, dim: Any, size: int) -> None:
+        if tensor in places and isinstance(dim, int):
+            key = places[tensor], dim
+            least[key] = max(size, least.get(key, 1))
+
+    for node in rolled.graph.nodes:
+        if isinstance(node.target, TimeLoop) and node.target.trip.operand is not None:
+            trip = node.target.trip
+            require(node.args[trip.operand], trip.dim, 1 - trip.offset)
+        elif node.target is torch.select and isinstance(node.args[2], int):
+            base, dim, index = node.args
+            require(base, dim, index + 1 if index >= 0 else -index)
+    return least
+
+
 class _Comparison:
     """Walks two graphs in step; ``nodes`` maps the nodes of a to those of b."""
 

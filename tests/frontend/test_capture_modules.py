@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from snncc.frontend.capture import capture
 from snncc.frontend.session import is_recording
-from tests.frontend.recordings import Net, check, randn
+from snncc.nn import ATan
+from tests.frontend.recordings import Net, check, names, randn
 
 SUMS = 1e-5
 SMALL, LARGE = (randn(2, 3, 8),), (randn(7, 3, 8),)
@@ -96,6 +98,30 @@ def test_module_replays(name: str) -> None:
     model, small, large = recordable()[name]
 
     check(model, *small, again=large, gradient_error=SUMS)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint_is_transparent(reentrant: bool) -> None:
+    """A checkpoint with a spike function inside records what its function records alone."""
+    spike = ATan()
+
+    def step(x: Tensor) -> Tensor:
+        return F.dropout(spike(x * 2 - 1), 0.5)
+
+    plain = capture(step, (randn(4, 3),), {})
+    kept = capture(lambda x: checkpoint(step, x, use_reentrant=reentrant), (randn(4, 3),), {})
+
+    assert names(plain) == names(kept)
+
+
+def test_layer_with_a_dropout_of_its_own_is_impure() -> None:
+    """It draws random numbers, so its place among the draws is kept."""
+    layer = nn.MultiheadAttention(4, 2, dropout=0.5)
+    tape = capture(lambda x: layer(x, x, x)[0], (randn(3, 2, 4),), {})
+
+    assert [n.target.__name__ for n in tape.graph.nodes if n.meta.get("impure")] == [
+        "multi_head_attention_forward"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,13 @@ def hook(x: Tensor) -> Tensor:
     return y
 
 
+def hook_of_node(x: Tensor) -> Tensor:
+    y = x * WEIGHT
+    assert y.grad_fn is not None
+    y.grad_fn.register_hook(lambda *gradients: None)
+    return y
+
+
 def parameter(x: Tensor) -> Tensor:
     return x * nn.Parameter(torch.ones(4))
 
@@ -146,6 +153,7 @@ CASES = [
     (gradient, "capture.backward-inside", "torch.autograd.grad((x * WEIGHT).sum(), WEIGHT)"),
     (optimizer, "capture.backward-inside", "torch._foreach_mul_([WEIGHT.data], 2.0)"),
     (hook, "capture.tensor-hook", "y.register_hook(lambda g: g * 2)"),
+    (hook_of_node, "capture.tensor-hook", "y.grad_fn.register_hook(lambda *gradients: None)"),
     (parameter, "capture.parameter-inside", "nn.Parameter(torch.ones(4))"),
     (lazy_layer, "capture.parameter-inside", "nn.Linear(4, 4)"),
     (autocast, "unsupported.autocast", "x.t()"),
@@ -204,6 +212,19 @@ def test_refuses_scripted_function() -> None:
 
 def _double(x: Tensor) -> Tensor:
     return x * 2
+
+
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_refuses_backward_hook_of_a_module(kind: str) -> None:
+    """It would never run; a forward hook is recorded."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    model[0].register_forward_hook(lambda module, args, y: y * 2)
+    capture(model, (randn(2, 3),), {})
+    getattr(model[0], kind)(lambda module, *gradients: None)
+    with pytest.raises(SnnccError, match="Module '0' has a backward hook") as caught:
+        capture(model, (randn(2, 3),), {})
+
+    assert caught.value.code == "capture.tensor-hook"
 
 
 def test_refuses_unknown_return_type() -> None:
