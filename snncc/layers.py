@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, assert_never
 
 import torch.fx
 
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.numerics import Numerics
+from snncc.ir.nodes import FixedPoint, Form, FusedTime, Sequential
+from snncc.ir.numerics import Numerics, weakest
 from snncc.ir.printer import IR_DIALECT, spell
 from snncc.ir.program import NeuronProgram, Place
 from snncc.ir.time_loop import TimeLoop
@@ -93,14 +94,41 @@ def _neuron(node: torch.fx.Node, program: NeuronProgram, target: str) -> Layer:
         name=forward.name,
         kind="neuron",
         where=forward.where,
-        form="fused time",
+        form=form_text(forward.form),
         kernel=target,
-        numerics=Numerics.BITWISE if exact else Numerics.REASSOCIATED,
+        numerics=weakest(
+            Numerics.BITWISE if exact else Numerics.REASSOCIATED, promise_of(forward.form)
+        ),
         forward_bytes=moved,
         training_bytes=_training_bytes(program, moved, scale),
         equations=equations(program),
         note="" if exact else "its maths functions differ from torch's in the last place",
     )
+
+
+def form_text(form: Form) -> str:
+    """Return how a form is called in a plan."""
+    match form:
+        case FixedPoint(sweeps=None):
+            return "sweeps until stable"
+        case FixedPoint(sweeps, None):
+            return f"{sweeps} sweeps"
+        case FixedPoint(sweeps):
+            return f"{sweeps} soft sweeps"
+        case Sequential() | FusedTime():
+            return "fused time"
+        case _:
+            assert_never(form)
+
+
+def promise_of(form: Form) -> Numerics:
+    """Return what a form keeps of the serial results."""
+    match form:
+        case FixedPoint(sweeps, schedule) if sweeps is not None:
+            # With sigmoids in place of thresholds the solution is another neuron's.
+            return Numerics.ITERATED if schedule is None else Numerics.SUBSTITUTED
+        case _:
+            return Numerics.BITWISE
 
 
 def _training_bytes(program: NeuronProgram, moved: float, scale: float) -> float | None:

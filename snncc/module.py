@@ -86,6 +86,12 @@ class CompiledModule(nn.Module):
     def __delattr__(self, name: str) -> None:
         delattr(self.original, name)
 
+    @property
+    def sweeps(self) -> dict[str, int]:
+        """How many sweeps each neuron took in its last call, in mode ``"fpt"``."""
+        layers = (compiled.fixed_points for compiled in self._specializations)
+        return {layer.program.forward.name: layer.sweeps for each in layers for layer in each}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; record and compile it first where this is a new specialisation."""
         if is_recording():  # by the compilation of a model around this one
@@ -210,7 +216,7 @@ def compile_model(
     if not callable(model) or isinstance(model, CompiledModule):
         what = "compiled already" if callable(model) else "not callable"
         raise OptionError(f"The model is {what}.", code="option.model")
-    if options.mode not in ("fused", "auto", "serial"):
+    if options.mode not in ("fused", "fpt", "auto", "serial"):
         raise UnsupportedError(
             f"Mode '{options.mode}' does not exist yet.",
             code="unsupported.mode",

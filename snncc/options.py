@@ -27,6 +27,10 @@ class Options:
         num_threads: Threads of a CPU kernel; None means ``torch.get_num_threads()`` at each call.
         step: Whether the model is one time step, and the sequence of its calls is compiled.
         time_dim: The time axis of the sequences that a model of one step is called with.
+        sweeps: In mode ``"fpt"`` how many sweeps, or ``"exact"``: until no spike changes.
+        schedule: With a number of sweeps, the steepness of each sweep's sigmoid; None keeps the
+            threshold and the user's surrogate.
+        backward_scale: Steepness of the derivative of those sigmoids, over that of the sigmoids.
     """
 
     mode: Mode = "fused"
@@ -36,6 +40,9 @@ class Options:
     num_threads: int | None = None
     step: bool = False
     time_dim: int = 0
+    sweeps: int | Literal["exact"] = "exact"
+    schedule: tuple[float, ...] | None = (2.0, 6.0, 12.0)
+    backward_scale: float = 1.0 / 3.0
 
     @classmethod
     def of(cls, **choices: object) -> Options:
@@ -68,6 +75,7 @@ class Options:
                 code="option.num-threads",
                 hints=["Leave it out to follow 'torch.get_num_threads()'."],
             )
+        self._check_sweeps()
         if type(self.time_dim) is not int or (self.time_dim != 0 and not self.step):
             raise OptionError(
                 f"Option 'time_dim' is {self.time_dim!r}, not the number of an axis."
@@ -75,6 +83,25 @@ class Options:
                 else "Option 'time_dim' is for a model of one time step.",
                 code="option.time-dim",
                 hints=["Pass 'step=True', or leave it out: loops show their time axis."],
+            )
+
+    def _check_sweeps(self) -> None:
+        """Check the options of mode 'fpt' against one another."""
+        sweeps, schedule = self.sweeps, self.schedule
+        problem = ""
+        if sweeps != "exact" and (type(sweeps) is not int or sweeps < 1):
+            problem = f"Option 'sweeps' is {sweeps!r}, neither 'exact' nor a positive number."
+        elif schedule is not None and not all(s > 0 for s in schedule):
+            problem = f"Option 'schedule' is {schedule!r}; steepness is positive."
+        elif sweeps != "exact" and schedule is not None and len(schedule) != sweeps:
+            problem = f"{sweeps} sweeps have a schedule of {len(schedule)}."
+        elif self.backward_scale <= 0:
+            problem = f"Option 'backward_scale' is {self.backward_scale!r}, not positive."
+        if problem:
+            raise OptionError(
+                problem,
+                code="option.sweeps",
+                hints=["For example: sweeps=3, schedule=(2, 6, 12); or sweeps='exact'."],
             )
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.dump import Dump
-from snncc.errors import UnsupportedError
+from snncc.errors import FormError, UnsupportedError
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import sequence_ops
 from snncc.ir import validate as invariants
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
@@ -27,9 +28,11 @@ from snncc.layers import layers_of
 from snncc.options import Options, settings
 from snncc.passes import Rejection, passes_for
 from snncc.passes.neurons import copy_graph, neuron_nodes
+from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.stream_steps import stream_steps
 from snncc.report import Plan, Timings
 from snncc.runtime import products
+from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.runtime.operators import Neuron
 from snncc.translation import check_translation
 
@@ -62,12 +65,14 @@ class Compiled:
         graph: The sequence graph after all passes.
         run: Maps the tensors of ``recording.tape.sources`` to the outputs of the graph.
         plan: What runs how.
+        fixed_points: The neurons that are solved by sweeps.
     """
 
     recording: Recording
     graph: torch.fx.Graph
     run: Callable[..., tuple[Any, ...]]
     plan: Plan
+    fixed_points: tuple[FixedPointNeuron, ...] = ()
 
 
 def record(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -107,11 +112,13 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
     dump.graph("reroll", recording.rolled.graph)
     graph = recording.rolled.graph
     requires = tuple(leaf.requires_grad for leaf in leaves)
-    for each in passes_for(PLACES[options.storage], requires):
+    for each in passes_for(PLACES[options.storage], requires, form_of(options)):
         with _timed(recording.timings, each.name), _noting(each.name, name):
             after = each.run(graph)
         if isinstance(after, Rejection) and recording.flat:
             continue
+        if isinstance(after, Rejection) and isinstance(each, ParallelizeFixedPoint):
+            raise _no_fixed_point(after)
         if isinstance(after, Rejection):
             raise _no_loop(recording, after)
         if settings().validate:
@@ -122,11 +129,14 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
     for node in neuron_nodes(graph):
         invariants.validate(node.target.program.forward)  # type: ignore[union-attr]
     with _timed(recording.timings, "codegen"):
-        run = executable(graph, options)
+        runnable = with_kernels(graph, options)
+        run = function_of(runnable)
+    calls = [n.target.neuron for n in runnable.nodes if isinstance(n.target, KernelCall)]
+    fixed_points = tuple(n for n in calls if isinstance(n, FixedPointNeuron))
     notes = ("so few steps run as recorded, operator by operator",) if recording.flat else ()
     plan = Plan(layers_of(graph, options.target), _described(recording.tape, leaves), notes)
     dump.text("report.txt", str(plan))
-    return Compiled(recording, graph, run, plan)
+    return Compiled(recording, graph, run, plan, fixed_points)
 
 
 def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
@@ -155,8 +165,12 @@ def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
 
 def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:
     """Return a function that runs a sequence graph with compiled neurons."""
-    module = torch.fx.GraphModule(torch.nn.Module(), with_kernels(graph, options))
-    return module.forward
+    return function_of(with_kernels(graph, options))
+
+
+def function_of(graph: torch.fx.Graph) -> Callable[..., tuple[Any, ...]]:
+    """Return a function that runs a graph."""
+    return torch.fx.GraphModule(torch.nn.Module(), graph).forward
 
 
 def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
@@ -165,7 +179,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
     runnable = copy_graph(graph)
     for node in neuron_nodes(runnable):
         program = node.target.program  # type: ignore[union-attr]
-        node.target = KernelCall(Neuron(program, target=target, num_threads=options.num_threads))
+        kind = FixedPointNeuron if program.sweeps else Neuron
+        node.target = KernelCall(kind(program, target=target, num_threads=options.num_threads))
     for node in runnable.nodes:
         if node.target is sequence_ops.linear:
             node.target = products.linear
@@ -176,7 +191,7 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
 class KernelCall:
     """Target of a node that calls a compiled neuron, as `NeuronCall` calls the reference."""
 
-    neuron: Neuron
+    neuron: Neuron | FixedPointNeuron
 
     @property
     def __name__(self) -> str:
@@ -215,6 +230,25 @@ def _no_loop(recording: Recording, rejection: Rejection) -> UnsupportedError:
         location=next((d.location for d in differences if d.location is not None), None),
         notes=[rejection.reason, *(str(d) for d in differences[:3])],
         hints=["Loop over the time axis in Python: 'for t in range(x.shape[0]): ...'."],
+    )
+
+
+def form_of(options: Options) -> Form | None:
+    """Return the form that the options ask for; None stands for fused time."""
+    if options.mode != "fpt":
+        return None
+    if options.sweeps == "exact":
+        return FixedPoint()
+    return FixedPoint(options.sweeps, options.schedule, options.backward_scale)
+
+
+def _no_fixed_point(rejection: Rejection) -> FormError:
+    return FormError(
+        "A neuron cannot be solved by sweeps.",
+        code="form.fixed-point",
+        location=rejection.where,
+        notes=[rejection.reason],
+        hints=["Use mode='fused', which runs any neuron."],
     )
 
 

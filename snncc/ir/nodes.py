@@ -192,7 +192,23 @@ class FusedTime:
     """One kernel runs all steps; the state of a tile of lanes stays in registers or L1."""
 
 
-Form: TypeAlias = Sequential | FusedTime
+@dataclass(frozen=True, slots=True)
+class FixedPoint:
+    """The spikes of all steps are solved for by sweeps, each of which takes them as given.
+
+    Attributes:
+        sweeps: How many sweeps, the first without any spike included; None until none changes.
+        schedule: For each sweep the steepness of the sigmoid that stands for the threshold; None
+            keeps the threshold.
+        backward_scale: Steepness of a sigmoid's derivative over that of the sigmoid; at least one.
+    """
+
+    sweeps: int | None = None
+    schedule: tuple[float, ...] | None = None
+    backward_scale: float = 1.0 / 3.0
+
+
+Form: TypeAlias = Sequential | FusedTime | FixedPoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,17 +60,33 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Sweep:
+    """One sweep of a fixed-point form: a neuron that takes its own spikes as given.
+
+    Attributes:
+        program: Its STEP inputs are those of the neuron, then the guesses; its outputs are those of
+            the neuron, then more; lane inputs and finals are those of the neuron.
+        found: For each guess the output that tells what it should have been.
+    """
+
+    program: NeuronProgram
+    found: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NeuronProgram:
     """One neuron layer, ready for code generation.
 
     ``adjoint`` and ``storage`` are None where the layer can only be run without gradients.
     ``constant`` names the outputs and finals that require no gradients even where inputs do.
+    ``sweeps`` are the programs of a fixed-point form, in order; the last is repeated.
     """
 
     forward: Recurrence
     adjoint: Adjoint | None = None
     storage: Storage | None = None
     constant: frozenset[str] = frozenset()
+    sweeps: tuple[Sweep, ...] = ()
 
     @property
     def without_gradient(self) -> tuple[int, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
 from snncc.passes.differentiate import Differentiate
 from snncc.passes.fuse_time import FuseTime
 from snncc.passes.hoist_stateless import HoistStateless
+from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.plan_storage import PlanStorage
 from snncc.passes.separate_draws import SeparateDraws
 from snncc.passes.simplify_step import SimplifyStep
@@ -14,18 +16,21 @@ from snncc.passes.simplify_step import SimplifyStep
 __all__ = ["Pass", "Rejection", "passes_for"]
 
 
-def passes_for(place: Place | None, leaves: tuple[bool, ...]) -> tuple[Pass, ...]:
-    """Return the passes of the fused mode.
+def passes_for(
+    place: Place | None, leaves: tuple[bool, ...], form: Form | None = None
+) -> tuple[Pass, ...]:
+    """Return the passes of a compilation.
 
     Args:
         place: Where forward leaves what backward needs; None chooses by bytes moved.
         leaves: For each placeholder of the graph whether its tensor requires gradients.
+        form: The form of spiking neurons; None stands for fused time.
     """
     return (
         SeparateDraws(),
         HoistStateless(),
         SimplifyStep(),
-        FuseTime(),
+        ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),
         Differentiate(leaves),
         PlanStorage(place),
     )

@@ -45,7 +45,8 @@ class PlanStorage:
         if program.adjoint is None:
             return program
         storage = plan_storage(program.forward, program.adjoint, self.place)
-        return replace(program, storage=storage)
+        sweeps = tuple(replace(s, program=self._plan(s.program, _node)) for s in program.sweeps)
+        return replace(program, storage=storage, sweeps=sweeps)
 
 
 # Bytes that one value costs to write and read again, by type, in float32.
