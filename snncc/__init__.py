@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from snncc.convergence import Convergence, ConvergenceReport, convergence
 from snncc.equivalence import Report, verify
 from snncc.errors import (
     BuildError,
@@ -19,6 +20,7 @@ from snncc.errors import (
     FormError,
     InternalError,
     LaunchError,
+    NumericsWarning,
     OptionError,
     SnnccError,
     SnnccWarning,
@@ -42,6 +44,8 @@ __all__ = [
     "BundleReport",
     "CaptureError",
     "CompiledModule",
+    "Convergence",
+    "ConvergenceReport",
     "EquivalenceError",
     "Explanation",
     "FallbackWarning",
@@ -50,6 +54,7 @@ __all__ = [
     "LaunchError",
     "Layer",
     "Numerics",
+    "NumericsWarning",
     "OptionError",
     "Options",
     "Plan",
@@ -61,6 +66,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "compile",
+    "convergence",
     "explain",
     "export",
     "read_bundle",

@@ -86,6 +86,10 @@ class SnnccWarning(UserWarning):
     """Base of the warnings that snncc issues."""
 
 
+class NumericsWarning(SnnccWarning):
+    """A form was asked for whose results, or whose cost, may not be what is wanted."""
+
+
 class FallbackWarning(SnnccWarning):
     """Part of the model runs serially because the user allowed it."""
 

@@ -321,3 +321,31 @@ def test_stable_sweeps_cannot_be_traced():
     fast(c)
     with pytest.raises(UnsupportedError, match="cannot be traced"):
         torch.fx.experimental.proxy_tensor.make_fx(fast)(c)
+
+
+def test_convergence_is_reported():
+    """Sweeps and mismatch by decay: a large one is slow, and there is a warning."""
+    torch.manual_seed(0)
+    c = torch.randn(128, 64) * 0.5 + 0.4
+    quick = snncc.convergence(LIF(0.25, v_reset=None), c)
+    with pytest.warns(snncc.NumericsWarning, match="converge slowly"):
+        slow = snncc.convergence(LIF(0.99, v_reset=None), c)
+
+    assert quick.neurons[0].decay == 0.25
+    assert quick.neurons[0].sweeps < 10 < slow.neurons[0].sweeps
+    assert quick.neurons[0].mismatch[-1] == 0.0
+    assert slow.neurons[0].mismatch[2] > 0.05
+    assert list(quick.neurons[0].mismatch) == sorted(quick.neurons[0].mismatch, reverse=True)
+    assert "slow to converge" in str(slow)
+
+
+def test_verify_holds_sweeps_to_their_promise():
+    """With k sweeps the first k steps are compared; with sigmoids there is nothing to compare."""
+    torch.manual_seed(0)
+    c, neuron = torch.rand(20, 3) * 2, LIF(0.9, v_reset=None)
+    report = snncc.verify(neuron, snncc.compile(neuron, mode="fpt", sweeps=3, schedule=None), c)
+
+    assert report.ok
+    assert "first 3 steps" in str(report)
+    with pytest.raises(snncc.EquivalenceError, match="other neurons"):
+        snncc.verify(neuron, snncc.compile(neuron, mode="fpt", sweeps=3), c)

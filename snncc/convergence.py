@@ -1,0 +1,165 @@
+"""``convergence()``: what fixed-point forms cost and how far a few sweeps are from the serial code.
+
+For each neuron with threshold feedback, on the inputs that it has in the user's network: how many
+sweeps there are until no spike changes, which share of its spikes is wrong after a few sweeps, and
+the contraction bound of the published argument.  At a large decay sweeps converge slowly, whatever
+the threshold function; the report says so and so does a warning.
+
+Source: FPT, arXiv 2506.12087; the bound is ``alpha / 4 * decay (1 - decay^(T-1)) / (1 - decay)``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.fx
+from rich.table import Table
+from torch import Tensor
+
+from snncc.errors import NumericsWarning
+from snncc.frontend.sources import gather, preserved
+from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.nodes import Const, FixedPoint, Recurrence
+from snncc.module import compile_model
+from snncc.options import Options
+from snncc.passes.classify_neurons import classify_neuron
+from snncc.report import render
+from snncc.runtime.fixed_point import FixedPointNeuron
+from snncc.translation import interpret_graph
+
+# The numbers of sweeps after which the mismatch is reported.
+SWEEPS = (1, 2, 3, 5, 10)
+# Where more than this share of all steps is swept, serial order in one kernel is the better form.
+_SLOW = 0.125
+# The steepness of the last sweep of the published schedule.
+_STEEPNESS = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """How the sweeps of one neuron converge.
+
+    Attributes:
+        name: The neuron.
+        steps: T.
+        sweeps: Sweeps until no spike changes.
+        mismatch: For each number in `SWEEPS` the share of spikes that differ from the serial ones.
+        decay: The decay of its membrane potential, where it is a number.
+        bound: The contraction bound at this decay; below one, sigmoids are sure to converge.
+    """
+
+    name: str
+    steps: int
+    sweeps: int
+    mismatch: tuple[float, ...]
+    decay: float | None
+    bound: float | None
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether so many sweeps are needed that another form is the better choice."""
+        return self.sweeps > max(8, _SLOW * self.steps)
+
+
+@dataclass(frozen=True)
+class ConvergenceReport:
+    """The convergence of all neurons: ``print(report)``."""
+
+    neurons: tuple[Convergence, ...]
+
+    def __str__(self) -> str:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("neuron", "decay", "bound", "T", "sweeps", *(f"wrong, {k}" for k in SWEEPS)):
+            table.add_column(title, justify="left" if title == "neuron" else "right")
+        for each in self.neurons:
+            shares = (f"{100 * share:.2g} %" for share in each.mismatch)
+            table.add_row(
+                each.name, _number(each.decay), _number(each.bound), str(each.steps),
+                str(each.sweeps), *shares,
+            )  # fmt: skip
+        slow = [each.name for each in self.neurons if each.is_slow]
+        notes = [f"  {name}: slow to converge; mode='fused' is exact and faster" for name in slow]
+        return "\n".join([render(table), *notes])
+
+
+def convergence(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ConvergenceReport:
+    """Measure how sweeps converge on the neurons of a model.
+
+    Args:
+        model: The serial model.
+        *args: Its inputs.
+        **kwargs: Its keyword inputs.
+
+    Raises:
+        FormError: A neuron cannot be solved by sweeps.
+    """
+    with torch.no_grad():
+        fast = compile_model(model, Options(mode="fpt"))
+        compiled = fast.specialize(*args, **kwargs)
+        found: list[Convergence] = []
+
+        def call(node: torch.fx.Node, values: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            if isinstance(node.target, NeuronCall) and node.target.program.sweeps:
+                found.append(_measure(node.target, values))
+            target: Any = node.target
+            return target(*values, **named)
+
+        with preserved(fast.program, args, kwargs):
+            leaves = gather(compiled.recording.tape, fast.program, args, kwargs)
+            interpret_graph(compiled.graph, leaves, call)
+    slow = [each.name for each in found if each.is_slow]
+    if slow:
+        warnings.warn(
+            f"{', '.join(slow)}: sweeps converge slowly here; mode='fused' is exact and faster.",
+            NumericsWarning,
+            stacklevel=2,
+        )
+    return ConvergenceReport(tuple(found))
+
+
+def _measure(call: NeuronCall, values: tuple[Any, ...]) -> Convergence:
+    length, *arguments = values
+    program = call.program
+    exact = FixedPointNeuron(program)
+    serial = exact.run(arguments, length)
+    outputs = len(program.forward.outputs)
+    mismatch = []
+    for sweeps in SWEEPS:
+        form = FixedPoint(sweeps, None)
+        few = FixedPointNeuron(replace(program, forward=replace(program.forward, form=form)))
+        mismatch.append(_wrong(serial[:outputs], few.run(arguments, length)[:outputs]))
+    steps = int(serial[0].shape[0]) if outputs else int(length)
+    decay = _decay(program.forward)
+    return Convergence(
+        program.forward.name, steps, exact.sweeps, tuple(mismatch), decay, _bound(decay, steps)
+    )
+
+
+def _wrong(expected: list[Tensor], actual: list[Tensor]) -> float:
+    """Return the largest share of values of one output that differ."""
+    shares = (
+        float((a != b).double().mean()) for a, b in zip(expected, actual, strict=True) if a.numel()
+    )
+    return max(shares, default=0.0)
+
+
+def _decay(forward: Recurrence) -> float | None:
+    """Return the decay of the membrane potential, where it is a number."""
+    membranes = classify_neuron(forward).membranes
+    decays = {m.decay.value for m in membranes if isinstance(m.decay, Const)}
+    return float(decays.pop()) if len(decays) == 1 else None
+
+
+def _bound(decay: float | None, steps: int) -> float | None:
+    if decay is None:
+        return None
+    reach = steps - 1 if decay == 1 else decay * (1 - decay ** (steps - 1)) / (1 - decay)
+    return _STEEPNESS / 4 * reach
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
