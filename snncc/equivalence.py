@@ -10,127 +10,43 @@ The comparison has four parts, each run on the user's own input:
 3. *Kernels.*  Each neuron kernel gets the inputs that it had in this run and is compared with the
    reference interpreter: spikes bit by bit where the plan says ``bitwise``; gradients within a
    relative bound.
-4. *Network.*  Outputs and gradients of the compiled model against the user's code.  Where the
+4. *Network.*  Outputs, state left behind and gradients against the user's code.  Where the
    first three hold, what differs here comes from sums taken in another order: a rounding has moved
    a potential across the threshold.  The report says where, and calls it *explained*.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.fx
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from snncc.errors import EquivalenceError, OptionError
-from snncc.frontend.sources import gather, preserved
+from snncc.certificate import (
+    OUTPUT_TOLERANCE,
+    Comparison,
+    Report,
+    compare,
+    compare_all,
+    compare_gradients,
+)
+from snncc.errors import OptionError
+from snncc.frontend.objects import opened
+from snncc.frontend.results import returned
+from snncc.frontend.sources import gather, named_tensors, preserved, walk
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
+from snncc.ir.tape import SourceKind
 from snncc.layers import layers_of
 from snncc.module import CompiledModule, program_of
 from snncc.options import Options
 from snncc.pipeline import Compiled, executable
-from snncc.report import render
 from snncc.translation import call_stepwise, interpret_graph, is_product, run_stepwise
-
-# Relative error allowed to gradients that sum the same terms in another order, per dtype: a few
-# hundred roundings, the length of the longest sums here.
-GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-# Relative error allowed to the outputs of a network whose products are batched over time, as long
-# as no spike differs.
-OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One line of a report.
-
-    Attributes:
-        part: ``structure``, ``product``, ``kernel`` or ``network``.
-        name: What was compared.
-        values: How many numbers.
-        differing: How many are not equal bit by bit.
-        error: Largest difference relative to the largest magnitude.
-        allowed: The bound on ``error``; 0 means that nothing may differ.
-        first: Where the first difference is, as an index tuple ([t, b, n] for a sequence).
-        explained: Whether the other comparisons show that a difference is one of rounding.
-    """
-
-    part: str
-    name: str
-    values: int
-    differing: int
-    error: float
-    allowed: float
-    first: tuple[int, ...] | None
-    explained: bool = False
-
-    @property
-    def within(self) -> bool:
-        """Whether the difference is within the bound."""
-        return self.differing == 0 or self.error <= self.allowed
-
-    @property
-    def ok(self) -> bool:
-        """Whether the difference is within the bound, or explained."""
-        return self.within or self.explained
-
-
-@dataclass(frozen=True)
-class Report:
-    """An equivalence certificate: ``print(report)``, ``report.ok``, ``report.comparisons``."""
-
-    comparisons: tuple[Comparison, ...]
-    numerics: Numerics
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def ok(self) -> bool:
-        """Whether every comparison is within its bound."""
-        return all(c.ok for c in self.comparisons)
-
-    def require(self) -> Report:
-        """Return the report.
-
-        Raises:
-            EquivalenceError: A comparison is beyond its bound.
-        """
-        for c in self.comparisons:
-            if not c.ok:
-                raise EquivalenceError(
-                    f"The {c.part} comparison of '{c.name}' is beyond its bound.",
-                    code="verify.differs",
-                    notes=[
-                        f"{c.differing} of {c.values} values differ, first at {c.first}",
-                        f"relative error {c.error:.2e}, allowed {c.allowed:.0e}",
-                    ],
-                )
-        return self
-
-    def __str__(self) -> str:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("part", "what", "values", "differing", "rel. error", "allowed", "ok"):
-            table.add_column(title, justify="left" if title in ("part", "what") else "right")
-        for c in self.comparisons:
-            table.add_row(
-                c.part,
-                c.name,
-                str(c.values),
-                str(c.differing) + (f" (first {list(c.first)})" if c.first else ""),
-                f"{c.error:.1e}" if c.differing else "0",
-                "bitwise" if c.allowed == 0 else f"{c.allowed:.0e}",
-                "yes" if c.within else "explained" if c.explained else "NO",
-            )
-        verdict = "equivalent" if self.ok else "NOT equivalent"
-        head = f"{verdict} (network: {self.numerics.value})"
-        return "\n".join([head, render(table), *(f"  {note}" for note in self.notes)])
 
 
 def verify(
@@ -170,20 +86,19 @@ def verify(
         )
     serial, twin = program_of(model, fast.options), fast.program
     seeds = _Cotangents(seed)
-    with preserved(serial, args, kwargs):
-        expected = _flat(serial(*args, **kwargs))
-        wanted = _differentiate(expected, _leaves(model, args, kwargs), seeds) if gradients else {}
-    with preserved(twin, args, kwargs):
-        actual = _flat(fast(*args, **kwargs))
-        found = _differentiate(actual, _leaves(fast, args, kwargs), seeds) if gradients else {}
+    leaves = [_leaves(m, args, kwargs) if gradients else {} for m in (model, fast)]
+    expected = _observe(serial, serial, (args, kwargs), leaves[0], seeds)
+    actual = _observe(fast, twin, (args, kwargs), leaves[1], seeds)
     values = gather(compiled.recording.tape, twin, args, kwargs)
     with preserved(twin, args, kwargs), torch.no_grad():
-        stepwise = _user_outputs(compiled, run_stepwise(compiled.graph, values))
-    comparisons = [*_compare_all("structure", "output", expected, stepwise, 0.0)]
+        outputs = run_stepwise(compiled.graph, values)
+        tape = compiled.recording.tape
+        stepwise = _flat(returned(tape, twin, outputs, args, kwargs), _held(twin, args, kwargs))
+    comparisons = [*compare_all("structure", "output", expected.outputs, stepwise, 0.0)]
     with preserved(twin, args, kwargs):
         comparisons += _products(compiled, values)
         comparisons += _kernels(compiled, values, fast.options, seeds, gradients)
-    network = _network(compiled, expected, actual, wanted, found)
+    network = _network(compiled, expected, actual)
     inexact = compiled.plan.numerics is not Numerics.BITWISE
     explained = inexact and all(c.ok for c in comparisons)
     comparisons += [replace(c, explained=explained and not c.within) for c in network]
@@ -238,12 +153,12 @@ def _kernels(
             continue
         allowed = 0.0 if exact is Numerics.BITWISE else OUTPUT_TOLERANCE[inputs[0].dtype]
         name = str(node.target.__name__)  # type: ignore[union-attr]
-        found += _compare_all("kernel", name, reference, kernel, allowed)
+        found += compare_all("kernel", name, reference, kernel, allowed)
         if gradients:
             leaves = {f"{name} d{i}": x for i, x in enumerate(inputs)}
             a = _differentiate(reference, leaves, seeds)
             b = _differentiate(kernel, leaves, seeds)
-            found += _compare_gradients("kernel", a, b)
+            found += compare_gradients("kernel", a, b)
     return found
 
 
@@ -275,66 +190,47 @@ def _single(node: torch.fx.Node, options: Options) -> Callable[..., tuple[Any, .
     return executable(graph, options)
 
 
-def _network(
-    compiled: Compiled,
-    expected: list[Tensor],
-    actual: list[Tensor],
-    wanted: dict[str, Tensor],
-    found: dict[str, Tensor],
-) -> list[Comparison]:
-    exact = compiled.plan.numerics is Numerics.BITWISE
-    dtype = expected[0].dtype if expected else torch.float32
-    allowed = 0.0 if exact else OUTPUT_TOLERANCE.get(dtype, 0.0)
-    comparisons = list(_compare_all("network", "output", expected, actual, allowed))
-    return comparisons + _compare_gradients("network", wanted, found)
+@dataclass(frozen=True)
+class _Seen:
+    """What one call shows: results, state that is left behind, gradients of the results."""
+
+    outputs: list[Tensor]
+    state: dict[str, Tensor]
+    gradients: dict[str, Tensor]
 
 
-def _compare_gradients(
-    part: str, wanted: dict[str, Tensor], found: dict[str, Tensor]
-) -> list[Comparison]:
-    return [
-        compare(
-            part,
-            f"grad {name}",
-            g,
-            found.get(name, torch.zeros_like(g)),
-            GRADIENT_TOLERANCE.get(g.dtype, 0.0),
-        )
-        for name, g in wanted.items()
+def _observe(
+    run: Callable[..., Any],
+    program: Callable[..., Any],
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    leaves: dict[str, Tensor],
+    seeds: _Cotangents,
+) -> _Seen:
+    """Call, and leave the state of the program as it was."""
+    args, kwargs = arguments
+    with preserved(program, args, kwargs):
+        outputs = _flat(run(*args, **kwargs), _held(program, args, kwargs))
+        state = {
+            source.name: tensor.detach().clone()
+            for source, tensor in named_tensors(walk(program, args, kwargs))
+            if source.kind is not SourceKind.PARAMETER
+        }
+        return _Seen(outputs, state, _differentiate(outputs, leaves, seeds))
+
+
+def _network(compiled: Compiled, expected: _Seen, actual: _Seen) -> list[Comparison]:
+    def allowed(like: Tensor) -> float:
+        exact = compiled.plan.numerics is Numerics.BITWISE
+        return 0.0 if exact else OUTPUT_TOLERANCE.get(like.dtype, 0.0)
+
+    dtype = expected.outputs[0] if expected.outputs else torch.empty(0)
+    comparisons = compare_all("network", "output", expected.outputs, actual.outputs, allowed(dtype))
+    missing = torch.empty(0)
+    comparisons += [
+        compare("network", f"state {name}", x, actual.state.get(name, missing), allowed(x))
+        for name, x in expected.state.items()
     ]
-
-
-def _compare_all(
-    part: str, name: str, expected: list[Tensor], actual: list[Tensor], allowed: float
-) -> list[Comparison]:
-    return [
-        compare(part, f"{name} {i}" if len(expected) > 1 else name, a, b, allowed)
-        for i, (a, b) in enumerate(zip(expected, actual, strict=True))
-    ]
-
-
-def compare(part: str, name: str, a: Tensor, b: Tensor, allowed: float) -> Comparison:
-    """Compare two tensors; NaN equals NaN."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return Comparison(
-            part,
-            f"{name}: {b.dtype} {tuple(b.shape)} for {a.dtype} {tuple(a.shape)}",
-            a.numel(),
-            a.numel(),
-            math.inf,
-            allowed,
-            None,
-        )
-    a, b = a.detach(), b.detach()
-    equal = (a == b) | (a.isnan() & b.isnan())
-    differing = int((~equal).sum())
-    if differing == 0:
-        return Comparison(part, name, a.numel(), 0, 0.0, allowed, None)
-    first = tuple(int(i) for i in (~equal).nonzero()[0])
-    scale = float(a.double().abs().max().nan_to_num(1.0, 1.0)) or 1.0
-    error = float((a.double() - b.double()).abs().max()) / scale
-    error = math.inf if math.isnan(error) else error
-    return Comparison(part, name, a.numel(), differing, error, allowed, first)
+    return comparisons + compare_gradients("network", expected.gradients, actual.gradients)
 
 
 class _Cotangents:
@@ -346,7 +242,10 @@ class _Cotangents:
     def __call__(self, outputs: list[Tensor]) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         return [
-            torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device) for y in outputs
+            torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
+            if y.is_floating_point()
+            else torch.zeros_like(y)
+            for y in outputs
         ]
 
 
@@ -374,13 +273,15 @@ def _leaves(
     return leaves | (dict(model.named_parameters()) if isinstance(model, nn.Module) else {})
 
 
-def _flat(result: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_flatten(result)[0] if isinstance(x, Tensor)]
+def _held(program: Callable[..., Any], args: Any, kwargs: Any) -> set[int]:
+    """Return the ids of the objects that hold a model's state, which is compared as such."""
+    return {id(holder.owner) for holder in walk(program, args, kwargs)}
 
 
-def _user_outputs(compiled: Compiled, outputs: tuple[Any, ...]) -> list[Tensor]:
-    leaves = compiled.recording.tape.output_leaves
-    return [outputs[i] for i in leaves if isinstance(i, int) and not isinstance(i, bool)]
+def _flat(result: Any, held: set[int]) -> list[Tensor]:
+    """Return the tensors and numbers of a result, as tensors."""
+    leaves = pytree.tree_leaves(opened(result, held))
+    return [torch.as_tensor(x) for x in leaves if isinstance(x, Tensor | int | float)]
 
 
 def _notes(comparisons: list[Comparison]) -> tuple[str, ...]:

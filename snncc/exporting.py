@@ -17,7 +17,7 @@ from snncc.export.bundle import Bundle, write_bundle
 from snncc.export.c_library import Sequence, write_library
 from snncc.export.trace import trace
 from snncc.frontend.sources import gather, preserved
-from snncc.ir.tape import SourceKind, Tape
+from snncc.ir.tape import Position, SourceKind, Tape
 from snncc.module import CompiledModule
 from snncc.pipeline import chunk_program
 from snncc.version import __version__
@@ -103,14 +103,14 @@ def export(
 
 def _wanted(tape: Tape) -> list[int]:
     """Return which outputs of a tape's graph the model returns."""
-    leaves = tape.output_leaves
-    if not all(isinstance(leaf, int) and not isinstance(leaf, bool) for leaf in leaves):
+    places = [leaf.index for leaf in tape.output_leaves if isinstance(leaf, Position)]
+    if len(places) < len(tape.output_leaves):
         raise OptionError(
             "The model returns something that is no tensor.",
             code="option.export",
             hints=["Return tensors only."],
         )
-    return list(leaves)
+    return places
 
 
 def _expected(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from snncc.errors import OptionError, TargetError, UnsupportedError
+from snncc.frontend.placement import placed
+from snncc.frontend.results import apart, returned, write_back
 from snncc.frontend.session import is_recording
-from snncc.frontend.sources import write_back
 from snncc.frontend.stepping import OverTime
 from snncc.frontend.watch import flatten
 from snncc.options import Options
@@ -18,7 +19,7 @@ from snncc.pipeline import Compiled
 from snncc.report import Plan
 from snncc.runtime.stream import Stream
 from snncc.specializations import Specializations
-from snncc.streaming import finish, open_stream
+from snncc.streaming import open_stream
 
 
 class CompiledModule(nn.Module):
@@ -98,13 +99,16 @@ class CompiledModule(nn.Module):
             return self.program(*args, **kwargs)
         compiled = self.specialize(*args, **kwargs)
         tape = compiled.recording.tape
+        values = self._specializations.gather(compiled, args, kwargs)
         if self.options.mode == "serial":
             stream = self._stream_of(compiled, args, kwargs)
             outputs = tuple(stream.whole_sequence(args, kwargs))
         else:
-            outputs = compiled.run(*self._specializations.gather(compiled, args, kwargs))
+            outputs = compiled.run(*apart(tape, values))
+        outputs = placed(tape, values, outputs)
+        result = returned(tape, self.program, outputs, args, kwargs)
         write_back(tape, self.program, outputs, args, kwargs)
-        return finish(tape, outputs)
+        return result
 
     def stream(self, *args: Any, **kwargs: Any) -> Stream:
         """Return the model as a stream, which takes one time step after another.

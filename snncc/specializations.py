@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from snncc.frontend.generalize import least_sizes, same_program
+from snncc.frontend.signature import Shape, Shapes, describe_arguments
 from snncc.frontend.sources import gather, holds
 from snncc.frontend.watch import StateWatcher, flatten
 from snncc.ir.tape import SourceKind, Tape
@@ -19,9 +20,6 @@ from snncc.short_sequence import FEW, record_longer
 
 # Recording patches torch for the whole process, so one thread records at a time.
 RECORDING = threading.RLock()
-
-Shape = tuple[int, ...]
-Shapes = tuple[Shape, ...]  # of the arguments, then of the tensors that the model holds as state
 
 
 class Specializations:
@@ -48,8 +46,8 @@ class Specializations:
         """Return the program for these arguments; record where none is known to serve them."""
         leaves, spec = flatten(args, kwargs)
         state, held = self._watcher.state()
-        shapes = (*(tuple(x.shape) if isinstance(x, Tensor) else () for x in leaves), *held)
-        key = (spec, *map(_leaf_key, leaves), state)
+        given, sizes = describe_arguments(self.program, args, kwargs, leaves)
+        shapes, key = (*sizes, *held), (spec, given, state)
         members = self._families.setdefault(key, [])
         for member in members:
             tape = member.compiled.recording.tape
@@ -157,13 +155,3 @@ def _recorded(recording: Recording, shapes: Shapes) -> Shapes:
         if source.kind is SourceKind.INPUT
     }
     return tuple(seen.get(index, shape) for index, shape in enumerate(shapes))
-
-
-def _leaf_key(leaf: Any) -> Hashable:
-    if isinstance(leaf, Tensor):
-        return (leaf.dtype, leaf.device, leaf.dim(), leaf.requires_grad)
-    try:
-        hash(leaf)
-    except TypeError:
-        return (type(leaf), id(leaf))
-    return (type(leaf), leaf)

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from snncc.errors import LaunchError
+from snncc.errors import LaunchError, UnsupportedError
+from snncc.frontend.results import returned
 from snncc.frontend.sources import gather
-from snncc.ir.tape import SourceKind, Tape
+from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
 from snncc.pipeline import Compiled, chunk_program, with_kernels
 from snncc.runtime.stream import Interface, Stream
@@ -37,12 +38,13 @@ def open_stream(
         UnsupportedError: The model relates time steps other than by its states.
     """
     tape = compiled.recording.tape
+    _refuse_held(tape)
     leaves = [leaf.detach() for leaf in gather(tape, model, args, kwargs)]
     program = chunk_program(compiled, leaves)
     arguments = _Arguments(model, tape, args, kwargs)
     interface = Interface(
         collect=arguments.collect,
-        finish=_finisher(tape),
+        finish=_finisher(tape, model),
         refresh=arguments.refresh,
         ranks=tuple(
             leaf.dim() - (axis is not None)
@@ -117,19 +119,21 @@ def _place(leaf: Tensor) -> Any:
     return leaf.data_ptr(), leaf.shape, leaf.stride()
 
 
-def _finisher(tape: Tape) -> Callable[[Sequence[Any]], Any]:
-    """Return `finish` for a tape; the commonest structure, one tensor, needs no unflattening."""
+def _finisher(tape: Tape, model: Callable[..., Any]) -> Callable[[Sequence[Any]], Any]:
+    """Return what makes results of outputs; one tensor, the commonest, needs no unflattening."""
     leaf = tape.output_leaves[0] if len(tape.output_leaves) == 1 else None
-    if tape.out_spec.is_leaf() and isinstance(leaf, int) and not isinstance(leaf, bool):
-        return lambda outputs: outputs[leaf]
-    return lambda outputs: finish(tape, outputs)
+    if tape.out_spec.is_leaf() and isinstance(leaf, Position):
+        return lambda outputs: outputs[leaf.index]
+    return lambda outputs: returned(tape, model, outputs)
 
 
-def finish(tape: Tape, outputs: Sequence[Any]) -> Any:
-    """Return the outputs of a tape's graph in the structure that the model returns."""
-    leaves = [
-        outputs[leaf] if isinstance(leaf, int) and not isinstance(leaf, bool) else leaf
-        for leaf in tape.output_leaves
-    ]
-    is_single = tape.out_spec.is_leaf()
-    return leaves[0] if is_single else pytree.tree_unflatten(leaves, tape.out_spec)
+def _refuse_held(tape: Tape) -> None:
+    """Refuse a model that returns an object of its own: a stream does not change the model."""
+    held = [leaf.name for leaf in tape.output_leaves if isinstance(leaf, Held)]
+    if held:
+        raise UnsupportedError(
+            f"The model returns '{held[0] or 'itself'}', which it holds.",
+            code="unsupported.stream",
+            notes=["A stream leaves the model and its state alone."],
+            hints=["Return the tensors themselves."],
+        )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import CaptureError
 from snncc.frontend.draft import needed_for
+from snncc.frontend.functionalize import Memory
+from snncc.frontend.objects import opened, tensors_inside
 from snncc.frontend.origin import Outside
 from snncc.frontend.paths import tensors_below
 from snncc.frontend.recorder import Recorder
@@ -18,22 +20,22 @@ from snncc.frontend.session import quiet
 from snncc.frontend.sources import Snapshot
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
 from snncc.ir.record import Node
-from snncc.ir.tape import Binding, Position, Source, SourceKind, Write
+from snncc.ir.tape import Binding, Held, Placement, Position, Source, SourceKind, Write
 
 _ABSENT = object()
+_NAMED = (SourceKind.BUFFER, SourceKind.ATTRIBUTE)
 
 
 class Record(NamedTuple):
-    """The nodes of a finished recording, its outputs, and the source of each placeholder.
-
-    ``vain`` are the calls that no output depends on.
-    """
+    """A finished recording: what `Tape` says of it under the same names."""
 
     places: tuple[Node, ...]
     calls: tuple[Node, ...]
     vain: frozenset[Node]
     outputs: tuple[Any, ...]
     sources: tuple[Source, ...]
+    placements: tuple[Placement | None, ...]
+    memories: tuple[int | None, ...]
 
 
 class Aftermath:
@@ -51,36 +53,61 @@ class Aftermath:
         self._before = before
         self._copies = {id(container): copy for container, copy in before.contents}
         self._outputs: list[Any] = []
+        self._placements: list[Placement | None] = []
+        self._memories: dict[Memory, int] = {}
         self._rebound: list[Write] = []
+        self._held = {id(h.owner): Held(h.path) for h in reversed(before.holders)}
         recorder.start_call()
 
-    def _add(self, output: Any) -> int:
+    def _add(self, output: Any, placement: Placement | None = None) -> int:
         self._outputs.append(output)
+        self._placements.append(placement)
         return len(self._outputs) - 1
 
-    def _node(self, tensor: Tensor) -> Node:
+    def _add_tensor(self, tensor: Tensor, *, is_kept: bool) -> int:
         with quiet():
-            return self._recorder.node(tensor)
+            node, memory = self._recorder.node(tensor), self._recorder.view(tensor).memory
+            number = self._memories.setdefault(memory, len(self._memories))
+            is_view, is_contiguous = tensor._is_view(), tensor.is_contiguous()
+            return self._add(node, Placement(number, is_view, is_contiguous, is_kept))
+
+    def opened(self, value: Any) -> Any:
+        """Return a value with the objects that the run has made, and that hold tensors, opened."""
+        return opened(value, self._held)
 
     def output_leaf(self, leaf: Any) -> Any:
         """Return the position of a leaf of the return value, or the leaf where it is a constant."""
         if isinstance(leaf, Tensor):
-            return self._add(self._node(leaf))
+            source = self._outside.source_of(leaf)
+            if source is not None and source.kind in _NAMED and self._is_written(leaf):
+                return Held(source.name)
+            return Position(self._add_tensor(leaf, is_kept=False))
         if isinstance(leaf, TracedFloat | TracedItem):
             refuse_leaked(leaf, "is returned")
         if isinstance(leaf, int) and not isinstance(leaf, bool):
-            return self._add(self._recorder.lower(leaf))
-        if any(self._recorder.find(t) is not None for t in _tensors_inside(leaf)):
-            self._refuse_output(leaf)
-        return leaf
+            return Position(self._add(self._recorder.lower(leaf)))
+        return self._object(leaf, "returns")
 
-    def _refuse_output(self, leaf: Any) -> NoReturn:
-        raise CaptureError(
-            f"The model returns tensors inside an object of class '{type(leaf).__name__}'.",
-            code="capture.output",
-            notes=["Tuples, lists, dicts and named tuples of tensors can be returned."],
-            hints=["Register the class with 'torch.utils._pytree.register_pytree_node'."],
-        )
+    def _is_written(self, tensor: Tensor) -> bool:
+        view = self._recorder.find(tensor)
+        return view is not None and view.memory.generation > 0
+
+    def _object(self, leaf: Any, verb: str) -> Any:
+        """Return an object as it is, or by name where it was there before the run.
+
+        One that the run has made and that holds its values in a way that is not known is refused.
+        """
+        if id(leaf) in self._held:
+            return self._held[id(leaf)]
+        values = any(self._recorder.find(t) is not None for t in tensors_inside(leaf))
+        if values or isinstance(leaf, Iterator):
+            raise CaptureError(
+                f"The model {verb} tensors inside an object of class '{type(leaf).__name__}'.",
+                code="capture.output",
+                notes=["Tuples, lists, dicts, dataclasses and plain objects can hold tensors."],
+                hints=["Register the class with 'torch.utils._pytree.register_pytree_node'."],
+            )
+        return leaf
 
     def bindings(self) -> Iterator[Binding]:
         """Yield the attributes that are bound to something else than before the run."""
@@ -90,14 +117,19 @@ class Aftermath:
                 if not self._is_unchanged(value, before):
                     yield self._binding(holder.name(key), holder.kind, value, before)
 
+    def deleted(self) -> Iterator[str]:
+        """Yield the names of the attributes that are gone."""
+        for holder, entries in zip(self._before.holders, self._before.entries, strict=True):
+            yield from (holder.name(key) for key in entries if key not in holder.entries)
+
     def _binding(self, name: str, kind: SourceKind, value: Any, before: Any) -> Binding:
-        leaves, spec = pytree.tree_flatten(value)
+        leaves, spec = pytree.tree_flatten(self.opened(value))
         names = dict(_named_leaves(value, name))
         old = {id(t) for _, t in tensors_below(self._original(before), name)}
         found = []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                position = self._add(self._node(leaf))
+                position = self._add_tensor(leaf, is_kept=True)
                 found.append(Position(position))
                 if id(leaf) not in old and id(leaf) in names:
                     source = Source(kind, names[id(leaf)])
@@ -113,7 +145,7 @@ class Aftermath:
             if leaf.node is None:
                 refuse_leaked(leaf, "is kept for the next call")
             return Position(self._add(leaf.node), as_number=True)
-        return leaf
+        return self._object(leaf, "keeps")
 
     def _original(self, value: Any) -> Any:
         return self._copies.get(id(value), value)
@@ -164,20 +196,18 @@ class Aftermath:
         for node in draft.calls:
             if id(node.meta["path"]) in useful and kept.issuperset(node.operands):
                 kept.add(node)
+        memories = {n: self._memories.get(view.memory) for n, view in self._outside.views.items()}
         return Record(
             places=places,
             calls=tuple([n for n in draft.calls if n in kept]),
             vain=frozenset(kept - needed),
             outputs=tuple(self._outputs),
             sources=tuple([sources[n] for n in places]),
+            placements=tuple(self._placements),
+            memories=tuple([memories.get(n) for n in places]),
         )
 
 
 def _named_leaves(value: Any, name: str) -> Iterator[tuple[int, str]]:
     for path, tensor in tensors_below(value, name):
         yield id(tensor), path
-
-
-def _tensors_inside(leaf: Any) -> Iterator[Tensor]:
-    for value in vars(leaf).values() if hasattr(leaf, "__dict__") else ():
-        yield from (tensor for _, tensor in tensors_below(value, ""))

@@ -124,22 +124,19 @@ def _distinct(leaf: Tensor, outside: Outside) -> Tensor:
 
 
 def _finish(after: Aftermath, in_spec: pytree.TreeSpec, result: Any) -> Tape:
-    leaves, out_spec = pytree.tree_flatten(result)
+    leaves, out_spec = pytree.tree_flatten(after.opened(result))
     output_leaves = tuple(after.output_leaf(leaf) for leaf in leaves)
-    bindings = tuple(after.bindings())
+    bindings, deleted = tuple(after.bindings()), tuple(after.deleted())
     writes = tuple(after.writes())
     record = after.close()
     return Tape(
-        places=record.places,
-        calls=record.calls,
-        vain=record.vain,
-        outputs=record.outputs,
-        sources=record.sources,
+        **record._asdict(),
         in_spec=in_spec,
         out_spec=out_spec,
         output_leaves=output_leaves,
         writes=writes,
         bindings=bindings,
+        deleted=deleted,
         result=pytree.tree_map_only(TracedInt, int, result),
     )
 

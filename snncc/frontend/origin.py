@@ -140,4 +140,5 @@ def _facts(source: Source, tensor: Tensor) -> int:
 
 
 def _identifier(name: str) -> str:
-    return re.sub(r"\W+", "_", name).strip("_") or "value"
+    name = re.sub(r"\W+", "_", name).strip("_") or "value"
+    return f"layer{name}" if name[0].isdigit() else name  # the parts of nn.Sequential are numbered

@@ -44,15 +44,24 @@ def follow(value: Any, steps: tuple[Step, ...]) -> Any:
     return value
 
 
-def assign(root: Any, steps: tuple[Step, ...], value: Any) -> None:
-    """Bind the place that a path leads to; a list grows where the place is right behind it."""
-    holder, (kind, key) = follow(root, steps[:-1]), steps[-1]
+def assign(holder: Any, step: Step, value: Any) -> None:
+    """Bind an attribute or item; a list grows where the item is right behind its end."""
+    kind, key = step
     if kind == "attribute" and not isinstance(holder, Variables | Roots):
         setattr(holder, key, value)
     elif isinstance(holder, list) and key == len(holder):
         holder.append(value)
     else:
         holder[key] = value
+
+
+def remove(holder: Any, step: Step) -> None:
+    """Delete an attribute or item."""
+    kind, key = step
+    if kind == "attribute" and not isinstance(holder, Variables | Roots):
+        delattr(holder, key)
+    else:
+        del holder[key]
 
 
 class Variables(MutableMapping[str, Any]):

@@ -8,11 +8,10 @@ list: naming the tensors that a run reads, keeping and restoring the state aroun
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
@@ -26,7 +25,6 @@ from torch.utils import _pytree as pytree
 from snncc.frontend.paths import (
     Roots,
     Variables,
-    assign,
     follow,
     parts_of,
     root_of,
@@ -34,9 +32,9 @@ from snncc.frontend.paths import (
     tensors_below,
 )
 from snncc.frontend.stepping import user_code
-from snncc.ir.tape import Position, Source, SourceKind, Tape
+from snncc.ir.tape import Source, SourceKind, Tape
 
-_ARGUMENTS = "*args"  # starts the names of what objects among the arguments hold
+ARGUMENTS = "*args"  # starts the names of what objects among the arguments hold
 # Hooks are the user's: what they do is part of a recording.
 _PLUMBING = frozenset(nn.Module().__dict__) - {"training", "_forward_hooks", "_forward_pre_hooks"}
 _REGISTRIES = {
@@ -78,7 +76,18 @@ def walk(
     else:
         walker.visit("", root)
     for step, value in parts_of((args, kwargs or {})):
-        walker.visit(_ARGUMENTS + step, value)
+        walker.visit(ARGUMENTS + step, value)
+    walker.run()
+    return walker.holders
+
+
+def walk_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Holder]:
+    """Return the namespaces among the arguments of a call."""
+    walker = _Walker(_packages(user_code(model)))
+    for step, value in parts_of((args, kwargs)):
+        walker.visit(ARGUMENTS + step, value)
     walker.run()
     return walker.holders
 
@@ -248,7 +257,7 @@ def preserved(
 def resolve(name: str, root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return what a name stands for now."""
     steps = steps_of(name)
-    if name.startswith(_ARGUMENTS):
+    if name.startswith(ARGUMENTS):
         return follow((args, kwargs), steps[1:])
     return follow(root, steps)
 
@@ -257,10 +266,22 @@ def gather(
     tape: Tape, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[Tensor]:
     """Return the tensors of a tape's sources as they are now, in the order of its placeholders."""
+    return tensors_of(tape.sources, model, args, kwargs)
+
+
+def tensors_of(
+    sources: Sequence[Source],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[Tensor]:
+    """Return the tensors of some sources as they are now."""
+    if not sources:
+        return []
     leaves = pytree.tree_leaves((args, kwargs))
     root = root_of(model, args, kwargs)
     values: list[Tensor] = []
-    for source in tape.sources:
+    for source in sources:
         if source.kind is SourceKind.INPUT:
             assert source.index is not None
             values.append(leaves[source.index])
@@ -277,99 +298,3 @@ def holds(
     """Tell whether the numbers that steered the recorded run are what they were."""
     root = root_of(model, args, kwargs) if tape.guards else None
     return all(resolve(g.source.name, root, args, kwargs).item() == g.value for g in tape.guards)
-
-
-def write_back(
-    tape: Tape,
-    model: Callable[..., Any],
-    outputs: tuple[Any, ...],
-    args: tuple[Any, ...] = (),
-    kwargs: dict[str, Any] | None = None,
-) -> None:
-    """Leave in the model what the recorded run left in it.
-
-    Args:
-        tape: The recorded run.
-        model: The model.
-        outputs: The outputs of the tape's graph.
-        args: The arguments, where the model may have changed them in place.
-        kwargs: The keyword arguments.
-    """
-    kwargs = kwargs or {}
-    root = root_of(model, args, kwargs)
-    written = [w for w in tape.writes if w.in_place]
-    if written:
-        sources = tuple(w.source for w in written)
-        targets = gather(_Only(sources), model, args, kwargs)  # type: ignore[arg-type]
-        for write, target in zip(written, targets, strict=True):
-            is_protected = target.is_leaf and target.requires_grad
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not is_protected):
-                target.copy_(outputs[write.value])
-    for binding in tape.bindings:
-        value = pytree.tree_unflatten([_value(x, outputs) for x in binding.leaves], binding.spec)
-        steps = steps_of(binding.name)
-        if binding.in_place:
-            present = resolve(binding.name, root, args, kwargs)
-            present.clear()
-            (present.extend if isinstance(present, list | deque) else present.update)(value)
-        elif binding.name.startswith(_ARGUMENTS):
-            assign((args, kwargs), steps[1:], value)
-        else:
-            assign(root, steps, value)
-
-
-def _value(leaf: Any, outputs: tuple[Any, ...]) -> Any:
-    if not isinstance(leaf, Position):
-        return leaf
-    return outputs[leaf.index].item() if leaf.as_number else outputs[leaf.index]
-
-
-@dataclass(frozen=True)
-class _Only:
-    sources: tuple[Source, ...]
-
-
-Shapes = tuple[tuple[int, ...], ...]
-
-
-def attribute_signature(model: Callable[..., Any]) -> tuple[Hashable, Shapes]:
-    """Return what a recording depends on besides the values of tensors: the model's Python state.
-
-    Numbers, strings and None are part of it by value, tensors by type and rank, containers by
-    what they hold, anything else by identity.
-
-    Returns:
-        The signature, and the shapes of the tensors that are no parameters.
-    """
-    return signature_of(walk(model))
-
-
-def signature_of(holders: list[Holder]) -> tuple[Hashable, Shapes]:
-    """Return the signature of the state in these holders."""
-    shapes: list[tuple[int, ...]] = []
-    signature = [
-        (h.path, type(h.owner), key, describe(value, shapes))
-        for h in holders
-        for key, value in h.items()
-    ]
-    return tuple(signature), tuple(shapes)
-
-
-def describe(value: Any, shapes: list[tuple[int, ...]]) -> Hashable:
-    """Return the part of a value in a signature; add the shapes of tensors that are free."""
-    if isinstance(value, Tensor):
-        seen = value.dtype, value.device, value.requires_grad
-        if isinstance(value, nn.Parameter):
-            return (*seen, value.shape)
-        shapes.append(tuple(value.shape))
-        return (*seen, value.dim())
-    if type(value) is float:
-        return float, value, math.copysign(1.0, value)
-    if type(value) in (bool, int, str, type(None)):
-        return type(value), value
-    if isinstance(value, dict):
-        items = [(describe(k, shapes), describe(v, shapes)) for k, v in value.items()]
-        return "dict", tuple(items)
-    if isinstance(value, list | tuple | deque):
-        return type(value), tuple([describe(v, shapes) for v in value])
-    return type(value), id(value)

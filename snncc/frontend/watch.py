@@ -1,8 +1,8 @@
 """Notice cheaply whether the Python state of a model is what it was at the call before.
 
 A recording depends on the model's attributes, flags and tensor types: on its *signature*
-(`snncc.frontend.sources`).  To take the signature walks over all of the model, which costs as much
-as a small kernel; between two calls hardly anything changes.  A `Watch` therefore keeps what the
+(`snncc.frontend.signature`).  To take it walks over all of the model, which costs as much as a
+small kernel; between two calls hardly anything changes.  A `Watch` therefore keeps what the
 walk found, as flat lists, and compares in a few passes of C code: the names, the identity of what
 cannot change without becoming another object, and a description of what can (tensors, containers).
 Whatever differs leads to a new walk, so a watch can be too careful but not too careless.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, MutableMapping
 from itertools import chain, compress
 from operator import is_, methodcaller
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from snncc.frontend.sources import Shapes, describe, gather, signature_of, walk
+from snncc.frontend.signature import Describer, Shape, Shapes
+from snncc.frontend.sources import gather, walk
 from snncc.ir.tape import SourceKind, Tape
 
 _values = methodcaller("values")
@@ -114,9 +115,9 @@ class _Watch:
             if isinstance(value, Tensor)
         }
         self._places: dict[Tape, list[_Place] | None] = {}
-        shown = (value for holder in holders for _, value in holder.items())
-        self._named = list(chain.from_iterable(map(_named_by_identity, shown)))
-        signature, self.shapes = signature_of(holders)
+        describer = Describer(holders)
+        signature = describer.describe_all(holders)
+        self.shapes, self._named = tuple(describer.shapes), describer.named
         state = states.get(signature)
         if state is None or not state.exists:
             state = states[signature] = State(self._named)
@@ -150,19 +151,9 @@ class _Watch:
         return self._tensors.get(source.name)
 
 
-def _described(values: Iterable[Any]) -> tuple[list[Hashable], list[tuple[int, ...]]]:
-    shapes: list[tuple[int, ...]] = []
-    return [describe(value, shapes) for value in values], shapes
-
-
-def _named_by_identity(value: Any) -> Iterator[Any]:
-    """Yield the objects that a description names by their identity."""
-    if isinstance(value, dict):
-        yield from chain.from_iterable(map(_named_by_identity, chain(value, value.values())))
-    elif isinstance(value, _CONTAINERS):
-        yield from chain.from_iterable(map(_named_by_identity, value))
-    elif not (isinstance(value, Tensor) or type(value) in (bool, int, float, str, type(None))):
-        yield value
+def _described(values: Iterable[Any]) -> tuple[list[Hashable], list[Shape]]:
+    describer = Describer()
+    return [describer.describe(value) for value in values], describer.shapes
 
 
 def _reference(value: Any) -> Callable[[], Any]:

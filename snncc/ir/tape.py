@@ -79,6 +79,13 @@ class Position:
     as_number: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Stands for an object that the model, or an argument, holds, by its name."""
+
+    name: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
     """An attribute whose value after the run is not the one before: how to bind it again.
@@ -86,7 +93,8 @@ class Binding:
     Attributes:
         name: Its name.
         spec: How its value unflattens.
-        leaves: A `Position` for what the graph computes, else a plain Python object.
+        leaves: A `Position` for what the graph computes, `Held` for an object that was there, else
+            a plain Python object.
         in_place: Whether the container itself was changed (``self.states.append(v)``).
     """
 
@@ -126,6 +134,23 @@ class Count:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a tensor that the run returned or kept lies in memory.
+
+    Attributes:
+        memory: The number of its memory; tensors with the same number share it.
+        is_view: Whether it is a view of another tensor, for autograd.
+        is_contiguous: Whether its elements lie in order without gaps.
+        is_kept: Whether an attribute was bound to it.
+    """
+
+    memory: int
+    is_view: bool
+    is_contiguous: bool
+    is_kept: bool
+
+
 @dataclass(eq=False)
 class Tape:
     """One recorded run.
@@ -137,16 +162,21 @@ class Tape:
         sources: For each placeholder, in order, where its tensor comes from.
         in_spec: How ``(args, kwargs)`` flatten; INPUT sources index the flattened leaves.
         out_spec: How the user's return value unflattens from the leading graph outputs.
-        output_leaves: For each leaf of the return value: the position among the outputs, or a
-            plain Python object that was returned as it is.  Integers are outputs of the record.
+        output_leaves: For each leaf of the return value: its `Position` among the outputs, `Held`
+            for an object that was there, or a plain Python object that was returned as it is.
+            Integers are outputs of the record.
         vain: The calls that no output depends on; outputs depend on another call of the statement.
         writes: What the run left behind in buffers and attributes, tensor by tensor.
         bindings: The attributes that were bound anew, with their Python structure; an attribute
             that was only changed in place is in ``writes`` alone.
+        deleted: The names of attributes that are gone.
         guards: What must be as it was for the tape to hold.
         is_steered_by_sizes: Whether Python compared a size with a number, as ``min(T, 50)`` does,
             or found two sizes unequal: the program may be another one at other sizes.
         counts: The counters that Python compared with sizes.
+        placements: For each output how it lies in memory; None for what is no tensor, or is only
+            written into one.
+        memories: For each source the number of its memory, None where nobody shares it.
         result: What the user's code returned in the recorded run.
     """
 
@@ -156,13 +186,16 @@ class Tape:
     sources: tuple[Source, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
-    output_leaves: tuple[int | Any, ...]
+    output_leaves: tuple[Any, ...]
     vain: frozenset[Node] = frozenset()
     writes: tuple[Write, ...] = ()
     bindings: tuple[Binding, ...] = ()
+    deleted: tuple[str, ...] = ()
     guards: tuple[Guard, ...] = ()
     is_steered_by_sizes: bool = False
     counts: tuple[Count, ...] = ()
+    placements: tuple[Placement | None, ...] = ()
+    memories: tuple[int | None, ...] = ()
     result: Any = field(default=None, repr=False)
 
     @functools.cached_property

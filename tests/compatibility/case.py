@@ -60,6 +60,7 @@ class Case:
         free: Whether a third pair needs no recording.
         serial: Returns the serial code that the compiled model is compared with; the model itself
             unless it is a single step.
+        script: Returns what the user's script makes of a model, the serial or the compiled one.
         reset: Does to a model what the user's script does between sequences of different sizes.
         training: Whether the model is in training mode.
         double: Whether the serial code works in float64.
@@ -83,6 +84,7 @@ class Case:
     programs: int = 1
     free: bool = True
     serial: Callable[[Model], Model] = itself
+    script: Callable[[Model], Model] = itself
     reset: Callable[[Model], None] = leave
     training: bool = True
     double: bool = True

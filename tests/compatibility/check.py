@@ -112,7 +112,8 @@ class _Pair:
         self.case = case
         self.model, self.twin = made(case), made(case)
         self.fast = snncc.compile(self.twin, **options)
-        self.serial = case.serial(self.model)
+        self.serial = case.script(case.serial(self.model))
+        self.run = case.script(self.fast)
 
     @property
     def is_bitwise(self) -> bool:
@@ -131,7 +132,7 @@ class _Pair:
     def compare_at(self, sizes: Sizes) -> None:
         self.reset()
         expected = self.observe(self.serial, self.model, sizes)
-        actual = self.observe(self.fast, self.twin, sizes)
+        actual = self.observe(self.run, self.twin, sizes)
         self.agree(expected, actual)
         useful = any(g.abs().sum() > 0 for g in expected["gradients"])
         assert useful == self.case.differentiable, "the gradients say nothing"
@@ -149,7 +150,7 @@ class _Pair:
         self.reset()
         with torch.no_grad():
             expected = self.observe(self.serial, self.model, sizes)
-            actual = self.observe(self.fast, self.twin, sizes)
+            actual = self.observe(self.run, self.twin, sizes)
         if self.is_bitwise or torch.get_default_dtype() is torch.float64:
             self.agree(expected, actual)
 
@@ -168,7 +169,7 @@ class _Pair:
         """Call twice and return what a user can see of it."""
         torch.manual_seed(3)
         calls = [inputs(self.case, sizes, seed) for seed in (1, 2)]
-        outputs = [pytree.tree_leaves(run(*args)) for args in calls]
+        outputs = [leaves_of(run(*args)) for args in calls]
         drawn = torch.rand(())
         state = state_of(model)
         results = [*outputs[0], *outputs[1], *state]
@@ -204,6 +205,15 @@ def inputs(case: Case, sizes: Sizes, seed: int) -> tuple[Any, ...]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return case.inputs(*sizes)
+
+
+def leaves_of(result: Any) -> list[Any]:
+    """Return the tensors and Python values of a result, and of dataclasses in it."""
+    found: list[Any] = []
+    for leaf in pytree.tree_leaves(result):
+        is_open = is_dataclass(leaf) or isinstance(leaf, SimpleNamespace)
+        found += [type(leaf).__name__, *leaves_of(vars(leaf))] if is_open else [leaf]
+    return found
 
 
 def is_parameter(value: Any) -> bool:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.capture import capture, replay
+from snncc.frontend.results import returned, write_back
+from snncc.frontend.signature import attribute_signature
 from snncc.frontend.sources import (
-    attribute_signature,
     gather,
     named_tensors,
     preserved,
     walk,
-    write_back,
 )
 from snncc.ir.tape import Tape
 
@@ -76,10 +76,9 @@ def node(tape: Tape, name: str) -> torch.fx.Node:
 def outputs_of(tape: Tape, model: Any, *args: Any) -> Any:
     """Return what the tape computes, in the shape of the user's return value."""
     outputs = replay(tape, gather(tape, model, args, {}))
+    result = returned(tape, model, outputs, args)
     write_back(tape, model, outputs, args)
-    is_position = [isinstance(x, int) and not isinstance(x, bool) for x in tape.output_leaves]
-    pairs = zip(tape.output_leaves, is_position, strict=True)
-    return pytree.tree_unflatten([outputs[x] if p else x for x, p in pairs], tape.out_spec)
+    return result
 
 
 def _other_values(value: Any) -> Any:
