@@ -34,7 +34,7 @@ from snncc.certificate import (
     compare_all,
     compare_gradients,
 )
-from snncc.errors import OptionError
+from snncc.errors import EquivalenceError, OptionError
 from snncc.frontend.objects import opened
 from snncc.frontend.results import returned
 from snncc.frontend.sources import gather, named_tensors, preserved, walk
@@ -170,7 +170,7 @@ def _first_steps(
     sweeps, outputs = program.forward.form.sweeps, len(program.forward.outputs)
     name = f"{program.forward.name}, first {sweeps} steps"
     expected, actual = ([x[:sweeps] for x in side[:outputs]] for side in (reference, kernel))
-    return _compare_all("kernel", name, expected, actual, 0.0)
+    return compare_all("kernel", name, expected, actual, 0.0)
 
 
 def _wanted(program: NeuronProgram) -> list[bool]:
