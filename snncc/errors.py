@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Sequence
-from itertools import islice
 
 from snncc.source import Location as Location
-from snncc.source import excerpt, is_library
+from snncc.source import excerpt
 
 
 class SnnccError(Exception):
@@ -108,9 +107,8 @@ def render(error: SnnccError) -> str:
 def _render_location(location: Location) -> list[str]:
     """Return the lines that show a span; inside a library also the user's own call."""
     shown = _place("File", location)
-    if is_library(location.file):
-        own = (c for c in location.callers if not is_library(c.file))
-        shown += [line for caller in islice(own, 1) for line in _place("Called from", caller)]
+    if location.own is not location:
+        shown += _place("Called from", location.own)
     return shown
 
 

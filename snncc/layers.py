@@ -1,109 +1,229 @@
-"""Read the lines of a plan off a sequence graph."""
+"""Read the plan off a sequence graph: its parts, and how they are connected."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, assert_never
 
+import torch
 import torch.fx
 
+from snncc.equations import Equations, equations_of
+from snncc.frontend.canonical import size
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import FixedPoint, Form, FusedTime, Sequential
+from snncc.ir.nodes import FixedPoint, Form, FusedTime, Recurrence, Sequential, Var
 from snncc.ir.numerics import Numerics, weakest
-from snncc.ir.printer import IR_DIALECT, spell
 from snncc.ir.program import NeuronProgram, Place
+from snncc.ir.tape import Source, SourceKind
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
-from snncc.passes.plan_storage import FLOAT_BYTES, backward_bytes
-from snncc.report import Layer
+from snncc.operands import Origins, parameters_of
+from snncc.passes.plan_storage import FLOAT_BYTES, transfers
+from snncc.report import Layer, Plan, Rejected, Transfer
+from snncc.source import Location
 
-# Operators of the sequence graph that only arrange values and are not worth a line.
+# Operators that exist only because time became an axis: no line of the user's stands for them.
 PLUMBING = frozenset(
     {
         operator.getitem,
-        operator.add,
         sequence_ops.time_view,
         sequence_ops.align,
         sequence_ops.last_step,
         sequence_ops.repeat_time,
         sequence_ops.number,
         sequence_ops.step_numbers,
+        size,
         torch.arange,
     }
 )
 
 
-def layers_of(graph: torch.fx.Graph, target: str) -> tuple[Layer, ...]:
+def layers_of(
+    graph: torch.fx.Graph, target: str, sources: Sequence[Source] = ()
+) -> tuple[Layer, ...]:
     """Return one line for each part of the network, in order of execution."""
-    return tuple(_lines(graph, "c" if target == "auto" else target))
+    return tuple(_Reader(graph, target, sources).layers.values())
 
 
-def _lines(graph: torch.fx.Graph, target: str) -> Iterator[Layer]:
-    for node in graph.nodes:
+def plan_of(
+    graph: torch.fx.Graph,
+    target: str,
+    sources: Sequence[Source],
+    specialized_on: str,
+    notes: tuple[str, ...] = (),
+) -> Plan:
+    """Return the plan of a sequence graph.
+
+    Args:
+        graph: The graph after all passes.
+        target: What runs the neurons.
+        sources: For each placeholder of the graph where its tensor comes from.
+        specialized_on: The inputs that it was made for.
+        notes: Remarks about the whole.
+    """
+    reader = _Reader(graph, target, sources)
+    if reader.others:
+        count = len(reader.others)
+        what = (
+            "operator that combines or arranges"
+            if count == 1
+            else "operators that combine or arrange"
+        )
+        notes += (f"and {count} {what} values",)
+    return Plan(
+        layers=tuple(reader.layers.values()),
+        specialized_on=specialized_on,
+        notes=notes,
+        flow=tuple(dict.fromkeys(reader.flow)),
+        ends=tuple(reader.ends),
+        others=tuple(reader.others),
+    )
+
+
+class _Reader:
+    """Finds the parts of a graph, and which reads which past what only arranges values."""
+
+    def __init__(self, graph: torch.fx.Graph, target: str, sources: Sequence[Source]) -> None:
+        self.target = "c" if target == "auto" else target
+        places = [node for node in graph.nodes if node.op == "placeholder"]
+        self.sources = dict(zip(places, sources, strict=False))
+        self.names: dict[torch.fx.Node, str] = {}
+        self.taken: set[str] = set()
+        self.origins = Origins(self.sources, self.names)
+        self.layers: dict[torch.fx.Node, Layer] = {}
+        self.others: list[Location] = []
+        self.ends: list[str] = []
+        self.flow: list[tuple[str, str]] = []
+        # For each node the parts that its value comes from.
+        self.parts: dict[torch.fx.Node, tuple[str, ...]] = {}
+        for node in graph.nodes:
+            self.visit(node)
+
+    def visit(self, node: torch.fx.Node) -> None:
+        """Read one node."""
+        read = dict.fromkeys(p for n in node.all_input_nodes for p in self.parts.get(n, ()))
+        name = self.part(node)
+        if name is None:
+            # A size is no value that flows.
+            is_size = node.target is size or isinstance(node.target, sequence_ops.TripLength)
+            self.parts[node] = () if is_size else tuple(read)
+            return
+        self.parts[node] = (name,)
+        self.flow += [(part, name) for part in read]
+
+    def part(self, node: torch.fx.Node) -> str | None:
+        """Return the name of the part that a node is; None for what combines or arranges values."""
+        if node.op == "output":
+            return self.end("output")
+        if node.op == "placeholder":
+            source = self.sources.get(node)
+            is_input = source is not None and source.kind is SourceKind.INPUT
+            return self.end(source.name) if source is not None and is_input else None
+        layer = self.layer(node)
+        if layer is not None:
+            self.layers[node] = layer
+            return layer.name
+        if node.target not in PLUMBING and not isinstance(node.target, sequence_ops.TripLength):
+            where = node.meta.get("where")
+            self.others += [] if where is None else [where]
+        return None
+
+    def end(self, name: str) -> str:
+        self.ends.append(self.unique(name))
+        return self.ends[-1]
+
+    def layer(self, node: torch.fx.Node) -> Layer | None:
+        """Return the line of a node, or None where it has none."""
         if isinstance(node.target, NeuronCall):
-            yield _neuron(node, node.target.program, target)
-        elif isinstance(node.target, TimeLoop):
-            yield _loop(node)
-        elif node.op == "call_function" and "stacked" in node.meta:
-            yield _operator(node, "hoisted", "all steps at once")
-        elif node.op == "call_function" and _is_layer(node):
-            yield _operator(node, "operator", "once")
+            self.names[node] = self.unique(node.target.program.forward.name)
+            return self.neuron(node, node.target)
+        if isinstance(node.target, TimeLoop):
+            read = parameters_of(node, self.sources)
+            is_counter = node.meta["rejection"].code == "counter" and len(read) == 1
+            own = read[0] if is_counter else self.module_name(node) or node.name.partition("_")[2]
+            self.names[node] = self.unique(own)
+            return self.loop(node, node.target)
+        if node.op != "call_function" or not ("stacked" in node.meta or _is_layer(node)):
+            return None
+        own = node.name.replace("_over_time", "")
+        self.names[node] = self.unique(self.module_name(node) or own)
+        # What was in the loop has no call path of its own any more.
+        hoisted = "stacked" in node.meta or "path" not in node.meta
+        return Layer(
+            name=self.names[node],
+            kind="hoisted" if hoisted else "operator",
+            where=node.meta.get("where"),
+            form="all steps at once" if hoisted else "once",
+            kernel="torch",
+            numerics=node.meta.get("numerics", Numerics.BITWISE),
+            operator=_spelled(node),
+            lines=_lines([node]),
+        )
 
+    def module_name(self, node: torch.fx.Node) -> str:
+        """Return the name of the module whose parameters a node reads, or nothing."""
+        owners = [n.rpartition(".")[0] for n in parameters_of(node, self.sources)]
+        return owners[0] if len({*owners}) == 1 else ""
 
-def _is_layer(node: torch.fx.Node) -> bool:
-    target: Any = node.target
-    plumbing = target in PLUMBING or isinstance(target, sequence_ops.TripLength)
-    # Methods of tensors have no module.
-    return not plumbing and getattr(target, "__module__", "") == "torch.nn.functional"
+    def unique(self, name: str) -> str:
+        """Return a name that no part has yet."""
+        candidate, number = name, 1
+        while candidate in self.taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        self.taken.add(candidate)
+        return candidate
 
+    def loop(self, node: torch.fx.Node, loop: TimeLoop) -> Layer:
+        """Return the line of a part that runs one step after another."""
+        rejection, culprit = node.meta["rejection"], node.meta.get("culprit")
+        serial = bool(loop.carries)
+        better = "neuron kernel" if serial else "all steps at once"
+        at_fault = None if culprit is None else culprit.meta.get("where")
+        return Layer(
+            name=self.names[node],
+            kind="serial" if serial else "mapped",
+            where=node.meta.get("where"),
+            form="one step after another",
+            kernel="torch",
+            numerics=Numerics.BITWISE,
+            note=rejection.reason,
+            operator=_looped(loop, rejection.code),
+            lines=_lines(loop.body.nodes),
+            refused=(Rejected(better, rejection.code, rejection.reason, at_fault),),
+        )
 
-def _operator(node: torch.fx.Node, kind: str, form: str) -> Layer:
-    return Layer(
-        name=node.name,
-        kind=kind,
-        where=node.meta.get("where"),
-        form=form,
-        kernel="torch",
-        numerics=node.meta.get("numerics", Numerics.BITWISE),
-    )
-
-
-def _loop(node: torch.fx.Node) -> Layer:
-    rejection = node.meta["rejection"]
-    serial = bool(node.target.carries)  # type: ignore[union-attr]
-    return Layer(
-        name=node.name,
-        kind="serial" if serial else "mapped",
-        where=node.meta.get("where"),
-        form="one step after another",
-        kernel="torch",
-        numerics=Numerics.BITWISE,
-        note=rejection.reason,
-    )
-
-
-def _neuron(node: torch.fx.Node, program: NeuronProgram, target: str) -> Layer:
-    forward = program.forward
-    dtype = node.meta.get("dtype")
-    scale = 1.0 if dtype is None else dtype.itemsize / FLOAT_BYTES
-    moved = FLOAT_BYTES * (len(forward.step_inputs) + len(forward.outputs)) * scale
-    exact = calls_maths(forward.lets) == 0
-    return Layer(
-        name=forward.name,
-        kind="neuron",
-        where=forward.where,
-        form=form_text(forward.form),
-        kernel=target,
-        numerics=weakest(
-            Numerics.BITWISE if exact else Numerics.REASSOCIATED, promise_of(forward.form)
-        ),
-        forward_bytes=moved,
-        training_bytes=_training_bytes(program, moved, scale),
-        equations=equations(program),
-        note="" if exact else "its maths functions differ from torch's in the last place",
-    )
+    def neuron(self, node: torch.fx.Node, call: NeuronCall) -> Layer:
+        """Return the line of a neuron."""
+        program, forward = call.program, call.program.forward
+        operands = self.origins.operands(node, call)
+        shown = equations_of(forward, {operand.name: operand.shown for operand in operands})
+        moved = _transfers(program, node.meta.get("dtype"), shown)
+        exact = calls_maths(forward.lets) == 0
+        trains = program.adjoint is not None and program.storage is not None
+        inference = FLOAT_BYTES * (len(forward.step_inputs) + len(forward.outputs))
+        return Layer(
+            name=self.names[node],
+            kind="neuron",
+            where=forward.where,
+            form=form_text(forward.form),
+            kernel=self.target,
+            numerics=weakest(
+                Numerics.BITWISE if exact else Numerics.REASSOCIATED, promise_of(forward.form)
+            ),
+            forward_bytes=inference * _scale(node.meta.get("dtype")),
+            training_bytes=sum(t.bytes for t in moved) if trains else None,
+            equations=shown.lines(),
+            note="" if exact else "its maths functions differ from torch's in the last place",
+            lines=tuple(dict.fromkeys(w for w in _places(forward) if w is not None)),
+            operands=operands,
+            transfers=moved,
+            recurrence=forward,
+            keeps=_keeps(program, shown),
+        )
 
 
 def form_text(form: Form) -> str:
@@ -131,18 +251,59 @@ def promise_of(form: Form) -> Numerics:
             return Numerics.BITWISE
 
 
-def _training_bytes(program: NeuronProgram, moved: float, scale: float) -> float | None:
-    if program.adjoint is None or program.storage is None:
-        return None
-    return moved + scale * backward_bytes(program.forward, program.adjoint, program.storage)
+def _is_layer(node: torch.fx.Node) -> bool:
+    target: Any = node.target
+    operator_: Any = target.operator if isinstance(target, sequence_ops.Folded) else target
+    plumbing = target in PLUMBING or isinstance(target, sequence_ops.TripLength)
+    # Methods of tensors have no module.
+    return not plumbing and getattr(operator_, "__module__", "") == "torch.nn.functional"
 
 
-def equations(program: NeuronProgram) -> tuple[str, ...]:
-    """Return the step of a neuron as equations, one line each."""
-    forward = program.forward
-    lines = [f"{let.name} = {spell(let.expr, IR_DIALECT)}" for let in forward.lets]
-    lines += [f"{s.name}[t+1] = {s.update}" for s in forward.states]
-    if program.storage is not None:
-        place = "recomputed" if program.storage.place is Place.SCRATCH else "stored"
-        lines.append(f"backward: {', '.join(program.storage.saved) or 'nothing'} {place}")
-    return tuple(lines)
+def _spelled(node: torch.fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).replace("_over_time", "")
+
+
+def _looped(loop: TimeLoop, code: str) -> str:
+    if not loop.carries:
+        return _spelled(loop.node(loop.results[-1].node))
+    return "counter" if code == "counter" else "loop"
+
+
+def _lines(nodes: Iterable[torch.fx.Node]) -> tuple[Location, ...]:
+    places = (node.meta.get("where") for node in nodes if node.op == "call_function")
+    return tuple(dict.fromkeys(where for where in places if where is not None))
+
+
+def _places(recurrence: Recurrence) -> Iterator[Location | None]:
+    yield from (let.where for let in recurrence.lets)
+    yield from (state.where for state in recurrence.states)
+
+
+def _scale(dtype: torch.dtype | None) -> float:
+    return 1.0 if dtype is None else dtype.itemsize / FLOAT_BYTES
+
+
+def _transfers(
+    program: NeuronProgram, dtype: torch.dtype | None, shown: Equations
+) -> tuple[Transfer, ...]:
+    """Return what a neuron moves, in the user's names and in the bytes of its type."""
+
+    def spelled(what: str) -> str:
+        symbols = (shown.symbols.get(word) for word in what.split(" "))
+        pairs = zip(what.split(" "), symbols, strict=True)
+        return " ".join(word if s is None else str(replace(s, time="")) for word, s in pairs)
+
+    return tuple(
+        # A bit is a bit in every type.
+        Transfer(sweep, spelled(what), count * (_scale(dtype) if count >= 1.0 else 1.0))
+        for sweep, what, count in transfers(program)
+    )
+
+
+def _keeps(program: NeuronProgram, shown: Equations) -> str:
+    """Return what backward gets from forward, in a clause."""
+    if program.storage is None:
+        return ""
+    how = "computed again" if program.storage.place is Place.SCRATCH else "stored"
+    names = ", ".join(shown.spell(Var(name)) for name in program.storage.saved)
+    return f"{names or 'nothing'} {how}"

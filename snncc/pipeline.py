@@ -24,7 +24,7 @@ from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
-from snncc.layers import layers_of
+from snncc.layers import plan_of
 from snncc.options import Options, settings
 from snncc.passes import Rejection, passes_for
 from snncc.passes.neurons import copy_graph, neuron_nodes
@@ -134,8 +134,10 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
     calls = [n.target.neuron for n in runnable.nodes if isinstance(n.target, KernelCall)]
     fixed_points = tuple(n for n in calls if isinstance(n, FixedPointNeuron))
     notes = ("so few steps run as recorded, operator by operator",) if recording.flat else ()
-    plan = Plan(layers_of(graph, options.target), _described(recording.tape, leaves), notes)
-    dump.text("report.txt", str(plan))
+    sources, described = recording.tape.sources, _described(recording.tape, leaves)
+    plan = plan_of(graph, options.target, sources, described, notes)
+    if dump.folder is not None:
+        dump.text("report.txt", str(plan))
     return Compiled(recording, graph, run, plan, fixed_points)
 
 

@@ -91,6 +91,15 @@ class Location:
         return bool(text) and _runs(self.code, self.line, self.last_line, text)
 
     @property
+    def is_function_current(self) -> bool:
+        """Whether the file still has the text of the whole function that ran."""
+        if self.code is None:
+            return True
+        text = "".join(linecache.getlines(self.file))
+        lines = [n for _, _, n in self.code.co_lines() if n is not None]
+        return bool(text) and _runs(self.code, min(lines), max(lines), text)
+
+    @property
     def span(self) -> tuple[int, int] | None:
         """Start in the first line and end in the last line of `source_lines`, in characters."""
         lines = self.source_lines
@@ -108,6 +117,13 @@ class Location:
         lines[-1] = lines[-1][:end]
         lines[0] = lines[0][start:]
         return " ".join(line.strip() for line in lines)
+
+    @property
+    def own(self) -> Location:
+        """The nearest location outside of libraries: the user's own line, where there is one."""
+        if not is_library(self.file):
+            return self
+        return next((c for c in self.callers if not is_library(c.file)), self)
 
     @property
     def callers(self) -> Iterator[Location]:

@@ -219,7 +219,8 @@ def test_explain_shows_equations_and_refusals() -> None:
     """What was found is shown with the user's names; a refusal is shown, not raised."""
     text = str(snncc.explain(Feedforward(), torch.randn(6, 2, 5)))
 
-    assert "h1 = " in text
+    assert "h1[t] = v1[t-1] * 0.9 + layer1[t]" in text
+    assert "a spike sets it to 0" in text
     assert "fused time" in text
     refused = snncc.explain(Branching(), torch.randn(6, 2, 5))
     assert refused.plan is None

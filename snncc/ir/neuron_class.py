@@ -116,6 +116,7 @@ class SpikeClass:
         potential: What is compared, or rounded.
         comparison: How, None for a spike that counts (a rounded potential).
         threshold: What it is compared with.
+        compared: The let whose value the potential is, where there is one.
         membrane: The state whose potential is compared, where that is proven.
         surrogate: Name of the gradient that the user gave it, or None.
         is_adaptive: Whether the threshold depends on a state.
@@ -127,6 +128,7 @@ class SpikeClass:
     potential: Expr | None = None
     comparison: Op | None = None
     threshold: Expr | None = None
+    compared: str | None = None
     membrane: str | None = None
     surrogate: str | None = None
     is_adaptive: bool = False

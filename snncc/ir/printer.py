@@ -42,13 +42,17 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Dialect:
-    """The spelling of expressions in one language."""
+    """The spelling of expressions in one language.
+
+    ``group`` is what parentheses around an expression are.
+    """
 
     operations: Mapping[Op, Spelling]
     select: Spelling
     detach: Spelling
     literal: Callable[[float | bool], str]
     variable: Callable[[str], str] = str
+    group: str = "({})"
 
 
 def infix(symbol: str, level: int) -> Spelling:
@@ -69,8 +73,8 @@ def spell(expr: Expr, dialect: Dialect) -> str:
 def _spell(expr: Expr, dialect: Dialect) -> tuple[str, int]:
     match expr:
         case Const(value):
-            text = dialect.literal(value)
-            return text, 0 if text.startswith("-") else ATOM
+            negative = not isinstance(value, bool) and (value < 0 or repr(value) == "-0.0")
+            return dialect.literal(value), 0 if negative else ATOM
         case Var(name):
             return dialect.variable(name), ATOM
         case Unary(op, arg):
@@ -91,7 +95,7 @@ def _apply(spelling: Spelling, operands: tuple[Expr, ...], dialect: Dialect) -> 
         text, level = _spell(operand, dialect)
         levels = spelling.operand_levels
         needed = levels[position] if position < len(levels) else 0
-        texts.append(f"({text})" if level < needed else text)
+        texts.append(dialect.group.format(text) if level < needed else text)
     return spelling.template.format(*texts, args=", ".join(texts)), spelling.level
 
 

@@ -23,8 +23,8 @@ from snncc.passes.name_neurons import UNKNOWN, name_neuron
 from snncc.passes.read_step import Step, TooLargeError, read_step
 from snncc.passes.read_update import find_history, read_update
 
-# What a state is for that holds or counts what others do.
-PASSIVE = frozenset({Role.SPIKE, Role.SUM, Role.LAST, Role.REFRACTORY})
+# What a state is for that only holds what others do, or counts steps.
+HELD = frozenset({Role.SPIKE, Role.LAST, Role.REFRACTORY})
 
 
 def classify_neuron(recurrence: Recurrence) -> NeuronClass:
@@ -88,6 +88,7 @@ def _spike(step: Step, spike: Spike, states: list[StateClass]) -> SpikeClass:
                 potential=potential,
                 comparison=comparison,
                 threshold=threshold,
+                compared=_named(step, potential),
                 membrane=membrane.name,
                 is_adaptive=is_adaptive,
             )
@@ -95,6 +96,11 @@ def _spike(step: Step, spike: Spike, states: list[StateClass]) -> SpikeClass:
         potential, comparison, threshold = readings[-2]
         return replace(found, potential=potential, comparison=comparison, threshold=threshold)
     return found
+
+
+def _named(step: Step, value: Expr) -> str | None:
+    """Return the let that has a value, or None."""
+    return next((let.name for let in step.recurrence.lets if step.value(let.name) == value), None)
 
 
 def _membrane(
@@ -116,7 +122,7 @@ def _membrane(
 def _is_affine(states: list[StateClass]) -> bool:
     """Tell whether the states that make the potential are affine in one another together."""
     names = frozenset(s.name for s in states)
-    active = [s for s in states if s.role not in PASSIVE]
+    active = [s for s in states if s.role not in HELD]
     return bool(active) and all(
         s.charge is not None and s.is_affine and degree(s.charge, names) in (0, 1) for s in active
     )

@@ -126,11 +126,46 @@ def _traffic(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], plac
 
 
 def _bytes(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place) -> float:
-    steps = set(forward.step_inputs)
+    reread = FLOAT_BYTES * len(_reread(forward, adjoint, saved, place))
     if place is Place.SCRATCH:
-        rerun = bool(saved)
-        read = steps if rerun else steps & _slice(forward, adjoint, saved)
-        return FLOAT_BYTES * len(read)
-    bools = bool_lets(forward.lets)
-    stored = sum(BIT_BYTES if name in bools else FLOAT_BYTES for name in saved)
-    return 2 * stored + FLOAT_BYTES * len(steps & _slice(forward, adjoint, saved))
+        return reread
+    return 2 * sum(stored_bytes(forward, name) for name in saved) + reread
+
+
+def _reread(
+    forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place
+) -> set[str]:
+    """Return the step inputs that the backward kernel reads once more."""
+    steps = set(forward.step_inputs)
+    if place is Place.SCRATCH and saved:
+        return steps  # the forward sweep is run again
+    return steps & _slice(forward, adjoint, saved)
+
+
+def stored_bytes(forward: Recurrence, name: str) -> float:
+    """Return the bytes of one saved value of a neuron-step in float32; a bool takes a bit."""
+    return BIT_BYTES if name in bool_lets(forward.lets) else FLOAT_BYTES
+
+
+def transfers(program: NeuronProgram) -> Iterator[tuple[str, str, float]]:
+    """Yield what a neuron moves at each step: the sweep, what is read or written, its bytes.
+
+    Forward and backward of a program without an adjoint are those of inference.
+    """
+    forward, adjoint, storage = program.forward, program.adjoint, program.storage
+    yield from (("forward", f"read {name}", FLOAT_BYTES) for name in forward.step_inputs)
+    yield from (("forward", f"write {name}", FLOAT_BYTES) for name in forward.outputs)
+    if adjoint is None or storage is None:
+        return
+    stored = storage.saved if storage.place is Place.MEMORY else ()
+    for name in stored:
+        yield "forward", f"store {name}", stored_bytes(forward, name)
+        yield "backward", f"load {name}", stored_bytes(forward, name)
+    reread = _reread(forward, adjoint, storage.saved, storage.place)
+    yield from (("backward", f"read {name} again", FLOAT_BYTES) for name in sorted(reread))
+    for name in forward.outputs:
+        yield "backward", f"read the gradient of {name}", FLOAT_BYTES
+    inputs = zip(adjoint.step_gradients, forward.step_inputs, strict=True)
+    of = {gradient: name for gradient, name in inputs if gradient is not None}
+    for name in adjoint.recurrence.outputs:
+        yield "backward", f"write the gradient of {of.get(name, name)}", FLOAT_BYTES
