@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snncc.errors import SnnccError
@@ -185,10 +186,16 @@ def _file_of(
     own = {line: note for (file, line), note in below.items() if file == listing.file}
     return tag(
         "figure",
-        tag("figcaption", listing.file),
+        tag("figcaption", _short_path(listing.file)),
         None if stale is None else tag("p", stale, class_="remark"),
         code(listing, links.get, own),
     )
+
+
+def _short_path(file: str) -> str:
+    """Return a path as seen from the current folder, where it is below that."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
 def _marks(plan: Plan) -> list[Mark]:
