@@ -6,7 +6,6 @@ graph at the end.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +14,7 @@ import torch
 import torch.fx
 
 from snncc.frontend.reroll.item import MOVES, Item, is_floating, map_leaves, operands
-from snncc.ir.record import Node, map_nodes
-from snncc.ir.tape import SourceKind, Tape
+from snncc.ir.tape import SourceKind
 
 # Operators that take a Python number, or a state, in place of any operand.
 ARITHMETIC = frozenset(
@@ -74,29 +72,6 @@ def fill_value(item: Any) -> float | int | None:
         seen = torch.tensor(value, dtype=item.args[0].meta["dtype"]).item()
         return value if seen == value else None
     return value
-
-
-def from_tape(tape: Tape) -> Program:
-    """Read a tape into a flat program."""
-    items: dict[Node, Item] = {}
-    names: dict[int, str] = {}
-    program = Program([], [], ())
-    for node, source in zip(tape.places, tape.sources, strict=True):
-        item = items[node] = Item(None, meta=node.meta, name=node.name)
-        item.source = source
-        program.inputs.append(item)
-    for node in tape.calls:
-        leaves = [items[leaf] if type(leaf) is Node else leaf for leaf in node.leaves]
-        item = items[node] = Item.of_leaves(node.target, node.structure, leaves, node.meta)
-        item.name = names.get(id(node.target)) or names.setdefault(id(node.target), _spelled(item))
-    program.items = list(items.values())[len(program.inputs) :]
-    program.outputs = map_nodes(tape.outputs, items.__getitem__)
-    return program
-
-
-def _spelled(item: Item) -> str:
-    """Return the name of an operator as the name of a variable."""
-    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", item.operator).lower()
 
 
 def to_graph(program: Program) -> torch.fx.Graph:

@@ -136,6 +136,10 @@ class Item:
             self._sort = _sort_of(self)
         return self._sort
 
+    @sort.setter
+    def sort(self, sort: int) -> None:
+        self._sort = sort
+
 
 LEAVES = frozenset({Item, int, float})
 

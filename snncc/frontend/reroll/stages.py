@@ -19,9 +19,10 @@ from snncc.frontend.garbage import rare_collections
 from snncc.frontend.reroll.collect import collect
 from snncc.frontend.reroll.diagnose import Difference, diagnose
 from snncc.frontend.reroll.first_iteration import complete_first
-from snncc.frontend.reroll.flat import from_tape, to_graph
+from snncc.frontend.reroll.flat import to_graph
 from snncc.frontend.reroll.item import Item
 from snncc.frontend.reroll.last_iteration import complete_last, complete_second
+from snncc.frontend.reroll.read import from_tape
 from snncc.frontend.reroll.roll import prune, roll, take_last
 from snncc.frontend.reroll.search import find_loops
 from snncc.frontend.reroll.simplify import simplify
