@@ -37,9 +37,14 @@ class Dump:
         folder.mkdir(parents=True)
         return cls(folder, current.print_after or "")
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is written."""
+        return self.folder is not None or bool(self.wanted)
+
     def graph(self, stage: str, graph: torch.fx.Graph) -> None:
         """Write a graph with its loops and neurons."""
-        if self.folder is None and not self.wanted:
+        if not self.is_wanted:
             return
         self.text(f"{next(self.number):02}-{stage}.txt", graph_text(graph), stage)
 

@@ -108,7 +108,8 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
         UnsupportedError: Part of the model cannot be compiled exactly and no fallback was allowed.
     """
     dump = Dump.open(name)
-    dump.graph("capture", recording.tape.graph)
+    if dump.is_wanted:  # the record of a long run is large as a graph
+        dump.graph("capture", recording.tape.graph)
     dump.graph("reroll", recording.rolled.graph)
     graph = recording.rolled.graph
     requires = tuple(leaf.requires_grad for leaf in leaves)

@@ -70,7 +70,7 @@ def _used_outside(program: Program, sequence: Sequence, proof: Proof) -> list[in
     inside = (codes >= proof.start) & (codes < proof.stop)
     outside = (owners < proof.start) | (owners >= proof.stop)
     used = set(codes[inside & outside].tolist())
-    floating = {int(c) for c in np.unique(codes[outside & (codes < 0)])}
+    floating = set(codes[outside & (codes < 0)].tolist())
     roots = [sequence.value(c) for c in floating]
     used.update(
         code
