@@ -112,6 +112,7 @@ class KernelSource:
         name: The exported function.
         target: The language.
         text: Readable and stable: no versions, paths or times.
+        anonymous: The text without the user's names.  Where it is equal, one binary serves.
         signature: The arguments of the exported function.
         flags: Compiler flags that the numerics of the kernel need.
     """
@@ -119,6 +120,7 @@ class KernelSource:
     name: str
     target: str
     text: str
+    anonymous: str
     signature: Signature
     flags: tuple[str, ...]
 

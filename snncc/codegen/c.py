@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from snncc.codegen.anonymize import anonymize
 from snncc.codegen.base import Argument, KernelSource, Signature
 from snncc.codegen.c_expressions import C_TYPE
 from snncc.codegen.c_preamble import preamble
@@ -58,29 +59,38 @@ class CTarget:
 
     def emit(self, kernel: Kernel) -> KernelSource:
         """Write a kernel as one translation unit."""
-        tile = tile_lanes(kernel)
-        name = identifier(kernel.name)
-        functions = [
-            step_function(f"{name}_{sweep.name}", sweep.step, kernel.dtype)
-            for sweep in sweeps(kernel)
-        ]
-        packed = any(a.packed and a.written for a in kernel.arguments)
-        parts = [
-            _comment(kernel),
-            preamble(_operations(kernel), kernel.dtype, packed=packed),
-            f"\n/* Lanes of one tile at most. */\n#define TILE {tile}\n",
-            *map(_text, (_structure(name, kernel), *functions)),
-            _text(tile_function(name, kernel)),
-            _text(_entry(name)),
-        ]
         signature = Signature(
             dtype=kernel.dtype,
             arguments=kernel.arguments,
-            tile=tile,
+            tile=tile_lanes(kernel),
             scratch=len(kernel.scratch),
             checkpoint=len(kernel.recompute.step.carries) if kernel.recompute else 0,
         )
-        return KernelSource(name, self.name, "".join(parts), signature, FLAGS)
+        return KernelSource(
+            name=identifier(kernel.name),
+            target=self.name,
+            text=_unit(kernel),
+            anonymous=_unit(anonymize(kernel)),
+            signature=signature,
+            flags=FLAGS,
+        )
+
+
+def _unit(kernel: Kernel) -> str:
+    name = identifier(kernel.name)
+    functions = [
+        step_function(f"{name}_{sweep.name}", sweep.step, kernel.dtype) for sweep in sweeps(kernel)
+    ]
+    packed = any(a.packed and a.written for a in kernel.arguments)
+    parts = [
+        _comment(kernel),
+        preamble(_operations(kernel), kernel.dtype, packed=packed),
+        f"\n/* Lanes of one tile at most. */\n#define TILE {tile_lanes(kernel)}\n",
+        *map(_text, (_structure(name, kernel), *functions)),
+        _text(tile_function(name, kernel)),
+        _text(_entry(name)),
+    ]
+    return "".join(parts)
 
 
 def tile_lanes(kernel: Kernel) -> int:

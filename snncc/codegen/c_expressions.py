@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from snncc.codegen.base import FloatType
@@ -105,34 +106,39 @@ def dialect(dtype: FloatType, names: dict[str, str]) -> Dialect:
         dtype: The working type.
         names: For each IR name the C variable that holds it.
     """
-    suffix = "f" if dtype is FloatType.FLOAT32 else ""
-    one, zero = literal(1.0, dtype), literal(0.0, dtype)
     return Dialect(
-        operations={
-            **{op: call(name + suffix) for op, name in MATH.items()},
-            **{op: call(name) for op, name in HELPERS.items()},
-            Op.NEG: Spelling("-{0}", _UNARY, (_UNARY + 1,)),
-            Op.NOT: Spelling("!{0}", 22, (_UNARY + 1,)),  # gcc warns on !a & b too
-            Op.FLOAT: Spelling(f"{{0}} ? {one} : {zero}", 2, (_UNARY,)),
-            Op.ADD: infix("+", 40),
-            Op.SUB: infix("-", 40),
-            Op.MUL: infix("*", 50),
-            Op.DIV: infix("/", 50),
-            Op.LT: _comparison("<"),
-            Op.LE: _comparison("<="),
-            Op.GT: _comparison(">"),
-            Op.GE: _comparison(">="),
-            Op.EQ: _comparison("=="),
-            Op.NE: _comparison("!="),
-            Op.AND: _logical("&"),
-            Op.OR: _logical("|"),
-            Op.XOR: _logical("^"),
-        },
+        operations=_operations(dtype),
         select=Spelling("{0} ? {1} : {2}", 2, (20, 3, 3)),
         detach=Spelling("{0}", ATOM, (ATOM,)),
         literal=lambda value: literal(value, dtype),
         variable=lambda name: names[name],
     )
+
+
+@functools.cache
+def _operations(dtype: FloatType) -> Mapping[Op, Spelling]:
+    suffix = "f" if dtype is FloatType.FLOAT32 else ""
+    one, zero = literal(1.0, dtype), literal(0.0, dtype)
+    return {
+        **{op: call(name + suffix) for op, name in MATH.items()},
+        **{op: call(name) for op, name in HELPERS.items()},
+        Op.NEG: Spelling("-{0}", _UNARY, (_UNARY + 1,)),
+        Op.NOT: Spelling("!{0}", 22, (_UNARY + 1,)),  # gcc warns on !a & b too
+        Op.FLOAT: Spelling(f"{{0}} ? {one} : {zero}", 2, (_UNARY,)),
+        Op.ADD: infix("+", 40),
+        Op.SUB: infix("-", 40),
+        Op.MUL: infix("*", 50),
+        Op.DIV: infix("/", 50),
+        Op.LT: _comparison("<"),
+        Op.LE: _comparison("<="),
+        Op.GT: _comparison(">"),
+        Op.GE: _comparison(">="),
+        Op.EQ: _comparison("=="),
+        Op.NE: _comparison("!="),
+        Op.AND: _logical("&"),
+        Op.OR: _logical("|"),
+        Op.XOR: _logical("^"),
+    }
 
 
 def _comparison(symbol: str) -> Spelling:

@@ -1,5 +1,7 @@
 """Compiled kernels on disk, found by what they were made from, and in memory.
 
+The names of values are no part of what a kernel is made from: layers of equal neurons share one.
+
 An entry is a folder that appears under its final name in one rename, after everything in it is
 written; ``meta.json`` is written last and holds the hash of the library.  Whatever does not
 load - cut short, changed, of another format - counts as absent, is removed and made again.  No
@@ -12,6 +14,7 @@ import ctypes
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -24,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from snncc.codegen.base import KernelSource
-from snncc.errors import BuildError, SnnccWarning
+from snncc.errors import BuildError, SnnccError, SnnccWarning
 from snncc.options import settings
 from snncc.runtime.build import (
     Compiler,
@@ -35,7 +38,7 @@ from snncc.runtime.build import (
 )
 
 # Counts changes of the folder's layout and of the meaning of its files.
-FORMAT = 1
+FORMAT = 2
 _ABANDONED_S = 24 * 3600
 
 # Calls the kernel on the address of its argument structure.
@@ -54,9 +57,27 @@ class KernelCache:
         self._functions: dict[str, Function] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._private: Path | None = None
+        self._slots = threading.BoundedSemaphore(os.cpu_count() or 1)
+        if hasattr(os, "register_at_fork"):
+            cache = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _reset_locks(cache))
+
+    def prepare(self, source: KernelSource) -> None:
+        """Start to build a kernel that will probably be loaded soon.
+
+        Whatever goes wrong is left to the load, which then meets the same error.
+        """
+        key = entry_key(source, find_compiler())
+        if key not in self._functions and key not in self._locks:
+            self._locks[key] = threading.Lock()
+            threading.Thread(target=self._try_to_load, args=(source,), name="snncc-build").start()
+
+    def _try_to_load(self, source: KernelSource) -> None:
+        with self._slots, suppress(SnnccError):
+            self.load(source)
 
     def load(self, source: KernelSource) -> Function:
-        """Return the function of a kernel.
+        """Return the function of a kernel, or of one that differs from it in names only.
 
         Raises:
             TargetError: There is no compiler.
@@ -79,7 +100,7 @@ class KernelCache:
 
     def _find_or_build(self, source: KernelSource, compiler: Compiler, key: str) -> Function:
         folder = self.folder()
-        found = _open_entry(_entry(folder, key), source.name)
+        found = _open_entry(_entry(folder, key))
         if found is not None:
             return found
         if not is_writable(folder):
@@ -110,9 +131,17 @@ class KernelCache:
         return self._private
 
 
+def _reset_locks(cache: weakref.ref[KernelCache]) -> None:
+    """Forget builds under way in a forked child: the threads that made them are not there."""
+    alive = cache()
+    if alive is not None:
+        alive._locks = {}
+        alive._slots = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+
 def entry_key(source: KernelSource, compiler: Compiler) -> str:
     """Return the name of a kernel's entry: a hash of everything that it is made from."""
-    made_from = (str(FORMAT), source.name, build_identity(source, compiler), source.text)
+    made_from = (str(FORMAT), build_identity(source, compiler), source.anonymous)
     return hashlib.sha256("\0".join(made_from).encode()).hexdigest()
 
 
@@ -120,7 +149,7 @@ def _entry(folder: Path, key: str) -> Path:
     return folder / key[:2] / key
 
 
-def _open_entry(entry: Path, name: str) -> Function | None:
+def _open_entry(entry: Path) -> Function | None:
     """Load an entry; remove it and return None where anything about it is wrong."""
     if not entry.exists():
         return None
@@ -130,7 +159,7 @@ def _open_entry(entry: Path, name: str) -> Function | None:
         # A library that was cut short would crash the process when its pages are touched.
         if hashlib.sha256(library.read_bytes()).hexdigest() != meta["sha256"]:
             raise ValueError("the library was changed")
-        return _open_library(library, name)
+        return _open_library(library, meta["kernel"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         _remove(entry)
         return None

@@ -61,6 +61,7 @@ class Neuron:
         self.target = target
         self._num_threads = num_threads
         self._cache = cache
+        self._sources: dict[KernelSpec, KernelSource] = {}
         self._kernels: dict[KernelSpec, LoadedKernel] = {}
         self._plans: dict[object, ForwardPlan] = {}
         self._resources = Resources(
@@ -116,7 +117,10 @@ class Neuron:
 
     def source(self, spec: KernelSpec) -> KernelSource:
         """Return the source of a kernel of this layer."""
-        return CTarget().emit(lower(self.program, spec))
+        source = self._sources.get(spec)
+        if source is None:
+            source = self._sources[spec] = CTarget().emit(lower(self.program, spec))
+        return source
 
     def specs(self) -> tuple[KernelSpec, ...]:
         """Return what kernels the calls so far have asked for, in order."""
@@ -134,7 +138,28 @@ class Neuron:
                 self._plans.clear()
             plan = ForwardPlan(self._resources, tensors, length, training=training, threads=threads)
             self._plans[key] = plan
+            if training and self.program.adjoint is not None:
+                self._prepare_backward(plan, tensors)
         return plan
+
+    def _prepare_backward(self, plan: ForwardPlan, tensors: Sequence[Tensor]) -> None:
+        """Build the kernel that the backward call will probably need while the forward call runs.
+
+        A result is expected to have a gradient of its own layout; a final has one where there is
+        nothing else.  Whatever turns out otherwise is planned and built when it is asked for.
+        """
+        needs = [tensor.requires_grad for tensor in tensors]
+        outputs = len(self.program.forward.outputs)
+        cotangents = [
+            shape.like_nothing() if position < outputs or not outputs else None
+            for position, shape in enumerate(plan.written[: self.results])
+        ]
+        for position in self.program.without_gradient:
+            cotangents[position] = None
+        if any(needs):
+            expected = self.backward_plan(plan, tensors, cotangents, needs)
+            if expected.spec not in self._kernels:
+                self._cache.prepare(self.source(expected.spec))
 
     def backward_plan(
         self,

@@ -60,6 +60,10 @@ class Shape:
         """Return a tensor of this shape with arbitrary content."""
         return memory.empty_strided(self.sizes, self.strides, self.dtype)
 
+    def like_nothing(self) -> Tensor:
+        """Return a tensor of this shape without memory."""
+        return torch.empty_strided(self.sizes, self.strides, dtype=self.dtype, device="meta")
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -215,10 +219,10 @@ class BackwardPlan:
                 for name, value in values.items()
             ]
             layout = choose_groups(layout, arrays)
-        placed = place_inputs(layout, values, placed_ranks)
-        spec = KernelSpec(
-            Job.BACKWARD, float_type(tensors[0]), uniform_names(placed), frozenset(wanted)
-        )
+        self._layout = layout
+        self._placed = place_inputs(layout, values, placed_ranks)
+        uniform = uniform_names(self._placed)
+        self.spec = KernelSpec(Job.BACKWARD, float_type(tensors[0]), uniform, frozenset(wanted))
         reverse = adjoint.recurrence
         outputs = tuple(name for name in reverse.outputs if name in wanted)
         finals = tuple(name for name in reverse.finals if name in wanted)
@@ -227,12 +231,21 @@ class BackwardPlan:
         lane = Shape(layout.lanes, layout.lane_strides, dtype)
         self._is_empty = 0 in layout.lanes
         self._written = [step] * len(outputs) + [lane] * len(finals)
-        self._binding, inputs = bind(forward.resources, spec, layout, placed, forward.threads)
-        # Where the kernel finds its inputs: among the tensors, the cotangents, the saved values.
-        given = (*values, *forward.resources.saved)
-        self._inputs = [given.index(name) for name in inputs]
+        self._given = (*values, *forward.resources.saved)
+        self._binding: tuple[Binding, list[int]] | None = None
         results = (*outputs, *finals)
         self._results = [[results.index(name) for name in names] for names in self._gradients]
+
+    def _bound(self) -> tuple[Binding, list[int]]:
+        """Return the binding, and where it finds its inputs: tensors, cotangents, saved values.
+
+        A plan is often made long before its kernel is there, see `Neuron`.
+        """
+        if self._binding is None:
+            resources, threads = self._forward.resources, self._forward.threads
+            binding, inputs = bind(resources, self.spec, self._layout, self._placed, threads)
+            self._binding = binding, [self._given.index(name) for name in inputs]
+        return self._binding
 
     def _values(
         self, tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None]
@@ -256,7 +269,8 @@ class BackwardPlan:
                 for given, zero in zip(cotangents, self._zeros.values(), strict=True)
             ]
             given = [*tensors, *seen, *saved]
-            self._binding.run([*[given[i] for i in self._inputs], *written])
+            binding, inputs = self._bound()
+            binding.run([*[given[i] for i in inputs], *written])
         return [
             _reduced([written[i] for i in places], sizes, has_time=index < self._steps)
             for index, (places, sizes) in enumerate(zip(self._results, self._shapes, strict=True))

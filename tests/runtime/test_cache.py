@@ -127,7 +127,8 @@ def test_wrong_library_behind_a_right_hash(tmp_path, calls):
         ["cc", "-shared", "-x", "c", "/dev/null", "-o", str(entry / "kernel.so")], check=True
     )
     digest = hashlib.sha256((entry / "kernel.so").read_bytes()).hexdigest()
-    (entry / "meta.json").write_text(json.dumps({"sha256": digest}))
+    meta = {"kernel": source().name, "sha256": digest}
+    (entry / "meta.json").write_text(json.dumps(meta))
     calls.clear()
 
     assert run_layer(tmp_path).shape == (3, 40)
