@@ -80,6 +80,7 @@ class Specializations:
         member.add(shapes if recording.exact else _recorded(recording, shapes), recording.tape)
         member.add(shapes, recording.tape)
         members.append(member)
+        recording.tape.forget_calls()
         return member.compiled
 
 

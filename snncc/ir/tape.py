@@ -24,7 +24,7 @@ import torch
 import torch.fx
 from torch.utils import _pytree as pytree
 
-from snncc.errors import Location
+from snncc.errors import InternalError, Location
 from snncc.ir.record import Node, to_fx
 
 
@@ -178,6 +178,7 @@ class Tape:
             written into one.
         memories: For each source the number of its memory, None where nobody shares it.
         result: What the user's code returned in the recorded run.
+        is_forgotten: Whether the calls were dropped; everything else is kept.
     """
 
     places: tuple[Node, ...]
@@ -197,9 +198,17 @@ class Tape:
     placements: tuple[Placement | None, ...] = ()
     memories: tuple[int | None, ...] = ()
     result: Any = field(default=None, repr=False)
+    is_forgotten: bool = False
 
     @functools.cached_property
     def graph(self) -> torch.fx.Graph:
         """The record as an fx graph, without what is computed in vain."""
+        if self.is_forgotten:
+            raise InternalError("the calls of this record are forgotten")
         calls = [node for node in self.calls if node not in self.vain]
         return to_fx(self.places, calls, self.outputs)
+
+    def forget_calls(self) -> None:
+        """Drop the calls, which a long sequence has many of and a compiled model needs no more."""
+        self.calls, self.outputs, self.vain, self.is_forgotten = (), (), frozenset(), True
+        self.__dict__.pop("graph", None)
