@@ -21,6 +21,7 @@ from snncc.ir.tape import Source, SourceKind
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
 from snncc.operands import Origins, parameters_of
+from snncc.passes.batch_rules import REASSOCIATED
 from snncc.passes.plan_storage import FLOAT_BYTES, transfers
 from snncc.report import Layer, Plan, Rejected, Transfer
 from snncc.source import Location
@@ -39,6 +40,9 @@ PLUMBING = frozenset(
         torch.arange,
     }
 )
+
+# Operators that are a part of the network wherever they are; sums only where their order changes.
+PRODUCTS = REASSOCIATED - {torch.sum, torch.mean, torch.cumsum, torch.cumprod}
 
 
 def layers_of(
@@ -165,8 +169,10 @@ class _Reader:
 
     def module_name(self, node: torch.fx.Node) -> str:
         """Return the name of the module whose parameters a node reads, or nothing."""
-        owners = [n.rpartition(".")[0] for n in parameters_of(node, self.sources)]
-        return owners[0] if len({*owners}) == 1 else ""
+        owners = {n.rpartition(".")[0] for n in parameters_of(node, self.sources)}
+        owner = owners.pop() if len(owners) == 1 else ""
+        # A module of a Sequential has a number for a name.
+        return f"{_spelled(node)}_{owner}" if owner.isdigit() else owner
 
     def unique(self, name: str) -> str:
         """Return a name that no part has yet."""
@@ -254,9 +260,11 @@ def promise_of(form: Form) -> Numerics:
 def _is_layer(node: torch.fx.Node) -> bool:
     target: Any = node.target
     operator_: Any = target.operator if isinstance(target, sequence_ops.Folded) else target
-    plumbing = target in PLUMBING or isinstance(target, sequence_ops.TripLength)
+    if target in PLUMBING or isinstance(target, sequence_ops.TripLength):
+        return False
     # Methods of tensors have no module.
-    return not plumbing and getattr(operator_, "__module__", "") == "torch.nn.functional"
+    module = getattr(operator_, "__module__", "")
+    return operator_ in PRODUCTS or module in ("torch.nn.functional", "torch._C._nn")
 
 
 def _spelled(node: torch.fx.Node) -> str:
