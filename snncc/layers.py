@@ -208,7 +208,7 @@ class _Reader:
         operands = self.origins.operands(node, call)
         shown = equations_of(forward, {operand.name: operand.shown for operand in operands})
         moved = _transfers(program, node.meta.get("dtype"), shown)
-        exact = calls_maths(forward.lets) == 0
+        inexact = _inexact(node, program)
         trains = program.adjoint is not None and program.storage is not None
         inference = FLOAT_BYTES * (len(forward.step_inputs) + len(forward.outputs))
         return Layer(
@@ -218,18 +218,28 @@ class _Reader:
             form=form_text(forward.form),
             kernel=self.target,
             numerics=weakest(
-                Numerics.BITWISE if exact else Numerics.REASSOCIATED, promise_of(forward.form)
+                Numerics.REASSOCIATED if inexact else Numerics.BITWISE, promise_of(forward.form)
             ),
             forward_bytes=inference * _scale(node.meta.get("dtype")),
             training_bytes=sum(t.bytes for t in moved) if trains else None,
             equations=shown.lines(),
-            note="" if exact else "its maths functions differ from torch's in the last place",
+            note=inexact,
             lines=tuple(dict.fromkeys(w for w in _places(forward) if w is not None)),
             operands=operands,
             transfers=moved,
             recurrence=forward,
             keeps=_keeps(program, shown),
         )
+
+
+def _inexact(node: torch.fx.Node, program: NeuronProgram) -> str:
+    """Return why a neuron rounds in another way than the serial code; nothing where it does not."""
+    reasons = []
+    if node.meta.get("folded"):
+        reasons.append("its membrane norm is folded into decay and input")
+    if calls_maths(program.forward.lets):
+        reasons.append("its maths functions differ from torch's in the last place")
+    return "; ".join(reasons)
 
 
 def form_text(form: Form) -> str:

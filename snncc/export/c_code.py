@@ -83,7 +83,9 @@ class Writer:
             case Place(source, result):
                 return self._moved(source, result)
             case Lookup(table, result):
-                return [f"{self.base(result)}[0] = {self.base(table)}[net->steps - 1];"]
+                row = f"{self.base(table)} + (net->steps - 1) * {result.numel}"
+                size = f"{result.numel} * sizeof({self.real})"
+                return [f"memcpy({self.base(result)}, {row}, {size});"]
             case Linear() | Convolution() | Pool() | Normalize():
                 return [self._whole(operation)]
             case Reduce() | MatMul() | Softmax():

@@ -206,7 +206,7 @@ class Normalize:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The number of this step out of a table, [T] with one number a step."""
+    """The numbers of this step out of a table, [T, *]."""
 
     table: Array
     result: Array

@@ -70,17 +70,24 @@ def apply_counted(tracer: Tracer, target: Any, args: tuple[Any, ...]) -> Any:
         return Steps(count.factor * factor)
     if target is sequence_ops.numbers_until:
         values, rank, _, dtype, _ = args
-        table = torch.tensor(values, dtype=dtype)
-        stand, result = tracer.make(torch.zeros((1,) * (rank + 1), dtype=dtype))
-        tracer.add(Lookup(tracer.array(table), result))
-        limit = tracer.result.limit or len(values)
-        tracer.result.limit = min(limit, len(values))
-        return stand
+        table = torch.tensor(values, dtype=dtype).reshape(-1, *(1,) * rank)
+        return _looked_up(tracer, table)
+    if target is sequence_ops.steps_until:
+        return _looked_up(tracer, args[0].movedim(args[1], 0).contiguous())
     if target in SCALAR_OPS:
         example = [1.0 if isinstance(x, Steps) else x for x in args]
         return _elementwise(tracer, target(*example), target, args, {})
     name = getattr(target, "__name__", str(target))
     raise tracer.refusal(f"'{name}' uses the number of steps in a way that no library has")
+
+
+def _looked_up(tracer: Tracer, table: Tensor) -> Tensor:
+    """Write down that a row of a table is taken, a row for each step."""
+    stand, result = tracer.make(table[:1])
+    tracer.add(Lookup(tracer.array(table.clone()), result))
+    limit = tracer.result.limit or len(table)
+    tracer.result.limit = min(limit, len(table))
+    return stand
 
 
 def _is_view(value: Tensor, arguments: Any) -> bool:

@@ -108,14 +108,36 @@ def numbers_until(
         dtype: Type of the result.
         elapsed: Steps from the beginning to the end of the chunk.
     """
-    if elapsed > len(values):
+    _require_known(elapsed, len(values))
+    return step_numbers(values[elapsed - like.shape[0] : elapsed], rank, like, dtype)
+
+
+def steps_until(x: Tensor, dim: int, length: int, elapsed: int) -> Tensor:
+    """Return the parameters of the steps of a chunk: slices of a parameter that has a time axis.
+
+    Args:
+        x: The parameter.
+        dim: Its time axis.
+        length: Steps of the chunk.
+        elapsed: Steps from the beginning to the end of the chunk.
+    """
+    _require_known(elapsed, x.shape[dim])
+    return x.movedim(dim, 0)[elapsed - length : elapsed]
+
+
+def _require_known(elapsed: int, steps: int) -> None:
+    """Refuse a step for which the model has no numbers.
+
+    Raises:
+        UnsupportedError: A stream has gone on for too long.
+    """
+    if elapsed > steps:
         raise UnsupportedError(
-            f"The stream has reached step {elapsed}; the model has numbers for {len(values)}.",
+            f"The stream has reached step {elapsed}; the model has numbers for {steps}.",
             code="unsupported.stream-length",
-            notes=["Its code computes with a number of its own at each step, as in 'decay ** t'."],
+            notes=["It has a number or a parameter of its own for each step, as in 'decay ** t'."],
             hints=["Call 'reset()' after the last step that the model knows."],
         )
-    return step_numbers(values[elapsed - like.shape[0] : elapsed], rank, like, dtype)
 
 
 def shift_time(x: Tensor, initial: Tensor | float) -> Tensor:

@@ -7,12 +7,14 @@ tests. Potentials are dimensionless and time is counted in steps.
 from snncc.nn.adaptive import AdaptiveLIF
 from snncc.nn.current import CubaLIF
 from snncc.nn.dynamic_decay import DynamicDecay
+from snncc.nn.graded import HDLIF
 from snncc.nn.integrator import LI
 from snncc.nn.leaky import IF, LIF
 from snncc.nn.parallel import PSN, MaskedPSN, SlidingPSN
 from snncc.nn.surrogate import ATan, FastSigmoid, IntegerSpike, Rectangle, Sigmoid, Triangle
 
 __all__ = [
+    "HDLIF",
     "IF",
     "LI",
     "LIF",

@@ -6,6 +6,7 @@ from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
 from snncc.passes.differentiate import Differentiate
+from snncc.passes.fold_membrane_norm import FoldMembraneNorm
 from snncc.passes.fuse_time import FuseTime
 from snncc.passes.hoist_stateless import HoistStateless
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
@@ -28,6 +29,7 @@ def passes_for(
     """
     return (
         SeparateDraws(),
+        FoldMembraneNorm(),
         HoistStateless(),
         SimplifyStep(),
         ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),

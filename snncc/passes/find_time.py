@@ -224,7 +224,7 @@ def _is_structural(node: torch.fx.Node) -> bool:
         )
     if node.target is torch.arange:
         return all(takes_as_length(user, node) for user in node.users)
-    return node.target in (sequence_ops.shift_time, sequence_ops.numbers_until)
+    return node.target in STRUCTURAL
 
 
 def _dtype(value: Any) -> torch.dtype | None:
@@ -245,6 +245,11 @@ def _evaluate(node: torch.fx.Node, env: Environment) -> Any:
         source: Any = node.args[0]
         return call_node(node, {**env, source: call_node(source, env)})
     return call_node(node, env)
+
+
+STRUCTURAL = frozenset(
+    {sequence_ops.shift_time, sequence_ops.numbers_until, sequence_ops.steps_until}
+)
 
 
 def _mixing(node: torch.fx.Node) -> Rejection:

@@ -236,6 +236,7 @@ class _Split:
         lanes = [self.lane_argument(n, dtype) for n in neuron.lanes]
         result = self.emit(call, self.length, *steps, *lanes)
         result.meta["dtype"] = dtype
+        result.meta["folded"] = any(n.meta.get("folded") for n in group.nodes)
         for position, node in enumerate((*neuron.outputs, *neuron.finals)):
             value = self.emit(operator.getitem, result, position)
             value.meta["dtype"] = dtype

@@ -130,6 +130,10 @@ class _Streamer:
             args = (*self.mapped(node.args[:-1]), self.elapsed)
             self.copies[node] = self.call(sequence_ops.numbers_until, args, node)
             self.counts = True
+        elif node.target is sequence_ops.steps_until:
+            args = (*self.mapped(node.args[:3]), self.elapsed)
+            self.copies[node] = self.call(sequence_ops.steps_until, args, node)
+            self.counts = True
         elif time.kind is Kind.PREFIX and self.reduces(node):
             self.copies[node] = self.reduction(node)
         else:

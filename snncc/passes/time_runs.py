@@ -80,24 +80,49 @@ def _with_length(
         length = result.placeholder("length")
     seen: set[int] = set()
     for node in list(result.nodes):
-        if node.op == "call_function" and node not in moving:
-            continue
         if isinstance(node.target, sequence_ops.TripLength):
+            if not _is_time(node, moving):
+                continue
             if node.target.offset:
                 return Rejection("trip", "a loop does not visit every step of its input")
+            if node not in moving:
+                # The length is that of a parameter with a value for each step.
+                seen.add(node.args[0].meta["shape"][node.target.dim])
             node.replace_all_uses_with(length)
             result.erase_node(node)
-            continue
-        if node.target is sequence_ops.step_numbers:
-            node.target, node.args = sequence_ops.numbers_until, (*node.args, length)
-            continue
-        position = _length_position(node)
-        if position is not None and isinstance(node.args[position], int):
-            seen.add(node.args[position])
-            node.update_arg(position, length)
+        elif node in moving:
+            seen |= _use_length(node, length)
     if len(seen) > 1:
         return Rejection("trips", f"its loops make {' and '.join(map(str, sorted(seen)))} steps")
+    for node in result.nodes:
+        if node.target is sequence_ops.time_view and node not in moving:
+            _follow_steps(node, length, seen)
     return result, next(iter(seen), None)
+
+
+def _is_time(trip: torch.fx.Node, moving: set[torch.fx.Node]) -> bool:
+    """Tell whether a number of steps is that of a loop over the input."""
+    return trip in moving or any(user in moving for user in trip.users)
+
+
+def _use_length(node: torch.fx.Node, length: torch.fx.Node) -> set[int]:
+    """Let a node follow the number of steps; return the number that it had for it."""
+    if node.target is sequence_ops.step_numbers:
+        node.target, node.args = sequence_ops.numbers_until, (*node.args, length)
+        return set()
+    position = _length_position(node)
+    if position is None or not isinstance(node.args[position], int):
+        return set()
+    steps: Any = node.args[position]
+    node.update_arg(position, length)
+    return {steps}
+
+
+def _follow_steps(view: torch.fx.Node, length: torch.fx.Node, seen: set[int]) -> None:
+    """Let a view of a parameter with a value for each step follow the steps of the sequence."""
+    x, dim, start, stride, steps = view.args
+    if (start, stride) == (0, 1) and (steps is length or steps in seen):
+        view.target, view.args = sequence_ops.steps_until, (x, dim, length, length)
 
 
 def _from_inputs(graph: torch.fx.Graph, inputs: Sequence[bool]) -> set[torch.fx.Node]:
