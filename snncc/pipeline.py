@@ -122,6 +122,8 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
             raise _no_fixed_point(after)
         if isinstance(after, Rejection):
             raise _no_loop(recording, after)
+        if after is graph:  # there was nothing to do
+            continue
         if settings().validate:
             check_translation(each, graph, after, leaves)
         graph = after
