@@ -88,7 +88,15 @@ def explain_command(
 
 @app.command("verify", epilog="Exit status: 1 where the results are not equivalent.")
 def verify_command(factory: Factory, gradients: Gradients = True, option: Choices = None) -> None:
-    """Compile a model and compare it with the original."""
+    """Compile a model and compare it with the original.
+
+    Given the folder of an exported library, compile that and let it run its test vector.
+    """
+    if (Path(factory) / "manifest.json").is_file():
+        with _working("compiling the library"):
+            found = snncc.verify_bundle(factory)
+        typer.echo(str(found))
+        raise typer.Exit(0 if found.ok else 1)
     with _working("comparing"):
         model, inputs = load(factory)
         fast = snncc.compile(model, **_options(option))
@@ -96,6 +104,25 @@ def verify_command(factory: Factory, gradients: Gradients = True, option: Choice
     typer.echo(str(fast))
     typer.echo(str(report))
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command("export")
+def export_command(
+    factory: Factory,
+    output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
+    format: Annotated[str, typer.Option(help="'c': a C11 library.")] = "c",
+    name: Annotated[str, typer.Option(help="What every name in it starts with.")] = "network",
+    option: Choices = None,
+) -> None:
+    """Write a model as a library that runs without Python.
+
+    The library has the sizes of the factory's inputs; modules are exported in evaluation mode.
+    """
+    with _working("exporting"):
+        model, inputs = load(factory)
+        fast = snncc.compile(model, **_options(option)).eval()
+        bundle = snncc.export(fast, output, format=format, example_inputs=inputs, name=name)
+    typer.echo(f"Wrote {bundle.folder}: {', '.join(bundle.manifest['files'])}")
 
 
 @app.command("bench")

@@ -204,7 +204,9 @@ def test_cache(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(p.name for p in folder.rglob("*")) == ["1", "README", "notes"]
 
 
-@pytest.mark.parametrize("command", [(), ("explain",), ("verify",), ("bench",), ("cache",)])
+@pytest.mark.parametrize(
+    "command", [(), ("explain",), ("verify",), ("bench",), ("export",), ("cache",)]
+)
 def test_help(run, command: tuple[str, ...]) -> None:
     """Every command explains itself, and the exit status."""
     code, out, _ = run(*command, "--help")
@@ -230,3 +232,16 @@ def test_module_is_a_program() -> None:
     assert done.returncode == 1
     assert "torch.where" in done.stdout
     assert done.stderr == ""
+
+
+def test_export_and_verify_a_library(run, tmp_path: Path) -> None:
+    """A model is written as a library that verifies itself; one that was changed is refused."""
+    code, out, err = run("export", "net.py:factory", "--output", "library", "--name", "own")
+    verified = run("verify", "library")
+    (tmp_path / "library" / "own.c").write_text("")
+
+    assert code == 0, err
+    assert "own.h" in out
+    assert verified[0] == 0, verified
+    assert "the network of the model" in verified[1]
+    assert run("verify", "library")[0] == 2
