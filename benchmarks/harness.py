@@ -106,9 +106,18 @@ def run_case(module: str, case: int, arguments: argparse.Namespace) -> list[Reco
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], object]], budget: Budget
+    variants: Mapping[str, Callable[[], object]],
+    budget: Budget,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
-    """Run the variants in turn and return the seconds of each run."""
+    """Run the variants in turn and return the seconds of each run.
+
+    Args:
+        variants: What is timed, in this order.
+        budget: How often.
+        before: What runs untimed right before a variant, where it is not the variant before it.
+    """
+    before = before or {}
     for run in variants.values():
         for _ in range(budget.warmup):
             run()
@@ -118,6 +127,7 @@ def interleave(
         if done >= budget.least_rounds and time.perf_counter() > deadline:
             break
         for name, run in variants.items():
+            before.get(name, lambda: None)()
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

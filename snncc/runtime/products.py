@@ -3,7 +3,8 @@
 The product over all steps is as large as a neuron's input and lives as long; from the general
 allocator it would be new memory, page by page, at every call.
 
-Numerics: the same library calls as ``torch.nn.functional.linear`` on the same rows.
+Numerics: the result comes from the library call of ``torch.nn.functional.linear`` on the same rows;
+the gradient of a weight may be summed in as many parts as there are threads.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _weight_gradient(flat: Tensor, rows: Tensor) -> Tensor:
     """Multiply [T*B, out] by [T*B, in] to [out, in], a part of the rows for each thread.
 
     The result is small and the rows are many; the library's threads share out the result.
-    Measured on two cores, sharing out the rows takes 5 to 45 % less time.
+    Measured on two cores with 3,200 to 25,600 rows, sharing out these takes up to 43 % less time.
     """
     parts = torch.get_num_threads()
     extra = parts * flat.shape[1] * rows.shape[1]
