@@ -42,9 +42,10 @@ pytest: $(VENV)/.setup  ## all tests, documentation and examples included
 
 check: lint types size pytest  ## what `make test` runs
 
-golden: $(VENV)/.setup  ## rewrite the stored kernels and show what changed
+golden: $(VENV)/.setup  ## rewrite the stored kernels and error messages, and show what changed
 	$(RUN) -m pytest tests/codegen --update-golden
-	git diff --stat tests/golden
+	$(RUN) -m tests.errors_page
+	git diff --stat tests/golden docs/errors.md
 
 bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.neuron
