@@ -51,6 +51,8 @@ bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.neuron
 	$(RUN) -m benchmarks.network
 	$(RUN) -m benchmarks.compile_time
+	$(RUN) -m benchmarks.latency
+	$(RUN) -m benchmarks.parallel
 
 compatibility: $(VENV)/.setup  ## check every idiom and write docs/compatibility.md
 	$(RUN) -m tests.compatibility.report

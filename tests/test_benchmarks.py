@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
 
-from benchmarks import compile_time, harness, network, neuron
+from benchmarks import compile_time, harness, latency, network, neuron, parallel
 
 
 def test_variants_run_in_turn():
@@ -96,3 +96,21 @@ def test_results_hold_machine_and_records(tmp_path, capsys):
     assert stored["machine"]["versions"]["torch"] is not None
     assert picture.stat().st_size > 0
     assert "skipped: not here" in capsys.readouterr().out
+
+
+def test_latency_of_a_step_is_measured(capsys):
+    """Serial code, stream and library run the same network on the same input."""
+    rows = latency.main(["--quick", "--case", "1", "--seconds", "0.01"])
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert [row["variant"] for row in rows] == ["serial code", "stream", "C library"]
+    assert rows[-1]["weight_bytes"] > 4 * 700 * 128
+
+
+def test_neurons_without_reset_are_compared(capsys):
+    """The matrix over time is the reference of the ratios."""
+    rows = parallel.main(["--quick", "--case", "0", "--seconds", "0.01"])
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert rows[0]["variant"] == "PSN"
+    assert all(row["psn_over_this"] > 0 for row in rows)

@@ -1,0 +1,150 @@
+"""One time step of inference at batch one: serial code, a stream, an exported C library.
+
+The network is 700-128-128-20 LIF.  Dense input has a value everywhere, sparse input a spike at one
+place in twenty.  A step of the library is timed by its own test program, over whole sequences; the
+others are timed from Python, so many steps a round that the clock does not matter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import snncc
+from benchmarks import harness
+from benchmarks.harness import Record
+from snncc.nn import ATan
+
+WIDTHS = (700, 128, 128, 20)
+STEPS = 100
+DENSITIES = {"dense input": 1.0, "5 % spikes": 0.05}
+
+
+class Network(nn.Module):
+    """Three LIF layers; one step is a method, so that the serial code can be timed alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(WIDTHS))
+        self.spike = ATan()
+
+    def start(self, batch: int) -> list[Tensor]:
+        """Return the potentials before the first step."""
+        return [torch.zeros(batch, n) for n in WIDTHS[1:]]
+
+    def step(self, x: Tensor, v: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Take one step from the potentials ``v``."""
+        after = []
+        for layer, old in zip(self.layers, v, strict=True):
+            h = 0.9 * old + layer(x)
+            x = self.spike(h - 1.0)
+            after.append(h * (1.0 - x))
+        return x, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the spikes [T, B, 20] of the last layer."""
+        v, out = self.start(x.shape[1]), []
+        for t in range(x.shape[0]):
+            y, v = self.step(x[t], v)
+            out.append(y)
+        return torch.stack(out)
+
+
+def make_input(density: float) -> Tensor:
+    """Return a sequence [T, 1, 700]: values everywhere, or spikes here and there."""
+    torch.manual_seed(0)
+    x = torch.rand(STEPS, 1, WIDTHS[0])
+    return x if density == 1.0 else (x < density).float()
+
+
+def in_steps(run: Callable[[Tensor], object], x: Tensor) -> Callable[[], object]:
+    """Return a function that takes every step of a sequence."""
+
+    def whole() -> None:
+        for x_t in x:
+            run(x_t)
+
+    return whole
+
+
+def library_step_ms(fast: snncc.CompiledModule, x: Tensor, repeats: int) -> tuple[float, Record]:
+    """Export, build and time a library; return the time of a step and its sizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = snncc.export(fast, Path(folder) / "net", example_inputs=(x,), name="net")
+        command = ["make", "-C", str(bundle.folder), "main", "CFLAGS=-O3"]
+        subprocess.run(command, check=True, capture_output=True)
+        program = [str(bundle.folder / "main"), str(bundle.folder / "test_vector.bin")]
+        done = subprocess.run(
+            [*program, "--time", str(repeats)], check=True, capture_output=True, text=True
+        )
+        archive = (bundle.folder / "libnet.a").stat().st_size
+    found = re.search(r"time: (\S+) us a step", done.stdout)
+    memory = re.search(r"memory: (\d+) bytes of state and work, (\d+) bytes", done.stdout)
+    assert found is not None
+    assert memory is not None
+    sizes = {"state_bytes": int(memory[1]), "weight_bytes": int(memory[2])}
+    return float(found[1]) / 1e3, sizes | {"archive_bytes": archive}
+
+
+def measure(name: str, budget: harness.Budget) -> list[Record]:
+    """Time one step with one kind of input."""
+    torch.set_num_threads(1)  # a step is too small for more
+    x, model = make_input(DENSITIES[name]), Network().eval()
+    with torch.no_grad():
+        fast = snncc.compile(model)
+        stream = fast.stream(x)
+        state = model.start(1)
+        variants = {
+            "serial code": in_steps(lambda x_t: model.step(x_t, state), x),
+            "stream": in_steps(stream, x),
+        }
+        seconds = harness.interleave(variants, budget)
+    records: list[Record] = [
+        {"case": name, "variant": variant, "step_us": 1e3 * row["median_ms"] / STEPS}
+        for variant, row in ((v, harness.summarize(s)) for v, s in seconds.items())
+    ]
+    step_ms, sizes = library_step_ms(fast, x, 20 if budget.rounds < 10 else 200)
+    records.append({"case": name, "variant": "C library", "step_us": 1e3 * step_ms, **sizes})
+    for record in records:
+        record["eager_over_this"] = records[0]["step_us"] / record["step_us"]
+    return records
+
+
+COLUMNS = {
+    "variant": "",
+    "step_us": ".2f",
+    "eager_over_this": ".1f",
+    "state_bytes": "d",
+    "weight_bytes": "d",
+    "archive_bytes": "d",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> list[Record]:
+    """Run the benchmark, print the tables and write the results."""
+    arguments = harness.parser("One step of inference at batch one.").parse_args(argv)
+    names = list(DENSITIES)
+    if arguments.case is not None:
+        rows = measure(names[arguments.case], harness.budget(arguments))
+        print(json.dumps({"records": rows}))
+        return rows
+    records: list[Record] = []
+    for number, name in enumerate(names):
+        rows = harness.run_case("benchmarks.latency", number, arguments)
+        harness.show(name, rows, COLUMNS)
+        records += rows
+    stem = harness.write("latency", records, arguments)
+    print(f"results: {stem.with_suffix('.json')}")
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Neurons without reset against the length of the sequence: dynamic decay, PSN, sliding PSN.
+
+Forward and backward of one layer.  A PSN multiplies by a [T, T] matrix over time, so its cost per
+step grows with T; the others have a state, and are compiled to one kernel.  Serial dynamic decay is
+run at short lengths only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+import snncc
+from benchmarks import harness
+from benchmarks.harness import Record
+from snncc.nn import PSN, DynamicDecay, SlidingPSN
+
+LENGTHS = (256, 1024, 4096, 16384)
+QUICK_LENGTHS = (64, 128)
+LONGEST_SERIAL = 1024
+BATCH, CHANNELS = 1, 64
+
+
+def training_step(layer: Callable[..., torch.Tensor], T: int) -> Callable[[], object]:
+    """Return a function that runs a layer forward and backward on one sequence."""
+    torch.manual_seed(0)
+    x = torch.randn(T, BATCH, CHANNELS, requires_grad=True)
+    cotangent = torch.randn(T, BATCH, CHANNELS)
+
+    def step() -> None:
+        x.grad = None
+        layer(x).backward(cotangent)
+
+    return step
+
+
+def measure(T: int, budget: harness.Budget) -> list[Record]:
+    """Time the layers at one length."""
+    torch.manual_seed(0)
+    serial = DynamicDecay(CHANNELS)
+    layers: dict[str, nn.Module] = {
+        "PSN": PSN(T),
+        "sliding PSN, snncc": snncc.compile(SlidingPSN(4)),
+        "dynamic decay, snncc": snncc.compile(serial),
+    }
+    if T <= LONGEST_SERIAL:
+        layers["dynamic decay, serial"] = serial
+    variants = {name: training_step(layer, T) for name, layer in layers.items()}
+    seconds = harness.interleave(variants, budget)
+    records: list[Record] = [
+        {"case": f"T={T}", "variant": name, **harness.summarize(s)} for name, s in seconds.items()
+    ]
+    for record in records:
+        record["psn_over_this"] = records[0]["median_ms"] / record["median_ms"]
+    return records
+
+
+COLUMNS = {"variant": "", "median_ms": ".2f", "min_ms": ".2f", "psn_over_this": ".2f"}
+
+
+def main(argv: Sequence[str] | None = None) -> list[Record]:
+    """Run the benchmark, print the tables and write the results."""
+    arguments = harness.parser("Neurons without reset against T.").parse_args(argv)
+    lengths = QUICK_LENGTHS if arguments.quick else LENGTHS
+    if arguments.case is not None:
+        rows = measure(lengths[arguments.case], harness.budget(arguments))
+        print(json.dumps({"records": rows}))
+        return rows
+    records: list[Record] = []
+    for number in range(len(lengths)):
+        rows = harness.run_case("benchmarks.parallel", number, arguments)
+        harness.show(rows[0]["case"], rows, COLUMNS)
+        records += rows
+    stem = harness.write("parallel", records, arguments)
+    print(f"results: {stem.with_suffix('.json')}")
+    return records
+
+
+if __name__ == "__main__":
+    main()
