@@ -35,6 +35,7 @@ PLUMBING = frozenset(
         sequence_ops.last_step,
         sequence_ops.repeat_time,
         sequence_ops.number,
+        sequence_ops.small,
         sequence_ops.step_numbers,
         size,
         torch.arange,
@@ -234,7 +235,7 @@ class _Reader:
 
 def _inexact(node: torch.fx.Node, program: NeuronProgram) -> str:
     """Return why a neuron rounds in another way than the serial code; nothing where it does not."""
-    reasons = []
+    reasons = [program.inexact] if program.inexact else []
     if node.meta.get("folded"):
         reasons.append("its membrane norm is folded into decay and input")
     if calls_maths(program.forward.lets):

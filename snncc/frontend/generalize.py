@@ -222,4 +222,4 @@ def _renamed(loop: TimeLoop, names: dict[str, str]) -> tuple[Any, ...]:
 def _start(initial: Any, names: dict[str, str]) -> Any:
     if isinstance(initial, int):
         return initial
-    return _exact(initial.value), initial.like and names[initial.like]
+    return _exact(initial.value), initial.like and names[initial.like], initial.dtype

@@ -80,6 +80,8 @@ class NeuronProgram:
     ``adjoint`` and ``storage`` are None where the layer can only be run without gradients.
     ``constant`` names the outputs and finals that require no gradients even where inputs do.
     ``sweeps`` are the programs of a fixed-point form, in order; the last is repeated.
+    ``inexact`` says why results may differ from torch's in the last place though every operation
+    rounds as written.  ``most_steps`` is the largest T for which integers are held exactly.
     """
 
     forward: Recurrence
@@ -87,6 +89,8 @@ class NeuronProgram:
     storage: Storage | None = None
     constant: frozenset[str] = frozenset()
     sweeps: tuple[Sweep, ...] = ()
+    inexact: str = ""
+    most_steps: int | None = None
 
     @property
     def without_gradient(self) -> tuple[int, ...]:

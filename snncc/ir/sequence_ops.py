@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snncc.errors import Location, UnsupportedError
+from snncc.errors import LaunchError, Location, UnsupportedError
 
 
 def time_view(x: Tensor, dim: int, start: int, stride: int, length: int) -> Tensor:
@@ -88,6 +88,22 @@ def repeat_time(x: Tensor, length: int) -> Tensor:
 def number(value: float, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a Python number as a tensor on the device of ``like``."""
     return torch.tensor(value, dtype=dtype, device=like.device)
+
+
+def small(x: Tensor, bound: float, dtype: torch.dtype) -> Tensor:
+    """Return integers as floats that are exact.
+
+    Raises:
+        LaunchError: One of them is too large for that.
+    """
+    if x.numel() and int(x.abs().max()) > bound:
+        raise LaunchError(
+            "An integer state is too large for a kernel that counts in floats.",
+            code="launch.integer-state",
+            notes=[f"it holds {int(x.abs().max())}; up to {int(bound)} can be counted on exactly"],
+            hints=["Reset it between sequences, or keep it a float."],
+        )
+    return x.to(dtype)
 
 
 def step_numbers(values: Sequence[float], rank: int, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,11 +20,13 @@ from torch import Tensor
 class Fill:
     """An initial value that is one number, whatever the shape (``zeros_like``, ``0.0``).
 
-    ``like`` names the body node whose shape it has, or None for a Python number.
+    ``like`` names the body node whose shape it has, or None for a Python number; ``dtype`` is its
+    type where that is not the node's.
     """
 
     value: float
     like: str | None = None
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,4 +177,4 @@ def _filled(values: dict[str, Any], name: str) -> Any:
     if value.like is None:
         return value.value
     like = values.get(value.like)
-    return value if like is None else torch.full_like(like, value.value)
+    return value if like is None else torch.full_like(like, value.value, dtype=value.dtype)

@@ -295,9 +295,9 @@ POINTWISE = (
     F.gelu, F.silu, F.softplus, F.leaky_relu, F.elu, F.hardtanh, F.hardsigmoid, F.softsign,
     torch.erf, torch.rsqrt, torch.tan, torch.atan, torch.sinh, torch.cosh,
     torch.trunc, torch.frac, torch.remainder, torch.fmod, torch.atan2, torch.hypot, torch.copysign,
-    torch.fmax, torch.fmin, torch.lerp, torch.addcmul, torch.addcdiv, torch.isnan, torch.isinf,
-    torch.isfinite, torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.bitwise_not,
-    torch.complex, torch.real, torch.imag, torch.conj, torch.angle,
+    torch.fmax, torch.fmin, torch.lerp, torch.addcmul, torch.addcdiv, torch.bitwise_and,
+    torch.bitwise_or, torch.bitwise_xor, torch.bitwise_not, torch.complex, torch.real, torch.imag,
+    torch.conj, torch.angle,
 )  # fmt: skip
 
 RULES: Mapping[Any, Rule] = {

@@ -14,10 +14,11 @@ components of the same lane shape are merged where no other operator lies betwee
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import torch
@@ -26,10 +27,18 @@ import torch.fx
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
+from snncc.passes.complex_ops import COMPLEX_OPS
 from snncc.passes.scalar_ops import SCALAR_OPS
+from snncc.passes.small_integers import INTEGERS, SmallIntegers
 
 FLOATS = (torch.float32, torch.float64)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# The float type of the lanes that hold a value; integers and bools take that of their neighbours.
+LANE_TYPES = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
 
 
 IN_ORDER = Rejection("effect", "it draws random numbers, in the order of the serial code")
@@ -48,13 +57,16 @@ class Kind(Enum):
 class Group:
     """Nodes of a loop body that run together; ``nodes`` are in the order of the body.
 
-    ``reason`` tells of a SERIAL group why it is not a neuron, ``culprit`` which node is at fault.
+    ``reason`` tells of a SERIAL group why it is not a neuron, ``culprit`` which node is at fault;
+    ``dtype`` is the float type of a NEURON, ``most_steps`` for how many steps it is exact.
     """
 
     kind: Kind
     nodes: tuple[torch.fx.Node, ...]
     reason: Rejection | None = None
     culprit: torch.fx.Node | None = None
+    dtype: torch.dtype = torch.float32
+    most_steps: int | None = None
 
 
 def find_recurrences(loop: TimeLoop) -> tuple[Group, ...]:
@@ -62,10 +74,27 @@ def find_recurrences(loop: TimeLoop) -> tuple[Group, ...]:
     return _Partition(loop).groups()
 
 
-def elementwise(node: torch.fx.Node) -> Rejection | None:
-    """Tell why a body node cannot be part of a scalar recurrence; None where it can."""
-    rejection = pointwise(node)
-    return _dtype_rejection(node) if rejection is None else rejection
+def elementwise(node: torch.fx.Node, small: Container[torch.fx.Node]) -> Rejection | None:
+    """Tell why a body node cannot be part of a scalar recurrence; None where it can.
+
+    Args:
+        node: The node.
+        small: The integers that floats hold exactly.
+    """
+    if is_complex(node):
+        if node.target not in COMPLEX_OPS or node.kwargs.get("alpha", 1) != 1:
+            return Rejection("complex", f"'{_spelled(node)}' of complex numbers has no kernel")
+        return _mixed(node)
+    for rejection in (pointwise(node), _not_small(node, small), _dtype_rejection(node)):
+        if rejection is not None:
+            return rejection
+    return None
+
+
+def is_complex(node: torch.fx.Node) -> bool:
+    """Tell whether an operator has to do with complex numbers."""
+    seen = (node.meta.get("dtype"), *(n.meta.get("dtype") for n in node.all_input_nodes))
+    return any(dtype is not None and dtype.is_complex for dtype in seen)
 
 
 def pointwise(node: torch.fx.Node) -> Rejection | None:
@@ -84,32 +113,51 @@ def pointwise(node: torch.fx.Node) -> Rejection | None:
     return None
 
 
-def _dtype_rejection(node: torch.fx.Node) -> Rejection | None:
+def _not_small(node: torch.fx.Node, small: Container[torch.fx.Node]) -> Rejection | None:
+    """Tell why the integers of an operator may be none that floats hold exactly."""
     dtype = node.meta.get("dtype")
-    if dtype not in (*FLOATS, torch.bool):
-        return Rejection("dtype", f"'{_spelled(node)}' computes in {dtype}")
-    floats = {dtype} & set(FLOATS)
+    if dtype in INTEGERS and node not in small:
+        return Rejection("integer", f"'{_spelled(node)}' makes integers of any size, in {dtype}")
+    if dtype in FLOATS and not isinstance(node.target, CustomGradient):
+        return None  # torch converts integers to floats first
     for operand in node.all_input_nodes:
         seen = operand.meta.get("dtype")
-        if "shape" in operand.meta and seen not in _readable(node):
+        of_any_size = operand not in small or isinstance(node.target, CustomGradient)
+        if "shape" in operand.meta and seen in INTEGERS and of_any_size:
+            return Rejection("integer", f"'{_spelled(node)}' reads integers of any size, in {seen}")
+    return None
+
+
+def _dtype_rejection(node: torch.fx.Node) -> Rejection | None:
+    known = (*FLOATS, *INTEGERS, torch.bool)
+    dtype = node.meta.get("dtype")
+    if dtype not in known:
+        return Rejection("dtype", f"'{_spelled(node)}' computes in {dtype}")
+    for operand in node.all_input_nodes:
+        seen = operand.meta.get("dtype")
+        if "shape" in operand.meta and seen not in known:
             return Rejection("dtype", f"'{_spelled(node)}' reads a tensor of {seen}")
-        if operand.meta.get("shape"):
-            floats |= {seen} & set(FLOATS)
+    return _mixed(node)
+
+
+def _mixed(node: torch.fx.Node) -> Rejection | None:
+    """Refuse an operator on floats of two types; a single number takes the other's."""
+    seen = [n.meta.get("dtype") for n in node.all_input_nodes if n.meta.get("shape")]
+    floats = {LANE_TYPES[d] for d in (node.meta.get("dtype"), *seen) if d in LANE_TYPES}
     if len(floats) > 1:
         return Rejection("mixed-dtype", f"'{_spelled(node)}' mixes float32 and float64")
     return None
 
 
-def _readable(node: torch.fx.Node) -> tuple[torch.dtype, ...]:
-    """Return the dtypes of operands that mean the same once they are converted to floats."""
-    known = (*FLOATS, torch.bool)
-    # An operator that gives floats promotes integers first; inside a custom gradient they may meet.
-    gives_floats = node.meta.get("dtype") in FLOATS and not isinstance(node.target, CustomGradient)
-    return (*known, *INTEGERS) if gives_floats else known
-
-
 def _spelled(node: torch.fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
+
+
+class Lanes(NamedTuple):
+    """What the values of a kernel have in common: sizes at one step, and the float type."""
+
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype | None
 
 
 class _Partition:
@@ -123,7 +171,12 @@ class _Partition:
         self.invariant = self._find_invariant()
         self.flow = self._data_flow()
         self.parts = nx.condensation(self.flow)
-        self.rejections = {n: elementwise(n) for n in self.flow if n.op == "call_function"}
+        self.small = SmallIntegers(loop)
+        self.rejections = {
+            n: elementwise(n, self.small) for n in self.flow if n.op == "call_function"
+        }
+        self.lanes = {part: self._find_lanes(part) for part in self.parts}
+        self._spread_dtypes()
 
     def _find_invariant(self) -> set[torch.fx.Node]:
         """Return the nodes that have the same value at every step."""
@@ -197,11 +250,32 @@ class _Partition:
 
     def _barrier(self, a: int, b: int) -> int:
         """Return 1 where components a and b cannot share a kernel, 0 where they can."""
-        lanes_a, lanes_b = self._lanes(a), self._lanes(b)
+        lanes_a, lanes_b = self.lanes[a], self.lanes[b]
         return int(lanes_a is None or lanes_a != lanes_b)
 
-    def _lanes(self, part: int) -> tuple[Any, ...] | None:
-        """Return shape and float dtype of an elementwise component; None for any other."""
+    def _spread_dtypes(self) -> None:
+        """Let bools and integers take the float type of their neighbours."""
+        order = list(nx.topological_sort(self.parts))
+        for part in order:
+            self._take_dtype(part, self.parts.predecessors(part))
+        for part in reversed(order):
+            self._take_dtype(part, self.parts.successors(part))
+        for part, lanes in self.lanes.items():
+            if lanes is not None and lanes.dtype is None:
+                self.lanes[part] = lanes._replace(dtype=torch.get_default_dtype())
+
+    def _take_dtype(self, part: int, neighbours: Iterable[int]) -> None:
+        lanes = self.lanes[part]
+        if lanes is None or lanes.dtype is not None:
+            return
+        for neighbour in neighbours:
+            other = self.lanes[neighbour]
+            if other is not None and other.dtype is not None and other.shape == lanes.shape:
+                self.lanes[part] = other
+                return
+
+    def _find_lanes(self, part: int) -> Lanes | None:
+        """Return the lanes of an elementwise component; None for any other."""
         nodes = self.parts.nodes[part]["members"]
         calls = [n for n in nodes if n.op == "call_function"]
         if any(self.rejections[n] is not None for n in calls):
@@ -209,32 +283,35 @@ class _Partition:
         carries = [n for n in nodes if n in self.updates]
         if not calls and not carries:
             return None
-        shapes = {self._shape(n) for n in nodes}
-        if len(shapes) != 1 or not all(self._is_float_state(n) for n in carries):
+        shape, *others = {self._shape(n) for n in nodes}
+        if others or not all(map(self._has_lanes, carries)):
             return None
-        return (*shapes, self._float_dtype(nodes))
+        return Lanes(shape, self._lane_dtype(nodes))
 
     def _shape(self, node: torch.fx.Node) -> tuple[int, ...] | None:
         shape: tuple[int, ...] | None = self.updates.get(node, node).meta.get("shape")
         return shape
 
-    def _is_float_state(self, carry: torch.fx.Node) -> bool:
-        return self.updates[carry].meta.get("dtype") in FLOATS
+    def _has_lanes(self, carry: torch.fx.Node) -> bool:
+        """Tell whether a state can be held by floats."""
+        dtype = self.updates[carry].meta.get("dtype")
+        small = dtype in INTEGERS and carry in self.small
+        return small or dtype in LANE_TYPES or dtype is torch.bool
 
-    def _float_dtype(self, nodes: Iterable[torch.fx.Node]) -> torch.dtype | None:
+    def _lane_dtype(self, nodes: Iterable[torch.fx.Node]) -> torch.dtype | None:
         for node in nodes:
             for seen in (node, self.updates.get(node, node), *node.all_input_nodes):
-                if seen.meta.get("dtype") in FLOATS and seen.meta.get("shape"):
-                    dtype: torch.dtype = seen.meta["dtype"]
-                    return dtype
+                if seen.meta.get("dtype") in LANE_TYPES and seen.meta.get("shape"):
+                    return LANE_TYPES[seen.meta["dtype"]]
         return None
 
     def _classify(self, nodes: list[torch.fx.Node]) -> list[Group]:
         calls = [n for n in nodes if n.op == "call_function"]
         carries = [n for n in nodes if n in self.updates]
         parts = {self.parts.graph["mapping"][n] for n in nodes}
-        if carries and all(self._lanes(p) is not None for p in parts):
-            return [Group(Kind.NEURON, tuple(nodes))]
+        lanes = [self.lanes[p] for p in parts]
+        if carries and lanes[0] is not None and None not in lanes:
+            return [self._neuron(tuple(nodes), lanes[0].dtype or torch.float32)]
         if not carries:
             cyclic = len(calls) > 1 and len(parts) == 1
             if not cyclic:
@@ -244,15 +321,25 @@ class _Partition:
             return [Group(Kind.SERIAL, tuple(nodes), IN_ORDER, culprit)]
         return [Group(Kind.SERIAL, tuple(nodes), self._serial_reason(nodes, culprit), culprit)]
 
+    def _neuron(self, nodes: tuple[torch.fx.Node, ...], dtype: torch.dtype) -> Group:
+        counts = any(n.meta.get("dtype") in INTEGERS for n in nodes)
+        steps = self.small.most_steps if counts else math.inf
+        most_steps = None if dtype is torch.float64 or math.isinf(steps) else int(steps)
+        return Group(Kind.NEURON, nodes, dtype=dtype, most_steps=most_steps)
+
     def _serial_reason(
         self, nodes: list[torch.fx.Node], culprit: torch.fx.Node | None
     ) -> Rejection:
         if all(self._shape(n) == () for n in nodes):
             return Rejection("counter", "it counts, one number for all lanes")
         reason = None if culprit is None else self.rejections[culprit]
-        if reason is None:
-            return Rejection("state", "its state is not a float tensor of one shape")
-        return reason
+        if reason is not None:
+            return reason
+        for carry in (n for n in nodes if n in self.updates and not self._has_lanes(n)):
+            seen = self.updates[carry].meta.get("dtype")
+            kind = "integers of any size" if seen in INTEGERS else "a tensor"
+            return Rejection("state", f"its state is {kind}, in {seen}")
+        return Rejection("state", "its values have several shapes at one step")
 
 
 def effect(node: torch.fx.Node) -> Any:

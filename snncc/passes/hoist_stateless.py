@@ -20,11 +20,10 @@ import torch
 import torch.fx
 
 from snncc.errors import InternalError
-from snncc.frontend.canonical import cast, size
+from snncc.frontend.canonical import size
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
-from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import Carry, Result, TimeLoop
 from snncc.passes.base import Rejection
 from snncc.passes.batch_rules import (
@@ -37,8 +36,8 @@ from snncc.passes.batch_rules import (
     elementwise_rule,
 )
 from snncc.passes.find_recurrences import IN_ORDER, Group, Kind, find_recurrences, pointwise
+from snncc.passes.neuron_border import NeuronBorder
 from snncc.passes.residual_loop import ResidualLoop
-from snncc.passes.scalarize import scalarize
 from snncc.passes.step_numbers import number_dtype, takes_numbers
 
 STEP_NUMBERS = Rejection("mapped", "it takes a number of its own at each step")
@@ -146,7 +145,8 @@ class _Split:
         first = next((n for n in group.nodes if n.op == "call_function"), None)
         self.where = first.meta.get("where") if first is not None else None
         if group.kind is Kind.NEURON:
-            self.emit_neuron(group)
+            taken = sum(isinstance(n.target, NeuronCall) for n in self.graph.nodes)
+            NeuronBorder(self, group).emit_call(f"neuron{taken + 1}")
         elif group.kind is Kind.SERIAL:
             self.emit_serial(group.nodes, group.reason, group.culprit)
         elif group.kind is Kind.INVARIANT:
@@ -218,61 +218,8 @@ class _Split:
         tensor = next(v.node for n, v in self.env.items() if "shape" in n.meta)
         return self.emit(sequence_ops.repeat_time, tensor, self.length)
 
-    def emit_neuron(self, group: Group) -> None:
-        """Emit one call for a neuron and bind its outputs."""
-        wanted = self.needed(group.nodes)
-        neuron = scalarize(
-            self.neuron_name(),
-            group.nodes,
-            {n: self.carries[n] for n in group.nodes if n in self.carries},
-            self.is_stacked,
-            wanted,
-        )
-        call = NeuronCall(NeuronProgram(neuron.recurrence))
-        member = next(n for n in group.nodes if n in self.carries)
-        update = self.carries[member][1]
-        rank, dtype = len(update.meta["shape"]), update.meta["dtype"]
-        steps = [self.step_argument(n, rank, dtype) for n in neuron.steps]
-        lanes = [self.lane_argument(n, dtype) for n in neuron.lanes]
-        result = self.emit(call, self.length, *steps, *lanes)
-        result.meta["dtype"] = dtype
-        result.meta["folded"] = any(n.meta.get("folded") for n in group.nodes)
-        for position, node in enumerate((*neuron.outputs, *neuron.finals)):
-            value = self.emit(operator.getitem, result, position)
-            value.meta["dtype"] = dtype
-            if node.meta.get("dtype") == torch.bool:
-                value = self.emit(cast, value, torch.bool)
-            if position < len(neuron.outputs):
-                self.bind(node, value, stacked=True)
-            else:
-                self.lasts[node] = value
-
     def is_stacked(self, node: torch.fx.Node) -> bool:
         return node in self.tables or self.env[node].stacked
-
-    def neuron_name(self) -> str:
-        taken = sum(isinstance(n.target, NeuronCall) for n in self.graph.nodes)
-        return f"neuron{taken + 1}"
-
-    def step_argument(self, node: torch.fx.Node, rank: int, dtype: torch.dtype) -> Any:
-        value = self.numbers(node, rank, dtype) if node in self.tables else self.env[node]
-        result = self.in_dtype(value.node, node, dtype)
-        return self.emit(sequence_ops.align, result, rank) if value.rank < rank else result
-
-    def lane_argument(self, node: torch.fx.Node | Carry, dtype: torch.dtype) -> Any:
-        if isinstance(node, Carry):
-            assert isinstance(node.initial, int)
-            operand = self.operands[node.initial]
-            return self.in_dtype(operand, operand, dtype)
-        value = self.env[node].node
-        if "shape" not in node.meta:  # an integer that was computed from sizes
-            return self.emit(sequence_ops.number, value, self.any_sequence(), dtype)
-        return self.in_dtype(value, node, dtype)
-
-    def in_dtype(self, value: Any, node: Any, dtype: torch.dtype) -> Any:
-        """Convert what torch would have promoted: bools and scalars of another float type."""
-        seen = node.meta.get("dtype", dtype) if isinstance(node, torch.fx.Node) else dtype
-        return value if seen == dtype else self.emit(cast, value, dtype)
 
     def emit_serial(
         self,

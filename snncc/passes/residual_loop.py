@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.fx
 
 from snncc.ir.time_loop import Carry, Fill, Invariant, Result, Step, TimeLoop, Trip
-from snncc.passes.batch_rules import Value
-
-
-class Split(Protocol):
-    """A loop that is being taken apart.
-
-    Attributes:
-        loop: The loop.
-        body: The nodes of its body by name.
-        carries: For each carry placeholder the carry and its update.
-        operands: What the loop is called with.
-        env: The body nodes that exist outside of the loop already.
-        tables: The numbers of each step, by placeholder.
-        length: The number of steps.
-    """
-
-    loop: TimeLoop
-    body: dict[str, torch.fx.Node]
-    carries: dict[torch.fx.Node, tuple[Carry, torch.fx.Node]]
-    operands: list[Any]
-    env: dict[torch.fx.Node, Value]
-    tables: dict[torch.fx.Node, tuple[float, ...]]
-    length: Any
-
-    def emit(self, target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
-        """Add a call to the sequence graph."""
-        ...
+from snncc.passes.split import Split
 
 
 class ResidualLoop:
@@ -149,4 +123,4 @@ class ResidualLoop:
     def fill(self, node: torch.fx.Node, fill: Fill) -> Fill:
         """Name the copy of the node whose shape the initial value takes."""
         like = self.likes.get(node)
-        return Fill(fill.value, None if like is None else self.copies[like].name)
+        return Fill(fill.value, None if like is None else self.copies[like].name, fill.dtype)

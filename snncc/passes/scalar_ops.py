@@ -6,36 +6,60 @@ exactly as the operator does.  What is not in the table is not elementwise for s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from snncc.frontend.canonical import cast, full, full_like
-from snncc.ir.nodes import Binary, Const, Detach, Expr, Op, Select, Unary
+from snncc.ir.nodes import Binary, Const, Detach, Expr, Op, Select, Unary, Var
 from snncc.passes.base import Rejection
 
-ZERO, ONE = Const(0.0), Const(1.0)
+ZERO, ONE, INFINITY = Const(0.0), Const(1.0), Const(math.inf)
 
 
 class Scope:
-    """Tells the builders which expressions are bools; coerces bools to floats where torch does."""
+    """Tells the builders which expressions are bools; coerces bools to floats where torch does.
 
-    def __init__(self, is_bool: Callable[[Expr], bool]) -> None:
+    Args:
+        is_bool: Tells which expressions are bools.
+        flags: Names of floats that are 0 or 1, which stand for bools.
+    """
+
+    def __init__(
+        self, is_bool: Callable[[Expr], bool], flags: Collection[str] = frozenset()
+    ) -> None:
         self.is_bool = is_bool
+        self.flags = flags
 
     def as_float(self, expr: Expr) -> Expr:
         """Return a float: a bool becomes 0 or 1, as torch promotes it."""
         if isinstance(expr, Const):
             return Const(float(expr.value))
+        if isinstance(expr, Binary) and expr == is_set(expr.lhs) and self.is_flag(expr.lhs):
+            return expr.lhs
         return Unary(Op.FLOAT, expr) if self.is_bool(expr) else expr
+
+    def is_flag(self, expr: Expr) -> bool:
+        """Tell whether an expression is a float that stands for a bool."""
+        return isinstance(expr, Var) and expr.name in self.flags
+
+    def are_bools(self, *exprs: Expr) -> bool:
+        """Tell whether torch would see nothing but bools."""
+        return all(map(self.is_bool, exprs))
 
     def as_bool(self, expr: Expr) -> Expr:
         """Return a bool: a float is true where it is not zero."""
         if isinstance(expr, Const):
             return Const(bool(expr.value))
-        return expr if self.is_bool(expr) else Binary(Op.NE, expr, ZERO)
+        return expr if self.is_bool(expr) else is_set(expr)
+
+
+def is_set(expr: Expr) -> Expr:
+    """Return whether a float is not zero."""
+    return Binary(Op.NE, expr, ZERO)
 
 
 Builder = Callable[..., Expr | Rejection]
@@ -48,8 +72,14 @@ def _unary(op: Op) -> Builder:
     return build
 
 
+# What arithmetic on two bools is: torch gives a bool.
+_OF_BOOLS = {Op.ADD: Op.OR, Op.MUL: Op.AND, Op.MIN: Op.AND, Op.MAX: Op.OR}
+
+
 def _binary(op: Op) -> Builder:
     def build(scope: Scope, x: Expr, y: Expr) -> Expr:
+        if op in _OF_BOOLS and scope.are_bools(x, y):
+            return Binary(_OF_BOOLS[op], x, y)
         return Binary(op, scope.as_float(x), scope.as_float(y))
 
     return build
@@ -66,6 +96,8 @@ def _additive(op: Op) -> Builder:
     def build(scope: Scope, x: Expr, y: Expr, *, alpha: float = 1) -> Expr | Rejection:
         if alpha != 1:
             return Rejection("alpha", "torch fuses the product with 'alpha' into the sum")
+        if op in _OF_BOOLS and scope.are_bools(x, y):
+            return Binary(_OF_BOOLS[op], x, y)
         return Binary(op, scope.as_float(x), scope.as_float(y))
 
     return build
@@ -141,6 +173,19 @@ def _cast(scope: Scope, x: Expr, dtype: torch.dtype) -> Expr | Rejection:
     return Rejection("integer", f"a cast to {dtype} leaves floating point")
 
 
+def _is_nan(scope: Scope, x: Expr) -> Expr:
+    value = scope.as_float(x)
+    return Binary(Op.NE, value, value)
+
+
+def _is_infinite(scope: Scope, x: Expr) -> Expr:
+    return Binary(Op.EQ, Unary(Op.ABS, scope.as_float(x)), INFINITY)
+
+
+def _is_finite(scope: Scope, x: Expr) -> Expr:
+    return Binary(Op.LT, Unary(Op.ABS, scope.as_float(x)), INFINITY)
+
+
 def _filled(scope: Scope, like: Any, value: Expr, **_: Any) -> Expr:
     return value
 
@@ -185,6 +230,9 @@ SCALAR_OPS: Mapping[Callable[..., Any], Builder] = {
     torch.square: _square,
     torch.reciprocal: _reciprocal,
     torch.heaviside: _heaviside,
+    torch.isnan: _is_nan,
+    torch.isinf: _is_infinite,
+    torch.isfinite: _is_finite,
     torch.detach: _detach,
     cast: _cast,
     full: _filled,

@@ -109,6 +109,8 @@ class Neuron:
 
     def run(self, tensors: tuple[Tensor, ...], length: int | None) -> Sequence[Tensor]:
         """Return the outputs and the finals for all inputs, those with a time axis first."""
+        if self.program.most_steps is not None:
+            self._check_steps(tensors, length)
         if self.target == "torch":
             return self._interpret(tensors, length)
         if is_traced(tensors):
@@ -215,6 +217,17 @@ class Neuron:
             )
         return (*steps, *lanes)
 
+    def _check_steps(self, tensors: tuple[Tensor, ...], length: int | None) -> None:
+        most = self.program.most_steps
+        steps = tensors[0].shape[0] if self._steps else length or 0
+        if most is not None and steps > most:
+            raise LaunchError(
+                f"The neuron counts in floats, exactly for {most} steps; the input has {steps}.",
+                code="launch.steps",
+                location=self.program.forward.where,
+                hints=["Pass the sequence in parts, and reset what is counted in between."],
+            )
+
     def _eager(self, tensors: tuple[Tensor, ...], length: int | None) -> Sequence[Tensor]:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             plan = self.plan(tensors, length, training=True)
@@ -261,7 +274,8 @@ def _key(program: NeuronProgram, *options: object) -> str:
             print_recurrence(program.adjoint.recurrence),
             repr(program.adjoint.lane_gradients),
         ]
-    parts += [repr(program.storage), repr(program.without_gradient), *map(repr, options)]
+    exact = program.without_gradient, program.most_steps
+    parts += [repr(program.storage), repr(exact), *map(repr, options)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

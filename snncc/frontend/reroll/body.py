@@ -215,7 +215,8 @@ class _Body:
                 return self.operand(self.sequence.value(code))
             case Filled(value, like):
                 node = self.nodes[like] if isinstance(like, int) else self.inputs[like]
-                return Fill(value, node.name)
+                dtype = self.items[cell[0]].meta["dtype"]
+                return Fill(value, node.name, None if dtype == node.meta.get("dtype") else dtype)
 
     def trip(self) -> Trip:
         """Return the number of steps: the size of an axis where the loop reads one to its end.

@@ -153,12 +153,12 @@ class _Planner:
     ) -> PerStep | int | None:
         """Return a per-step input or the place of an operation with the shape of a carry."""
         for pattern in self.inputs:
-            if alike(step_input(self.sequence, pattern), carried):
+            if _same_shape(step_input(self.sequence, pattern), carried):
                 return pattern
         places = [
             place
             for place, item in enumerate(self.items)
-            if place not in self.proof.selects and alike(item, carried)
+            if place not in self.proof.selects and _same_shape(item, carried)
         ]
         if places and places[0] < reader:
             return places[0]
@@ -192,3 +192,7 @@ class _Planner:
                 elif isinstance(pattern, Pure):
                     patterns.extend(pattern.operands)
         return sorted(needed)
+
+
+def _same_shape(a: Item, b: Item) -> bool:
+    return "shape" in a.meta and bool(a.meta["shape"] == b.meta.get("shape"))
