@@ -99,11 +99,11 @@ def _pure_handler(meaning: Meaning, is_drawn: bool) -> Handler:
 
 
 def _run_pure(recorder: Recorder, call: Invocation, pure: Call, is_drawn: bool) -> Any:
+    impure = is_drawn or departures.has_side_effect(recorder, pure)
     args = recorder.lower(pure.args)
     kwargs = recorder.lower_options(pure.kwargs) if pure.kwargs else {}
     is_known = pure.target in KNOWN_TARGETS
     versions = () if is_known else departures.versions(call.args, call.kwargs)
-    impure = is_drawn or departures.has_side_effect(recorder, pure)
     before = torch.get_rng_state() if not is_known and not impure else None
     result = call.function(*call.args, **call.kwargs)
     if before is not None and not torch.equal(before, torch.get_rng_state()):

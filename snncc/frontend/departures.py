@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -159,7 +160,12 @@ def has_side_effect(recorder: Recorder, call: Call) -> bool:
     if not is_active or buffers[0] is None:
         return False
     for buffer in buffers:
-        recorder.before_write(recorder.view(buffer))
+        view = recorder.view(buffer)
+        recorder.before_write(view)
+        if view.memory.owner is None and not view.memory.is_updated:
+            # What the tape takes for another name of a buffer is changed, and the buffer is not.
+            recorder.write(view, recorder.emit(torch.clone, (recorder.read(view),), like=view))
+            view.memory.is_updated = True
     return True
 
 

@@ -55,12 +55,14 @@ class Memory:
         is_shared: Whether views lie in it whose relation to each other is not known.
         owner: The tensor from outside the run that it belongs to, if there is one.
         has_fixed_sizes: Whether its shape is the same in every run.
+        is_updated: Whether an operator changes it behind the scenes, as a norm does its statistics.
     """
 
     generation: int = 0
     is_shared: bool = False
     owner: torch.Tensor | None = None
     has_fixed_sizes: bool = False
+    is_updated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

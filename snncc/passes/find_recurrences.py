@@ -204,6 +204,9 @@ class _Partition:
         shared: dict[Any, list[torch.fx.Node]] = {}
         for node in impure:
             shared.setdefault(effect(node), []).append(node)
+            for changed in node.args[1:3] if node.target is torch.nn.functional.batch_norm else ():
+                if isinstance(changed, torch.fx.Node) and changed not in self.invariant:
+                    yield node, changed  # who reads it, does so behind the change
         for nodes in shared.values():
             if len(nodes) > 1:
                 yield from zip(nodes, nodes[1:] + nodes[:1], strict=True)

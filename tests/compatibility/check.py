@@ -235,7 +235,7 @@ def _gradients(tensors: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
         if x.requires_grad
     ]
     leaves = [x for x in leaves if x.requires_grad]
-    if not loss or not leaves:
+    if not loss or not leaves or not torch.is_grad_enabled():
         return [torch.zeros_like(x) for x in leaves]
     found = torch.autograd.grad(sum(loss), leaves, allow_unused=True)  # type: ignore[arg-type]
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats
+from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats, finest_first
 
 
 def symbols(text: str) -> np.ndarray:
@@ -60,3 +60,13 @@ def test_repeats_repeat(text: str, period: int) -> None:
         assert a == 0 or values[a - 1] != values[a - 1 + period]
         assert b == len(values) or values[b] != values[b - period]
         assert repeat.count >= 2
+
+
+def test_a_period_comes_behind_its_parts() -> None:
+    """A short loop is not taken several iterations at a time because another has that period."""
+    text = "ab" * 6 + "x" + "cdefgh" * 8
+    periods = list(finest_first(symbols(text)))
+
+    assert periods.index(2) < periods.index(6)
+    assert sorted(periods) == sorted(candidate_periods(symbols(text)))
+    assert next(finest_first(symbols("abab" + "z" + "abcabc"))) == 3

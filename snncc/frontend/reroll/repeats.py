@@ -49,6 +49,30 @@ def candidate_periods(symbols: Codes) -> list[int]:
     return found
 
 
+def finest_first(symbols: Codes) -> Iterator[int]:
+    """Yield the candidate periods, each behind the smaller ones that make up one of its repeats.
+
+    A period of one loop may be a multiple of another's, whose iterations it would take several at
+    a time.
+    """
+    done: set[int] = set()
+    for period in candidate_periods(symbols):
+        parts = {_part(symbols, repeat) for repeat in find_repeats(symbols, period)}
+        for each in (*sorted(parts), period):
+            if each not in done:
+                done.add(each)
+                yield each
+
+
+def _part(symbols: Codes, repeat: Repeat) -> int:
+    """Return the smallest period of a repeat."""
+    seen = symbols[repeat.start : repeat.stop]
+    same = np.flatnonzero(seen[1 : repeat.period // 2 + 1] == seen[0]) + 1
+    divisors = same[repeat.period % same == 0].tolist()
+    parts = (part for part in divisors if (seen[:-part] == seen[part:]).all())
+    return next(parts, repeat.period)
+
+
 def find_repeats(symbols: Codes, period: int) -> Iterator[Repeat]:
     """Yield the maximal ranges that hold at least two periods."""
     for start, stop in _runs(symbols[:-period] == symbols[period:]):

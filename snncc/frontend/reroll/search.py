@@ -16,7 +16,7 @@ import numpy as np
 from snncc.frontend.reroll.alignment import first_place
 from snncc.frontend.reroll.patterns import Proof, Refuted
 from snncc.frontend.reroll.prove import prove
-from snncc.frontend.reroll.repeats import Repeat, candidate_periods, find_repeats, longest_steady
+from snncc.frontend.reroll.repeats import Repeat, find_repeats, finest_first, longest_steady
 from snncc.frontend.reroll.starts import Starts, find_starts
 from snncc.frontend.reroll.symbols import Codes, Sequence
 
@@ -116,7 +116,7 @@ def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
     unproven: list[Unproven] = []
     in_vain: list[int] = []
     best, tries = 0, CANDIDATES
-    for period in candidate_periods(sequence.symbols):
+    for period in finest_first(sequence.symbols):
         if any(period % vain == 0 and period > MULTIPLES * vain for vain in in_vain):
             continue
         repeats = [

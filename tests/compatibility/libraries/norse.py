@@ -109,7 +109,11 @@ def recurrent(name: str, make: Callable[[], nn.Module], expect: Expected = "seri
 for kind in ("LIF", "LSNN", "LIFEx", "LIFAdEx", "LIFRefrac", "LIFAdExRefrac"):
     for suffix in ("Recurrent", "RecurrentCell"):
         recurrent(kind + suffix, lambda name=kind + suffix: getattr(norse, name)(WIDTH, WIDTH))
-recurrent("CobaLIFCell", lambda: norse.CobaLIFCell(WIDTH, WIDTH))
+# Its step forgets its input, so the number of steps is known from Python alone.
+cell(
+    "CobaLIFCell", "Conductances; spikes come back through a matrix.",
+    lambda: norse.CobaLIFCell(WIDTH, WIDTH), **SERIAL, programs=2, free=False,
+)  # fmt: skip
 recurrent("LIFMCRecurrentCell", lambda: norse.LIFMCRecurrentCell(WIDTH, WIDTH))
 recurrent("LIFMCRefracRecurrentCell", lambda: norse.LIFMCRefracRecurrentCell(WIDTH, WIDTH))
 recurrent("IzhikevichRecurrent", lambda: norse.IzhikevichRecurrent(WIDTH, WIDTH, tonic))
