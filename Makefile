@@ -42,10 +42,11 @@ pytest: $(VENV)/.setup  ## all tests, documentation and examples included
 
 check: lint types size pytest  ## what `make test` runs
 
-golden: $(VENV)/.setup  ## rewrite the stored kernels and error messages, and show what changed
+golden: $(VENV)/.setup  ## rewrite stored kernels, messages and outputs in docs, and show what changed
 	$(RUN) -m pytest tests/codegen --update-golden
 	$(RUN) -m tests.errors_page
-	git diff --stat tests/golden docs/errors.md
+	$(RUN) -m tests.test_walkthrough
+	git diff --stat tests/golden docs
 
 bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.neuron

@@ -61,6 +61,14 @@ def test_links_lead_to_files(path):
     assert missing == []
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_files_that_are_named_exist(path):
+    """A file of the repository that a document names, from its root, is there."""
+    named = re.findall(r"`((?:snncc|tests|docs|examples|benchmarks)/[\w./-]+)`", path.read_text())
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize("name", modules_with_doctests())
 def test_doctests(name):
     """The examples in the docstrings give the output they show."""
