@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from snncc.options import Options
 from snncc.pipeline import Compiled, Recording, build, record
 from snncc.runtime import memory
 from snncc.short_sequence import FEW, record_longer
+from snncc.trials import Call, Group, Trials
 
 # Recording patches torch for the whole process, so one thread records at a time.
 RECORDING = threading.RLock()
@@ -36,11 +38,11 @@ class Specializations:
         self.name = name
         self.options = options
         self._watcher = StateWatcher(program)
-        self._families: dict[Hashable, list[_Member]] = {}
+        self._families: dict[Hashable, _Family] = {}
 
     def __iter__(self) -> Iterator[Compiled]:
         """Iterate over the programs in the order in which they were made."""
-        return iter([m.compiled for members in self._families.values() for m in members])
+        return iter([m.compiled for family in self._families.values() for m in family.members])
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         """Return the program for these arguments; record where none is known to serve them."""
@@ -48,12 +50,12 @@ class Specializations:
         state, held = self._watcher.state()
         given, sizes = describe_arguments(self.program, args, kwargs, leaves)
         shapes, key = (*sizes, *held), (spec, given, state)
-        members = self._families.setdefault(key, [])
-        for member in members:
+        family = self._families.setdefault(key, _Family())
+        for member in family.members:
             tape = member.compiled.recording.tape
             if member.serves(shapes) and holds(tape, self.program, args, kwargs):
                 return member.compiled
-        return self._make(members, shapes, args, kwargs)
+        return self._make(family, shapes, args, kwargs)
 
     def gather(
         self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -62,42 +64,60 @@ class Specializations:
         return self._watcher.gather(compiled.recording.tape, args, kwargs)
 
     def _make(
-        self, members: list[_Member], shapes: Shapes, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, family: _Family, shapes: Shapes, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Compiled:
         """Record; return the program that it shows to serve these shapes, or else a new one."""
+        call = Call(args, kwargs, self._record)
         with RECORDING, memory.passing():
             recording = record(self.program, args, kwargs)
             if not recording.rolled.loops:
                 recording = record_longer(self.program, args, kwargs, recording) or recording
-        for member in [] if recording.exact else members:
+        for member in [] if recording.exact else family.members:
             known = member.compiled.recording
-            same = same_program(known.rolled, recording.rolled)
-            if same and holds(known.tape, self.program, args, kwargs):
-                member.add(shapes, recording.tape)
+            if (
+                same_program(known.rolled, recording.rolled)
+                and holds(known.tape, self.program, args, kwargs)
+                and member.admits(shapes, recording.tape, call)
+            ):
                 return member.compiled
-        leaves = gather(recording.tape, self.program, args, kwargs)
-        member = _Member(build(recording, self.options, leaves, self.name))
-        member.add(shapes if recording.exact else _recorded(recording, shapes), recording.tape)
-        member.add(shapes, recording.tape)
-        members.append(member)
+        tensors = gather(recording.tape, self.program, args, kwargs)
+        compiled = build(recording, self.options, tensors, self.name)
+        recorded = shapes if recording.exact else _recorded(recording, shapes)
+        member = _Member(compiled, recorded, family.fixed)
+        if not member.admits(shapes, recording.tape, call):
+            member.others.add(shapes)
+        family.members.append(member)
         recording.tape.forget_calls()
-        return member.compiled
+        return compiled
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+        with RECORDING, memory.passing():
+            return record(self.program, args, kwargs)
+
+
+@dataclass(eq=False)
+class _Family:
+    """The programs for calls that differ in sizes alone, and the sizes that are never free."""
+
+    members: list[_Member] = field(default_factory=list)
+    fixed: set[Group] = field(default_factory=set)
 
 
 class _Member:
     """A program, and the shapes that it is known to serve.
 
     A size in which its recordings differ is free: it is taken from the tensors, or the program does
-    not depend on it.  Sizes that were equal in all recordings have to be equal.  Below `FEW` a size
-    is served only down to what was recorded: with fewer steps a loop may be another program, and so
-    may anything with a single row.
+    not depend on it, which trials at other sizes have shown (`snncc.trials`).  Sizes that were
+    equal in all recordings have to be equal.  Below `FEW` a size is served only down to what was
+    recorded: with fewer steps a loop may be another program, and so may anything with a single row.
     """
 
-    def __init__(self, compiled: Compiled) -> None:
+    def __init__(self, compiled: Compiled, shapes: Shapes, fixed: set[Group]) -> None:
         self.compiled = compiled
-        self.seen: list[Shapes] = []
+        self.seen = [shapes]
         self.others: set[Shapes] = set()
-        self.columns: list[_Column] = []
+        self.columns = list(self._columns())
+        self._trials = Trials(compiled.recording, fixed)
 
     def serves(self, shapes: Shapes) -> bool:
         if shapes in self.others:
@@ -111,18 +131,22 @@ class _Member:
                 return False
         return True
 
-    def add(self, shapes: Shapes, tape: Tape) -> None:
-        """Note that a recording has shown the program to serve these shapes.
+    def admits(self, shapes: Shapes, tape: Tape, call: Call) -> bool:
+        """Take up shapes that a recording has shown the program to serve, if more follows from it.
 
-        Where sizes steer the program, nothing follows from that for other shapes.
+        Where sizes steer the program, nothing follows for other shapes.
         """
         mine = self.compiled.recording.tape
-        steered = mine.is_steered_by_sizes or tape.is_steered_by_sizes
-        if self.seen and (steered or mine.counts != tape.counts):
+        if shapes in self.seen:
+            return True
+        if mine.is_steered_by_sizes or tape.is_steered_by_sizes or mine.counts != tape.counts:
             self.others.add(shapes)
-        elif shapes not in self.seen:
-            self.seen.append(shapes)
-            self.columns = list(self._columns())
+            return True
+        if not self._trials.allow([*self.seen, shapes], call):
+            return False
+        self.seen.append(shapes)
+        self.columns = list(self._columns())
+        return True
 
     def _columns(self) -> Iterator[_Column]:
         sources = self.compiled.recording.tape.sources
