@@ -29,7 +29,7 @@ class CompiledModule(nn.Module):
     ``state_dict()``, ``train()`` and ``eval()`` act on both, and so do its other attributes and
     methods: ``fast.reset()``, ``fast.v``.  The model is recorded at the first call for each
     combination of training flags, dtypes, devices and state; sizes along the time and batch axes
-    are free once a second recording has proven it.
+    are free once a second recording and short trials have shown it.
 
     ``print(fast)`` shows the plan of each specialisation.
     """
