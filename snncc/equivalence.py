@@ -134,7 +134,7 @@ def _kernels(
     compiled: Compiled, values: Sequence[Any], options: Options, seeds: _Cotangents, gradients: bool
 ) -> list[Comparison]:
     """Compare each neuron kernel with the reference on the inputs that it has here."""
-    runner = {layer.name: layer for layer in layers_of(compiled.graph, options.target)}
+    runner = {layer.name: layer for layer in layers_of(compiled.graph, compiled.target)}
     calls: list[tuple[torch.fx.Node, tuple[Any, ...]]] = []
 
     def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
 from snncc.operands import Origins, parameters_of
 from snncc.passes.batch_rules import REASSOCIATED
-from snncc.passes.plan_storage import FLOAT_BYTES, transfers
+from snncc.passes.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
 from snncc.report import Layer, Plan, Rejected, Transfer
 from snncc.source import Location
 
@@ -92,7 +92,7 @@ class _Reader:
     """Finds the parts of a graph, and which reads which past what only arranges values."""
 
     def __init__(self, graph: torch.fx.Graph, target: str, sources: Sequence[Source]) -> None:
-        self.target = "c" if target == "auto" else target
+        self.target = target
         places = [node for node in graph.nodes if node.op == "placeholder"]
         self.sources = dict(zip(places, sources, strict=False))
         self.names: dict[torch.fx.Node, str] = {}
@@ -208,7 +208,7 @@ class _Reader:
         program, forward = call.program, call.program.forward
         operands = self.origins.operands(node, call)
         shown = equations_of(forward, {operand.name: operand.shown for operand in operands})
-        moved = _transfers(program, node.meta.get("dtype"), shown)
+        moved = _transfers(program, node.meta.get("dtype"), shown, self.target)
         inexact = _inexact(node, program)
         trains = program.adjoint is not None and program.storage is not None
         inference = FLOAT_BYTES * (len(forward.step_inputs) + len(forward.outputs))
@@ -303,7 +303,7 @@ def _scale(dtype: torch.dtype | None) -> float:
 
 
 def _transfers(
-    program: NeuronProgram, dtype: torch.dtype | None, shown: Equations
+    program: NeuronProgram, dtype: torch.dtype | None, shown: Equations, target: str
 ) -> tuple[Transfer, ...]:
     """Return what a neuron moves, in the user's names and in the bytes of its type."""
 
@@ -312,11 +312,18 @@ def _transfers(
         pairs = zip(what.split(" "), symbols, strict=True)
         return " ".join(word if s is None else str(replace(s, time="")) for word, s in pairs)
 
+    # A bit is a bit in every type, and states are no smaller than in float32.
+    least = {BIT_BYTES: (1.0, 1.0), FLOAT_BYTES: (0.0, 8.0)}
+    costs = GPU if target == "triton" else CPU
     return tuple(
-        # A bit is a bit in every type.
-        Transfer(sweep, spelled(what), count * (_scale(dtype) if count >= 1.0 else 1.0))
-        for sweep, what, count in transfers(program)
+        Transfer(sweep, spelled(what), count * _bounded(_scale(dtype), least.get(count)))
+        for sweep, what, count in transfers(program, costs)
     )
+
+
+def _bounded(scale: float, bounds: tuple[float, float] | None) -> float:
+    low, high = bounds or (1.0, 8.0)
+    return min(max(scale, low), high)
 
 
 def _keeps(program: NeuronProgram, shown: Equations) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from snncc.errors import OptionError, TargetError, UnsupportedError
+from snncc.errors import OptionError, UnsupportedError
 from snncc.frontend.placement import placed
 from snncc.frontend.results import apart, returned, write_back
 from snncc.frontend.session import is_recording
 from snncc.frontend.stepping import OverTime
-from snncc.frontend.watch import flatten
 from snncc.options import Options
 from snncc.pipeline import Compiled
 from snncc.report import Plan
@@ -151,7 +150,6 @@ class CompiledModule(nn.Module):
 
     def specialize(self, *args: Any, **kwargs: Any) -> Compiled:
         """Return the program for these arguments, compiling it if there is none."""
-        _require_cpu(flatten(args, kwargs)[0])
         if isinstance(self.program, OverTime):
             self.program.length(args[0] if args else None)
         return self._specializations.find(args, kwargs)
@@ -186,16 +184,6 @@ class CompiledModule(nn.Module):
         if not plans:
             return f"{head}: not recorded yet; call it once"
         return "\n".join([head, *map(str, plans)])
-
-
-def _require_cpu(leaves: list[Any]) -> None:
-    for leaf in leaves:
-        if isinstance(leaf, Tensor) and leaf.device.type != "cpu":
-            raise TargetError(
-                f"The input is on '{leaf.device}'; kernels exist for the CPU.",
-                code="target.device",
-                hints=["Move model and input with '.to(\"cpu\")'."],
-            )
 
 
 def _name_of(model: Callable[..., Any]) -> str:

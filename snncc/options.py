@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 from snncc.errors import OptionError
 
 Mode: TypeAlias = Literal["fused", "fpt", "dynamic_decay", "serial", "online", "async", "auto"]
-TargetName: TypeAlias = Literal["auto", "c", "torch"]
+TargetName: TypeAlias = Literal["auto", "c", "triton", "torch"]
 Fallback: TypeAlias = Literal["error", "serial"]
 StorageChoice: TypeAlias = Literal["auto", "recompute", "save"]
 
@@ -21,7 +21,8 @@ class Options:
 
     Attributes:
         mode: How the time axis is executed.
-        target: The language of the kernels; ``"torch"`` is the reference interpreter.
+        target: The language of the kernels; ``"auto"`` is C on the CPU and Triton on a GPU, and
+            ``"torch"`` is the reference interpreter.
         fallback: What happens to code that cannot be compiled: an error, or it runs serially.
         storage: What the backward pass needs is recomputed in cache, or saved in memory.
         num_threads: Threads of a CPU kernel; None means ``torch.get_num_threads()`` at each call.

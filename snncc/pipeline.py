@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.fx
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.dump import Dump
-from snncc.errors import FormError, UnsupportedError
+from snncc.errors import FormError, TargetError, UnsupportedError
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import sequence_ops
@@ -25,7 +25,7 @@ from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
 from snncc.layers import plan_of
-from snncc.options import Options, settings
+from snncc.options import Options, TargetName, settings
 from snncc.passes import Rejection, passes_for
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
@@ -65,6 +65,7 @@ class Compiled:
         graph: The sequence graph after all passes.
         run: Maps the tensors of ``recording.tape.sources`` to the outputs of the graph.
         plan: What runs how.
+        target: The language of its kernels.
         fixed_points: The neurons that are solved by sweeps.
     """
 
@@ -72,6 +73,7 @@ class Compiled:
     graph: torch.fx.Graph
     run: Callable[..., tuple[Any, ...]]
     plan: Plan
+    target: TargetName
     fixed_points: tuple[FixedPointNeuron, ...] = ()
 
 
@@ -113,7 +115,9 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
     dump.graph("reroll", recording.rolled.graph)
     graph = recording.rolled.graph
     requires = tuple(leaf.requires_grad for leaf in leaves)
-    for each in passes_for(PLACES[options.storage], requires, form_of(options)):
+    target = target_of(options, leaves)
+    on_gpu = target == "triton"
+    for each in passes_for(PLACES[options.storage], requires, form_of(options), on_gpu=on_gpu):
         with _timed(recording.timings, each.name), _noting(each.name, name):
             after = each.run(graph)
         if isinstance(after, Rejection) and recording.flat:
@@ -138,10 +142,31 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
     fixed_points = tuple(n for n in calls if isinstance(n, FixedPointNeuron))
     notes = ("so few steps run as recorded, operator by operator",) if recording.flat else ()
     sources, described = recording.tape.sources, _described(recording.tape, leaves)
-    plan = plan_of(graph, options.target, sources, described, notes)
+    plan = plan_of(graph, target, sources, described, notes)
     if dump.folder is not None:
         dump.text("report.txt", str(plan))
-    return Compiled(recording, graph, run, plan, fixed_points)
+    return Compiled(recording, graph, run, plan, target, fixed_points)
+
+
+def target_of(options: Options, leaves: Sequence[Tensor]) -> TargetName:
+    """Return the language of the kernels for tensors on some device.
+
+    Raises:
+        TargetError: There are no kernels for the device.
+    """
+    device = next((leaf.device for leaf in leaves if leaf.device.type != "cpu"), None)
+    if options.target == "auto":
+        chosen: TargetName = "c" if device is None else "triton"
+    else:
+        chosen = options.target
+    if device is not None and (device.type != "cuda" or chosen == "c"):
+        raise TargetError(
+            f"A tensor is on '{device}', for which target '{chosen}' has no kernels.",
+            code="target.device",
+            notes=["There are kernels for the CPU, and for CUDA and ROCm devices."],
+            hints=["Leave 'target' out, or move model and input with '.to(\"cpu\")'."],
+        )
+    return chosen
 
 
 def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
@@ -180,12 +205,13 @@ def function_of(graph: torch.fx.Graph) -> Callable[..., tuple[Any, ...]]:
 
 def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
     """Return a sequence graph whose neurons and products are those of the runtime."""
-    target: Literal["c", "torch"] = "torch" if options.target == "torch" else "c"
     runnable = copy_graph(graph)
     for node in neuron_nodes(runnable):
         program = node.target.program  # type: ignore[union-attr]
         kind = FixedPointNeuron if program.sweeps else Neuron
-        node.target = KernelCall(kind(program, target=target, num_threads=options.num_threads))
+        node.target = KernelCall(
+            kind(program, target=options.target, num_threads=options.num_threads)
+        )
     for node in runnable.nodes:
         if node.target is sequence_ops.linear:
             node.target = products.linear

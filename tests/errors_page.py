@@ -15,7 +15,8 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ import snncc
 from snncc.ir.nodes import Binary, Const, Let, Op, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram
 from snncc.nn import LIF, ATan
+from snncc.runtime.gpu.binaries import compile_offline
 from snncc.runtime.launch import check_arguments
 from snncc.runtime.operators import Neuron
 from tests.neuron_programs import lif, without_adjoint
@@ -131,11 +133,33 @@ def _other_device(folder: Path) -> None:
     check_arguments(["x"], [tensor], 1)
 
 
+def _broken_triton(folder: Path) -> None:
+    neuron = Neuron(lif(), target="triton")
+    call = neuron._gpu.plan([torch.empty(3, 8), torch.empty(8)], None, training=False).call
+    source = replace(call.kernel.source, anonymous=call.kernel.source.anonymous + "\n")
+    with mock.patch("triton.compiler.compile", side_effect=RuntimeError("PassManager::run failed")):
+        compile_offline(source, call.variant, "sm_90")
+
+
+def _no_triton(folder: Path) -> None:
+    missing = PackageNotFoundError("triton")
+    with mock.patch("importlib.metadata.version", side_effect=missing):
+        Neuron(lif(), target="triton")([torch.ones(3, 8)], [torch.ones(8)])
+
+
+def _old_triton(folder: Path) -> None:
+    with mock.patch("importlib.metadata.version", return_value="3.5.1"):
+        Neuron(lif(), target="triton")([torch.ones(3, 8)], [torch.ones(8)])
+
+
 # What the shell examples stand for; none can be run as it is on every machine.
 SHELL: dict[str, Callable[[Path], None]] = {
     "build.cache-write": _full_disk,
     "build.unloadable": _wrong_library,
     "launch.device": _other_device,
+    "build.triton-failed": _broken_triton,
+    "target.no-triton": _no_triton,
+    "target.triton-version": _old_triton,
 }
 
 

@@ -15,10 +15,14 @@ from snncc.ir.nodes import Const, Let, Var
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Read a value of this step and lane: ``name`` from an argument, or from the scratch."""
+    """Read a value of this step and lane: ``name`` from an argument, or from the scratch.
+
+    ``after`` names a carry in the scratch whose value before the *next* step is read instead.
+    """
 
     name: str
     argument: Argument | None
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,14 @@ class Carry:
     name: str
     update: str
     initial: Const | Var
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The value of a carry at the start of each chunk of time but the first, in an argument."""
+
+    name: str
+    argument: Argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,8 @@ class Kernel:
         advance: The same sweep without stores: it only moves the carries.
         main: The sweep that writes the results.
         scratch: The names of the values that ``recompute`` leaves to ``main``, in order.
+        checkpoints: Carries that a forward kernel keeps for the ``recompute`` of a backward kernel.
+        groups: Groups of lane dimensions that some argument tells apart.
     """
 
     name: str
@@ -95,3 +109,5 @@ class Kernel:
     recompute: Sweep | None = None
     advance: Sweep | None = None
     scratch: tuple[str, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
+    groups: int = 1

@@ -8,11 +8,11 @@ recomputes them into a scratch just before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from snncc.codegen.base import Argument, Job, KernelSpec, Role
-from snncc.codegen.kernel_ir import Carry, Kernel, Load, Step, Store, Sweep
+from snncc.codegen.base import Access, Argument, GpuSpec, Job, KernelSpec, Role
+from snncc.codegen.kernel_ir import Carry, Checkpoint, Kernel, Load, Step, Store, Sweep
 from snncc.codegen.prepare import (
     Names,
     find_bools,
@@ -23,6 +23,7 @@ from snncc.codegen.prepare import (
     rename,
 )
 from snncc.errors import InternalError
+from snncc.ir.chunks import followers
 from snncc.ir.nodes import Let, Rank, Recurrence, Var
 from snncc.ir.printer import print_recurrence
 from snncc.ir.program import Adjoint, NeuronProgram, Place, Storage
@@ -44,6 +45,17 @@ def saved_values(program: NeuronProgram) -> tuple[str, ...]:
     return storage.saved
 
 
+def checkpointed(program: NeuronProgram) -> tuple[str, ...]:
+    """Return the states that recomputing a chunk of time starts from, in order."""
+    storage = program.storage
+    if storage is None or storage.place is Place.MEMORY:
+        return ()
+    forward = program.forward
+    inputs = dict.fromkeys(i.name for i in forward.inputs)
+    sweep = _forward_sweep("recompute", forward, inputs, storage.saved)
+    return tuple(carry.name for carry in sweep.step.carries)
+
+
 def _lower_forward(program: NeuronProgram, spec: KernelSpec) -> Kernel:
     forward = program.forward
     kept = saved_values(program) if spec.job is Job.TRAINING else ()
@@ -53,16 +65,20 @@ def _lower_forward(program: NeuronProgram, spec: KernelSpec) -> Kernel:
     stores = [Store(name, arguments.add(name, Role.OUTPUT)) for name in forward.outputs]
     finals = [Store(name, arguments.add(name, Role.FINAL)) for name in forward.finals]
     saved = [Store(name, arguments.add(name, Role.SAVED, packed=name in bools)) for name in kept]
+    training = spec.job is Job.TRAINING
+    checkpoints = arguments.checkpoints(checkpointed(program) if training else ())
     lets = prepare(forward.lets, _names(forward))
     parts = _Parts(lets, _carries(forward), inputs, bools)
-    step = parts.live_step(stores + saved, [final.name for final in finals])
-    main = Sweep("main", step, tuple(finals))
+    roots = [*(final.name for final in finals), *(kept.name for kept in checkpoints)]
+    main = Sweep("main", parts.live_step(stores + saved, roots), tuple(finals))
     return Kernel(
         name=f"{forward.name}_{spec.job.value}",
         comment=print_recurrence(forward),
         dtype=spec.dtype,
-        arguments=_used_arguments(arguments, (main,)),
+        arguments=_used_arguments(arguments, (main,), checkpoints),
         main=main,
+        checkpoints=checkpoints,
+        groups=arguments.gpu.groups,
     )
 
 
@@ -73,23 +89,28 @@ def _lower_backward(program: NeuronProgram, spec: KernelSpec) -> Kernel:
     arguments = _Arguments(spec)
     inputs = _forward_inputs(forward, arguments)
     main = _reverse_sweep(forward, adjoint, storage, arguments, inputs)
-    loaded = {load.name for load in main.step.loads if load.argument is None}
+    kept = (load for load in main.step.loads if load.argument is None)
+    loaded = {load.after or load.name for load in kept}
     scratch = tuple(name for name in storage.saved if name in loaded)
     recompute = advance = None
+    carried: list[str] = []
     if scratch:
         recompute = _forward_sweep("recompute", forward, inputs, scratch)
         carried = [carry.name for carry in recompute.step.carries]
         advance = _forward_sweep("advance", forward, inputs, (), carried)
+    checkpoints = arguments.checkpoints(carried)
     sweeps = [sweep for sweep in (main, recompute) if sweep is not None]
     return Kernel(
         name=f"{forward.name}_backward",
         comment=print_recurrence(adjoint.recurrence) + _describe(storage),
         dtype=spec.dtype,
-        arguments=_used_arguments(arguments, sweeps),
+        arguments=_used_arguments(arguments, sweeps, checkpoints),
         main=main,
         recompute=recompute,
         advance=advance,
         scratch=scratch,
+        checkpoints=checkpoints,
+        groups=arguments.gpu.groups,
     )
 
 
@@ -107,7 +128,12 @@ def _reverse_sweep(
         packed = name in forward_bools
         kept = storage.place is Place.MEMORY
         values[name] = arguments.add(name, Role.SAVED, packed=packed) if kept else None
-    recomputed = [let for let in forward.lets if let.name in storage.recomputed]
+    after = (
+        followers(forward, storage) if arguments.spec.gpu and storage.place is Place.SCRATCH else {}
+    )
+    values |= dict.fromkeys(after)
+    again = set(storage.recomputed) - set(after)
+    recomputed = [let for let in forward.lets if let.name in again]
     own = [*(let.name for let in reverse.lets), *(state.name for state in reverse.states)]
     new = dict(iter_new_names(own, {*_names(forward), *values}))
     lets = prepare([*recomputed, *rename(reverse.lets, new)], {*_names(forward), *values})
@@ -126,7 +152,8 @@ def _reverse_sweep(
         for name in reverse.finals
         if name in wanted
     ]
-    parts = _Parts(lets, carries, values, forward_bools & {*storage.saved, *storage.recomputed})
+    known = forward_bools & {*storage.saved, *storage.recomputed}
+    parts = _Parts(lets, carries, values, known, after)
     step = parts.live_step(stores, [final.name for final in finals])
     return Sweep("main", step, tuple(finals), backwards=True)
 
@@ -151,6 +178,7 @@ class _Parts:
     carries: Sequence[Carry]
     values: Mapping[str, Argument | None]
     bools: frozenset[str]
+    after: Mapping[str, str] = field(default_factory=dict)
 
     def live_step(self, stores: Sequence[Store], roots: Iterable[str] = ()) -> Step:
         """Build a step of the parts that its stores and the carries in ``roots`` depend on."""
@@ -160,7 +188,7 @@ class _Parts:
         defined = {let.name for let in lets}
         return Step(
             loads=tuple(
-                Load(name, argument)
+                Load(name, argument, self.after.get(name))
                 for name, argument in self.values.items()
                 if name in live and name not in defined
             ),
@@ -179,10 +207,13 @@ class _Arguments:
         Role.OUTPUT: "out",
         Role.FINAL: "final",
         Role.SAVED: "saved",
+        Role.CHECKPOINT: "checkpoint",
     }
 
     def __init__(self, spec: KernelSpec) -> None:
         self.spec = spec
+        self.gpu = spec.gpu or GpuSpec()
+        self._access = dict(self.gpu.inputs)
         self.all: list[Argument] = []
         self._names = Names(())
 
@@ -198,10 +229,23 @@ class _Arguments:
             uniform=role is Role.INPUT and value in self.spec.uniform,
             packed=packed,
             written=role in (Role.OUTPUT, Role.FINAL)
-            or (role is Role.SAVED and self.spec.job is Job.TRAINING),
+            or (role in (Role.SAVED, Role.CHECKPOINT) and self.spec.job is Job.TRAINING),
+            access=self._access_of(value, role),
+            folded=role is Role.FINAL and value in self.gpu.folded,
         )
         self.all.append(argument)
         return argument
+
+    def checkpoints(self, carries: Iterable[str]) -> tuple[Checkpoint, ...]:
+        """Add the arrays that hold carries at the start of chunks, for targets that keep them."""
+        if not self.gpu.checkpoints:
+            return ()
+        return tuple(Checkpoint(name, self.add(name, Role.CHECKPOINT)) for name in carries)
+
+    def _access_of(self, value: str, role: Role) -> Access:
+        if role is Role.OUTPUT:
+            return self.gpu.outputs
+        return self._access.get(value, Access.FLAT) if role is Role.INPUT else Access.FLAT
 
 
 def _forward_inputs(forward: Recurrence, arguments: _Arguments) -> dict[str, Argument | None]:
@@ -217,9 +261,11 @@ def _cotangents(
     }
 
 
-def _used_arguments(arguments: _Arguments, sweeps: Iterable[Sweep]) -> tuple[Argument, ...]:
+def _used_arguments(
+    arguments: _Arguments, sweeps: Iterable[Sweep], checkpoints: Iterable[Checkpoint] = ()
+) -> tuple[Argument, ...]:
     """Return the arguments that some sweep reads or writes, in the order they were added."""
-    used: set[Argument | None] = set()
+    used: set[Argument | None] = {checkpoint.argument for checkpoint in checkpoints}
     initials: set[str] = set()
     for sweep in sweeps:
         used |= {load.argument for load in sweep.step.loads}

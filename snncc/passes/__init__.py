@@ -18,7 +18,11 @@ __all__ = ["Pass", "Rejection", "passes_for"]
 
 
 def passes_for(
-    place: Place | None, leaves: tuple[bool, ...], form: Form | None = None
+    place: Place | None,
+    leaves: tuple[bool, ...],
+    form: Form | None = None,
+    *,
+    on_gpu: bool = False,
 ) -> tuple[Pass, ...]:
     """Return the passes of a compilation.
 
@@ -26,6 +30,7 @@ def passes_for(
         place: Where forward leaves what backward needs; None chooses by bytes moved.
         leaves: For each placeholder of the graph whether its tensor requires gradients.
         form: The form of spiking neurons; None stands for fused time.
+        on_gpu: Whether the kernels run on a GPU.
     """
     return (
         SeparateDraws(),
@@ -34,5 +39,5 @@ def passes_for(
         SimplifyStep(),
         ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),
         Differentiate(leaves),
-        PlanStorage(place),
+        PlanStorage(place, on_gpu),
     )

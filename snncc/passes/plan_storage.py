@@ -4,6 +4,8 @@ The reverse step reads some forward values (its *residuals*).  Either the backwa
 forward again, tile by tile in cache, from the inputs (`Place.SCRATCH`: each step input is read once
 more), or the forward kernel stores a *basis* in memory from which one step's residuals follow
 (`Place.MEMORY`: each saved value is written once and read once; a bool takes one bit).
+A GPU has no cache of that size for each lane: there a kernel recomputes as many steps as registers
+hold, from states that forward wrote at the start of each such chunk but the first.
 
 A basis is any set of states and lets from which, with the inputs, every residual can be evaluated
 within the step.  Neuron kernels are bound by memory, so the cheaper one in bytes wins; operations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import torch.fx
 
+from snncc.ir.chunks import chunk_steps, kept_values
 from snncc.ir.nodes import Let, Recurrence
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import Adjoint, NeuronProgram, Place, Storage
@@ -30,10 +33,11 @@ from snncc.passes.neurons import rewrite_neurons
 class PlanStorage:
     """Choose for every neuron what is stored between forward and backward.
 
-    ``place`` overrides the choice by bytes moved.
+    ``place`` overrides the choice by bytes moved; ``on_gpu`` tells where the kernels run.
     """
 
     place: Place | None = None
+    on_gpu: bool = False
     name = "plan-storage"
     numerics = Numerics.BITWISE
 
@@ -44,7 +48,8 @@ class PlanStorage:
     def _plan(self, program: NeuronProgram, _node: torch.fx.Node) -> NeuronProgram:
         if program.adjoint is None:
             return program
-        storage = plan_storage(program.forward, program.adjoint, self.place)
+        costs = GPU if self.on_gpu else CPU
+        storage = plan_storage(program.forward, program.adjoint, self.place, costs)
         sweeps = tuple(replace(s, program=self._plan(s.program, _node)) for s in program.sweeps)
         return replace(program, storage=storage, sweeps=sweeps)
 
@@ -52,36 +57,54 @@ class PlanStorage:
 # Bytes that one value costs to write and read again, by type, in float32.
 FLOAT_BYTES = 4.0
 BIT_BYTES = 0.125
-# A transcendental costs about as much time as moving this many bytes at full bandwidth.
-TRANSCENDENTAL_BYTES = 8.0
 
 
-def plan_storage(forward: Recurrence, adjoint: Adjoint, place: Place | None = None) -> Storage:
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a choice costs on a kind of machine.
+
+    Attributes:
+        transcendental_bytes: A transcendental takes about the time of moving this many bytes.
+        chunked: Whether recomputing needs states in memory, for each chunk of steps.
+    """
+
+    transcendental_bytes: float
+    chunked: bool
+
+
+CPU = Costs(transcendental_bytes=8.0, chunked=False)
+# Some 20 instructions on each of 128 lanes a cycle, against 15 bytes a cycle of one multiprocessor.
+GPU = Costs(transcendental_bytes=2.0, chunked=True)
+
+
+def plan_storage(
+    forward: Recurrence, adjoint: Adjoint, place: Place | None = None, costs: Costs = CPU
+) -> Storage:
     """Choose what is stored between forward and backward.
 
     Args:
         forward: The forward recurrence.
         adjoint: Its adjoint.
         place: Where to keep the values; None chooses by bytes moved.
+        costs: What moving and computing costs.
     """
-    candidates = list(_candidates(forward, adjoint))
-    best = {
-        where: min(candidates, key=lambda basis: _traffic(forward, adjoint, basis, where))
-        for where in Place
-    }
-    if place is None:
-        place = min(Place, key=lambda p: _traffic(forward, adjoint, best[p], p))
-    saved = best[place]
-    return Storage(place, saved, tuple(_recomputed(forward, adjoint, saved)))
+    choices = [
+        Storage(where, basis, tuple(_recomputed(forward, adjoint, basis)))
+        for where in (Place if place is None else (place,))
+        for basis in _candidates(forward, adjoint)
+    ]
+    return min(choices, key=lambda storage: _traffic(forward, adjoint, storage, costs))
 
 
-def backward_bytes(forward: Recurrence, adjoint: Adjoint, storage: Storage) -> float:
+def backward_bytes(
+    forward: Recurrence, adjoint: Adjoint, storage: Storage, costs: Costs = CPU
+) -> float:
     """Return the bytes moved for a neuron-step in float32 by storing and by the backward kernel.
 
     Counted are the cotangents read, the gradients written, and what `storage` costs.
     """
     fixed = FLOAT_BYTES * (len(adjoint.output_cotangents) + len(adjoint.recurrence.outputs))
-    return fixed + _bytes(forward, adjoint, storage.saved, storage.place)
+    return fixed + _bytes(forward, adjoint, storage, costs)
 
 
 def _candidates(forward: Recurrence, adjoint: Adjoint) -> Iterator[tuple[str, ...]]:
@@ -114,22 +137,25 @@ def _recomputed(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...]) -
     return (let.name for let in forward.lets if let.name in needed)
 
 
-def _traffic(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place) -> float:
+def _traffic(forward: Recurrence, adjoint: Adjoint, storage: Storage, costs: Costs) -> float:
     """Return the bytes of a choice, with the price of its arithmetic."""
-    recomputed = set(_recomputed(forward, adjoint, saved))
+    recomputed = set(storage.recomputed)
     costly = calls_maths(let for let in forward.lets if let.name in recomputed)
-    if place is Place.SCRATCH:
+    if storage.place is Place.SCRATCH:
         costly += calls_maths(forward.lets)
-    # In cache the size of the basis still matters, though far less than memory traffic.
-    cache = 0.01 * len(saved) if place is Place.SCRATCH else 0.0
-    return _bytes(forward, adjoint, saved, place) + TRANSCENDENTAL_BYTES * costly + cache
+    # On chip the size of the basis still matters, though far less than memory traffic.
+    kept = kept_values(forward, adjoint, storage) if costs.chunked else len(storage.saved)
+    cache = 0.01 * kept if storage.place is Place.SCRATCH else 0.0
+    moved = _bytes(forward, adjoint, storage, costs)
+    return moved + costs.transcendental_bytes * costly + cache
 
 
-def _bytes(forward: Recurrence, adjoint: Adjoint, saved: tuple[str, ...], place: Place) -> float:
-    reread = FLOAT_BYTES * len(_reread(forward, adjoint, saved, place))
-    if place is Place.SCRATCH:
-        return reread
-    return 2 * sum(stored_bytes(forward, name) for name in saved) + reread
+def _bytes(forward: Recurrence, adjoint: Adjoint, storage: Storage, costs: Costs) -> float:
+    reread = FLOAT_BYTES * len(_reread(forward, adjoint, storage.saved, storage.place))
+    if storage.place is Place.SCRATCH:
+        kept = checkpoint_bytes(forward, adjoint, storage) if costs.chunked else {}
+        return reread + 2 * sum(kept.values())
+    return 2 * sum(stored_bytes(forward, name) for name in storage.saved) + reread
 
 
 def _reread(
@@ -147,7 +173,25 @@ def stored_bytes(forward: Recurrence, name: str) -> float:
     return BIT_BYTES if name in bool_lets(forward.lets) else FLOAT_BYTES
 
 
-def transfers(program: NeuronProgram) -> Iterator[tuple[str, str, float]]:
+def checkpoint_bytes(forward: Recurrence, adjoint: Adjoint, storage: Storage) -> dict[str, float]:
+    """Return the bytes of a step for each state that is kept at the start of many chunks."""
+    steps = chunk_steps(kept_values(forward, adjoint, storage))
+    return dict.fromkeys(_carried(forward, storage.saved), FLOAT_BYTES / steps)
+
+
+def _carried(forward: Recurrence, saved: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the states that some values depend on, over all steps."""
+    live, size = set(saved), -1
+    while size != len(live):
+        size = len(live)
+        live |= {state.update for state in forward.states if state.name in live}
+        for let in reversed(forward.lets):
+            if let.name in live:
+                live |= _reads(let)
+    return tuple(state.name for state in forward.states if state.name in live)
+
+
+def transfers(program: NeuronProgram, costs: Costs = CPU) -> Iterator[tuple[str, str, float]]:
     """Yield what a neuron moves at each step: the sweep, what is read or written, its bytes.
 
     Forward and backward of a program without an adjoint are those of inference.
@@ -161,6 +205,10 @@ def transfers(program: NeuronProgram) -> Iterator[tuple[str, str, float]]:
     for name in stored:
         yield "forward", f"store {name}", stored_bytes(forward, name)
         yield "backward", f"load {name}", stored_bytes(forward, name)
+    if costs.chunked and storage.place is Place.SCRATCH:
+        for name, count in checkpoint_bytes(forward, adjoint, storage).items():
+            yield "forward", f"store {name} once a chunk", count
+            yield "backward", f"load {name} once a chunk", count
     reread = _reread(forward, adjoint, storage.saved, storage.place)
     yield from (("backward", f"read {name} again", FLOAT_BYTES) for name in sorted(reread))
     for name in forward.outputs:

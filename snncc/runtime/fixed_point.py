@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch import Tensor
 from snncc.errors import UnsupportedError
 from snncc.ir.nodes import FixedPoint
 from snncc.ir.program import NeuronProgram
-from snncc.runtime.neuron import Neuron, is_traced
+from snncc.runtime.neuron import Neuron, NeuronTarget
+from snncc.runtime.tracing import is_traced
 
 
 class FixedPointNeuron:
@@ -26,7 +27,7 @@ class FixedPointNeuron:
 
     Args:
         program: The neuron, with its sweeps.
-        target: ``"c"``, or ``"torch"`` for the reference interpreter.
+        target: The language of the kernels, as for `Neuron`.
         num_threads: Threads of a kernel; None means ``torch.get_num_threads()`` at each call.
 
     Attributes:
@@ -37,7 +38,7 @@ class FixedPointNeuron:
         self,
         program: NeuronProgram,
         *,
-        target: Literal["c", "torch"] = "c",
+        target: NeuronTarget = "c",
         num_threads: int | None = None,
     ) -> None:
         assert isinstance(program.forward.form, FixedPoint)

@@ -125,17 +125,27 @@ def check_arguments(names: Sequence[str], tensors: Sequence[Tensor], steps: int)
     Raises:
         LaunchError: In this order: dtype, device, layout or rank of a tensor is wrong.
     """
+    check_presence(tensors)
+    first_name, first = names[0], tensors[0]
+    for name, tensor in zip(names, tensors, strict=True):
+        _check_dtype(name, tensor, first_name, first)
+    for name, tensor in zip(names, tensors, strict=True):
+        _check_device(name, tensor)
+    check_layouts(names, tensors, steps)
+
+
+def check_presence(tensors: Sequence[Tensor]) -> None:
+    """Check that there is an input at all."""
     if not tensors:
         raise LaunchError(
             "A neuron without any input has no lanes.",
             code="launch.no-input",
             hints=["Give it at least one tensor, for example its initial state."],
         )
-    first_name, first = names[0], tensors[0]
-    for name, tensor in zip(names, tensors, strict=True):
-        _check_dtype(name, tensor, first_name, first)
-    for name, tensor in zip(names, tensors, strict=True):
-        _check_device(name, tensor)
+
+
+def check_layouts(names: Sequence[str], tensors: Sequence[Tensor], steps: int) -> None:
+    """Check that tensors are plain ones, and that those with a time axis have a dimension."""
     for position, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
         if tensor.layout is not torch.strided or tensor.is_neg():
             raise LaunchError(
@@ -152,19 +162,20 @@ def check_arguments(names: Sequence[str], tensors: Sequence[Tensor], steps: int)
 def _check_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise LaunchError(
-            f"Input '{name}' is {_dtype(tensor)}; C kernels compute in float32 or float64.",
+            f"Input '{name}' is {dtype_name(tensor)}; C kernels compute in float32 or float64.",
             code="launch.dtype",
             hints=[f"Convert it: '{name}.float()'."],
         )
     if tensor.dtype != first.dtype:
         raise LaunchError(
-            f"Inputs '{first_name}' and '{name}' are {_dtype(first)} and {_dtype(tensor)}.",
+            f"Inputs '{first_name}' and '{name}' are {dtype_name(first)} and {dtype_name(tensor)}.",
             code="launch.dtype",
             hints=["All inputs of a neuron have one dtype."],
         )
 
 
-def _dtype(tensor: Tensor) -> str:
+def dtype_name(tensor: Tensor) -> str:
+    """Return the dtype of a tensor without its module."""
     return str(tensor.dtype).removeprefix("torch.")
 
 

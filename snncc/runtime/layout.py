@@ -133,7 +133,7 @@ def choose_groups(layout: Layout, arrays: Sequence[Array]) -> Layout:
         arrays: What the kernel reads.
     """
     written = [layout.step_strides[1:], layout.lane_strides]
-    best = _join(layout, written)
+    best = join_dims(layout, written)
     chosen = None
     for candidate in _candidates(layout, arrays, written):
         if len(candidate) <= _MOST_GROUPS:
@@ -150,11 +150,11 @@ def _candidates(
     """Yield groups that ask for more and more copies."""
     steps = [_without_gaps(a, layout)[1].lanes for a in arrays if a.time is not None]
     lanes = [_without_gaps(a, layout)[1].lanes for a in arrays if a.time is None]
-    yield _join(layout, [*written, *steps, *lanes])
+    yield join_dims(layout, [*written, *steps, *lanes])
     # Inputs without time, copied so that they fill the innermost dimensions.
     inner = _inner_dims(layout)
-    yield _join(layout, [*written, *steps, *(_filled(a, inner, layout) for a in lanes)])
-    yield _join(layout, [*written, *steps])
+    yield join_dims(layout, [*written, *steps, *(_filled(a, inner, layout) for a in lanes)])
+    yield join_dims(layout, [*written, *steps])
 
 
 def _innermost(layout: Layout, groups: Groups) -> int:
@@ -184,7 +184,7 @@ def _own_sizes(strides: Sizes, full: frozenset[int], layout: Layout) -> Sizes:
     )
 
 
-def _join(layout: Layout, arrays: Sequence[Sizes]) -> Groups:
+def join_dims(layout: Layout, arrays: Sequence[Sizes]) -> Groups:
     """Join dimensions that are one in every array; a dimension of size 1 belongs to no group."""
     groups: list[Sizes] = []
     for dim in layout.lane_order:

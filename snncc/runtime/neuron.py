@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from snncc.codegen.base import KernelSource, KernelSpec
 from snncc.codegen.c import CTarget
 from snncc.codegen.lower import lower, saved_values
+from snncc.codegen.triton import TritonTarget
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.ir import interpret
 from snncc.ir.printer import print_recurrence
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
 from snncc.runtime.cache import CACHE, KernelCache
+from snncc.runtime.gpu.engine import GpuEngine
+from snncc.runtime.gpu.plans import GpuBackwardPlan, GpuForwardPlan
 from snncc.runtime.launch import LoadedKernel, broadcast_lanes, check_arguments, with_lanes
 from snncc.runtime.layout import Sizes
 from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_results
+from snncc.runtime.tracing import is_traced, no_second_derivative
+
+NeuronTarget: TypeAlias = Literal["auto", "c", "triton", "torch"]
 
 # Plans of one layer that are remembered; a layer sees few sizes, but T may vary with the data.
 _MOST_PLANS = 256
-
-_PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 # Layers stay known for the life of the process: a traced program may name them at any time.
 _NEURONS: dict[str, Neuron] = {}
@@ -42,7 +45,8 @@ class Neuron:
 
     Args:
         program: The neuron.
-        target: ``"c"``, or ``"torch"`` for the reference interpreter.
+        target: ``"c"``, ``"triton"``, or ``"torch"`` for the reference interpreter; ``"auto"`` is
+            C on the CPU and Triton elsewhere.
         num_threads: Threads of a kernel; None means ``torch.get_num_threads()`` at each call.
         scratch_bytes: Scratch of one thread of a backward kernel; None leaves it to the machine.
         cache: Where kernels are kept.
@@ -52,7 +56,7 @@ class Neuron:
         self,
         program: NeuronProgram,
         *,
-        target: Literal["c", "torch"] = "c",
+        target: NeuronTarget = "c",
         num_threads: int | None = None,
         scratch_bytes: int | None = None,
         cache: KernelCache = CACHE,
@@ -63,7 +67,8 @@ class Neuron:
         self._cache = cache
         self._sources: dict[KernelSpec, KernelSource] = {}
         self._kernels: dict[KernelSpec, LoadedKernel] = {}
-        self._plans: dict[object, ForwardPlan] = {}
+        self._plans: dict[object, ForwardPlan | GpuForwardPlan] = {}
+        self._gpu = GpuEngine(program, self.source)
         self._resources = Resources(
             program=program,
             kernels=self._kernel,
@@ -121,28 +126,43 @@ class Neuron:
         """Return the source of a kernel of this layer."""
         source = self._sources.get(spec)
         if source is None:
-            source = self._sources[spec] = CTarget().emit(lower(self.program, spec))
+            target = CTarget() if spec.gpu is None else TritonTarget()
+            source = self._sources[spec] = target.emit(lower(self.program, spec))
         return source
 
     def specs(self) -> tuple[KernelSpec, ...]:
         """Return what kernels the calls so far have asked for, in order."""
-        return tuple(self._kernels)
+        return (*self._kernels, *self._gpu.specs())
 
-    def plan(self, tensors: Sequence[Tensor], length: int | None, *, training: bool) -> ForwardPlan:
+    def plan(
+        self, tensors: Sequence[Tensor], length: int | None, *, training: bool
+    ) -> ForwardPlan | GpuForwardPlan:
         """Return the plan of a forward call on tensors, those with a time axis first."""
         threads = self._num_threads or torch.get_num_threads()
         signature = [(t.shape, t.stride(), t.dtype, t.device, t.is_neg()) for t in tensors]
         key = (*signature, length, training, threads)
         plan = self._plans.get(key)
         if plan is None:
-            check_arguments(self._names, tensors, self._steps)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = ForwardPlan(self._resources, tensors, length, training=training, threads=threads)
+            plan = self._new_plan(tensors, length, training, threads)
             self._plans[key] = plan
-            if training and self.program.adjoint is not None:
+            if training and isinstance(plan, ForwardPlan) and self.program.adjoint is not None:
                 self._prepare_backward(plan, tensors)
         return plan
+
+    def _new_plan(
+        self, tensors: Sequence[Tensor], length: int | None, training: bool, threads: int
+    ) -> ForwardPlan | GpuForwardPlan:
+        if self._runs_on_gpu(tensors):
+            return self._gpu.plan(tensors, length, training=training)
+        check_arguments(self._names, tensors, self._steps)
+        return ForwardPlan(self._resources, tensors, length, training=training, threads=threads)
+
+    def _runs_on_gpu(self, tensors: Sequence[Tensor]) -> bool:
+        if self.target != "auto" or not tensors:
+            return self.target == "triton"
+        return tensors[0].device.type not in ("cpu", "meta")
 
     def _prepare_backward(self, plan: ForwardPlan, tensors: Sequence[Tensor]) -> None:
         """Build the kernel that the backward call will probably need while the forward call runs.
@@ -160,16 +180,17 @@ class Neuron:
             cotangents[position] = None
         if any(needs):
             expected = self.backward_plan(plan, tensors, cotangents, needs)
+            assert isinstance(expected, BackwardPlan)
             if expected.spec not in self._kernels:
                 self._cache.prepare(self.source(expected.spec))
 
     def backward_plan(
         self,
-        plan: ForwardPlan,
+        plan: ForwardPlan | GpuForwardPlan,
         tensors: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
         needs: Sequence[bool],
-    ) -> BackwardPlan:
+    ) -> BackwardPlan | GpuBackwardPlan:
         """Return the plan of a backward call.
 
         Raises:
@@ -185,20 +206,24 @@ class Neuron:
             )
         seen = [None if c is None else (c.shape, c.stride()) for c in cotangents]
         key = (*seen, *needs)
-        found = plan.backward.get(key)
+        known: dict[object, Any] = plan.backward
+        found: BackwardPlan | GpuBackwardPlan | None = known.get(key)
         if found is None:
-            found = BackwardPlan(plan, adjoint, tensors, cotangents, needs)
-            plan.backward[key] = found
+            found = plan.differentiate(adjoint, tensors, cotangents, needs)
+            known[key] = found
         return found
 
     def shapes(
         self, tensors: Sequence[Tensor], length: int | None, *, training: bool
     ) -> list[Tensor]:
         """Return tensors without data of the sizes, strides and dtypes of a forward call."""
-        check_arguments(self._names, tensors, self._steps)
-        _, results = plan_results(
-            self._resources, tensors, length, training=training, symbolic=True
-        )
+        if self._runs_on_gpu(tensors):
+            results = self._gpu.results(tensors, length, training=training)
+        else:
+            check_arguments(self._names, tensors, self._steps)
+            _, results = plan_results(
+                self._resources, tensors, length, training=training, symbolic=True
+            )
         like = tensors[0]
         return [
             like.new_empty_strided(shape.sizes, shape.strides, dtype=shape.dtype)
@@ -293,32 +318,13 @@ def _widen(tensors: tuple[Tensor, ...], steps: int, lanes: Sizes) -> tuple[Tenso
     return (first.expand(sizes), *rest)
 
 
-def is_traced(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether operators are recorded or transformed rather than run."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    transform = torch._C._functorch.peek_interpreter_stack()
-    if transform is not None or forward_ad._current_level >= 0:
-        _refuse_transforms(tensors, is_transformed=transform is not None)
-    return any(type(tensor) not in _PLAIN or tensor.is_meta for tensor in tensors)
-
-
-def _refuse_transforms(tensors: Sequence[Tensor], *, is_transformed: bool) -> None:
-    """Refuse what would otherwise fail deep inside torch, or give zero derivatives silently."""
-    unpack: Any = forward_ad.unpack_dual
-    if is_transformed or any(unpack(tensor).tangent is not None for tensor in tensors):
-        raise UnsupportedError(
-            "A compiled neuron cannot be transformed by torch.func or forward-mode derivatives.",
-            code="unsupported.function-transform",
-            hints=["Use 'backward()' or 'torch.autograd.grad'; give batches as a dimension."],
-        )
-
-
 class _NeuronFunction(torch.autograd.Function):
     """Runs the forward kernel, and the backward kernel when gradients are asked for."""
 
     @staticmethod
-    def forward(ctx: Any, neuron: Neuron, plan: ForwardPlan, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, neuron: Neuron, plan: ForwardPlan | GpuForwardPlan, *tensors: Tensor
+    ) -> Any:
         results = plan.run(tensors)
         ctx.neuron, ctx.plan, ctx.count = neuron, plan, len(tensors)
         ctx.set_materialize_grads(False)
@@ -346,7 +352,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, plan: BackwardPlan, counts: tuple[int, int], *values: Tensor
+        ctx: Any, plan: BackwardPlan | GpuBackwardPlan, counts: tuple[int, int], *values: Tensor
     ) -> tuple[Tensor | None, ...]:
         given, kept = counts[0], sum(counts)
         return tuple(plan.run(values[kept:], values[:given], values[given:kept]))
@@ -354,16 +360,6 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         raise no_second_derivative()
-
-
-def no_second_derivative() -> UnsupportedError:
-    """Return the error that refuses a gradient of a gradient."""
-    return UnsupportedError(
-        "The gradient of a compiled neuron cannot be differentiated again.",
-        code="unsupported.double-backward",
-        notes=["Surrogate gradients have no second derivative."],
-        hints=["Leave out 'create_graph=True'."],
-    )
 
 
 def find_neuron(key: str) -> Neuron:

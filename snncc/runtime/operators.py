@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snncc.runtime.neuron import Neuron, find_neuron, no_second_derivative
+from snncc.runtime.neuron import Neuron, find_neuron
+from snncc.runtime.tracing import no_second_derivative
 
 __all__ = ["Neuron"]
 

@@ -95,7 +95,7 @@ def plan_results(
     forward = resources.program.forward
     names = (*forward.step_inputs, *forward.lane_inputs)
     steps, lanes = broadcast_sizes(names, tensors, len(forward.step_inputs), length)
-    order = _order(tensors[: len(forward.step_inputs)], steps, lanes)
+    order = input_order(tensors[: len(forward.step_inputs)], steps, lanes)
     layout = Layout(steps, lanes, order)
     saved = resources.saved if training else ()
     if saved or not symbolic:
@@ -112,7 +112,7 @@ def plan_results(
     return layout, Results((output,) * count[0], (final,) * count[1], tuple(kept))
 
 
-def _order(steps: Sequence[Tensor], length: int, lanes: Sizes) -> Sizes:
+def input_order(steps: Sequence[Tensor], length: int, lanes: Sizes) -> Sizes:
     """Return the memory order of the first input that has all lanes."""
     sizes = (length, *lanes)
     for step in steps:
@@ -177,6 +177,16 @@ class ForwardPlan:
             self._binding.run([*[tensors[i] for i in self._inputs], *written])
         return written
 
+    def differentiate(
+        self,
+        adjoint: Adjoint,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> BackwardPlan:
+        """Return the plan of a backward call that follows this one."""
+        return BackwardPlan(self, adjoint, tensors, cotangents, needs)
+
 
 class BackwardPlan:
     """A backward call with given sizes and strides.
@@ -200,7 +210,7 @@ class BackwardPlan:
         self._forward = forward
         self._adjoint = adjoint
         self._shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        self._gradients = _gradient_names(adjoint, needs)
+        self._gradients = gradient_names(adjoint, needs)
         wanted = {name for names in self._gradients for name in names}
         self._cotangents = (*adjoint.output_cotangents, *adjoint.final_cotangents)
         ranks = dict.fromkeys(adjoint.output_cotangents, Rank.STEP)
@@ -281,7 +291,7 @@ class BackwardPlan:
         return len(self._adjoint.step_gradients)
 
 
-def _gradient_names(adjoint: Adjoint, needs: Sequence[bool]) -> tuple[tuple[str, ...], ...]:
+def gradient_names(adjoint: Adjoint, needs: Sequence[bool]) -> tuple[tuple[str, ...], ...]:
     """Return for each input the results of the adjoint whose sum is its gradient."""
     steps = tuple((name,) if name else () for name in adjoint.step_gradients)
     return tuple(
@@ -297,12 +307,17 @@ def _reduced(parts: Sequence[Tensor], sizes: Sizes, *, has_time: bool) -> Tensor
     total = parts[0]
     for part in parts[1:]:
         total = total + part
-    if tuple(total.shape) == sizes:
-        return total
-    if has_time:
-        ones = (1,) * (total.dim() - len(sizes))
-        return total.sum_to_size((sizes[0], *ones, *sizes[1:])).reshape(sizes)
-    return total.sum_to_size(sizes)
+    return sum_lanes(total, sizes, has_time=has_time)
+
+
+def sum_lanes(gradient: Tensor, sizes: Sizes, *, has_time: bool) -> Tensor:
+    """Sum a gradient over the dimensions that its input is broadcast in."""
+    if tuple(gradient.shape) == sizes:
+        return gradient
+    if not has_time:
+        return gradient.sum_to_size(sizes)
+    ones = (1,) * (gradient.dim() - len(sizes))
+    return gradient.sum_to_size((sizes[0], *ones, *sizes[1:])).reshape(sizes)
 
 
 def float_type(tensor: Tensor) -> FloatType:

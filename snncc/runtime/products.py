@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snncc.ir import sequence_ops
 from snncc.runtime import memory
-from snncc.runtime.neuron import is_traced
+from snncc.runtime.tracing import is_traced
 
 # Partial sums of a weight's gradient may add one part in this many to what the product reads.
 _PART_SIZE = 8
@@ -30,6 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     is_small = x.nbytes < memory.SMALLEST
     if (
         is_small
+        or not rows.is_cpu
         or not rows.is_contiguous()
         or is_traced(tensors)
         or torch.is_autocast_enabled("cpu")

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.runtime.neuron import Neuron
+from snncc.runtime.plans import ForwardPlan
 
 Action = Callable[[], object]
 
@@ -189,10 +190,11 @@ class StaticStep:
     def _place_neuron(self, node: torch.fx.Node, target: _Kernel, args: Any) -> list[Tensor]:
         """Bind a neuron's kernel to its arrays; a state that only it reads is updated in place."""
         length, *tensors = args
-        if target.neuron.target == "torch":
+        interpreted = target.neuron.target == "torch"
+        plan = None if interpreted else target.neuron.plan(tensors, length, training=False)
+        if not isinstance(plan, ForwardPlan):
             call: Any = target
             return list(self._place_several(node, call(*args), lambda: call(*args)))
-        plan = target.neuron.plan(tensors, length, training=False)
         written = [shape.allocate() for shape in plan.written]
         forward = target.neuron.program.forward
         names = [*forward.outputs, *forward.finals]

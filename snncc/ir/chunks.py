@@ -1,0 +1,62 @@
+"""How many steps a GPU kernel recomputes at a time: as many as registers hold.
+
+A backward kernel that recomputes goes through time in chunks.  What the reverse step needs of each
+step of a chunk stays in registers, and the states at the start of each chunk but the first come
+from memory, where the forward kernel put them: the longer a chunk, the fewer bytes they cost.  The
+more a chunk keeps, the fewer lanes a thread can serve.
+"""
+
+from __future__ import annotations
+
+from snncc.ir.nodes import Recurrence
+from snncc.ir.program import Adjoint, Storage
+from snncc.ir.walk import names_read
+
+# More steps would be compiled slowly: a chunk is straight code.
+MOST_STEPS = 16
+# Registers that a chunk of one lane may fill, of the 255 of a thread.
+_MOST_REGISTERS = 96
+# Registers that a chunk of one lane may fill where a thread serves this many lanes.  Compiled for
+# sm_80 to sm_100, no neuron of the tests spills a register under these.
+_THREAD_LANES = {4: 8, 2: 32, 1: _MOST_REGISTERS}
+
+
+def chunk_steps(registers: int) -> int:
+    """Return the steps of a chunk, a power of two.
+
+    Args:
+        registers: Registers that one step of one lane takes.
+    """
+    steps = MOST_STEPS
+    while steps > 2 and steps * registers > _MOST_REGISTERS:
+        steps //= 2
+    return steps
+
+
+def thread_lanes(registers: int) -> int:
+    """Return how many lanes a thread serves.
+
+    Args:
+        registers: Registers that a chunk of one lane takes.
+    """
+    return next((lanes for lanes, most in _THREAD_LANES.items() if registers <= most), 1)
+
+
+def followers(forward: Recurrence, storage: Storage) -> dict[str, str]:
+    """Return the values that need not be computed again: what a kept state becomes.
+
+    Within a chunk that is the state before the next step.
+    """
+    return {
+        state.update: state.name
+        for state in forward.states
+        if state.name in storage.saved and state.update in storage.recomputed
+    }
+
+
+def kept_values(forward: Recurrence, adjoint: Adjoint, storage: Storage) -> int:
+    """Return how many values of a step and lane the reverse step needs from the forward sweep."""
+    again = set(storage.recomputed) - set(followers(forward, storage))
+    recomputed = [let for let in forward.lets if let.name in again]
+    read = {name for let in recomputed for name in names_read(let.expr)} | set(adjoint.residuals)
+    return len(storage.saved) + len(read & set(forward.step_inputs))

@@ -1,0 +1,209 @@
+"""Bind kernels to sizes, strides and types: all of a call on a GPU but the tensors."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from snncc.codegen.base import Access, Argument, GpuSpec, Role, Slot, SlotKind
+from snncc.ir.nodes import Rank
+from snncc.runtime.gpu.layout import Seen, densify_steps, extents, group_lanes, is_sparse, see
+from snncc.runtime.gpu.triton_kernels import TritonKernel
+from snncc.runtime.gpu.variants import (
+    ALIGNMENT,
+    Blocks,
+    Variant,
+    aligned_slots,
+    is_aligned,
+    is_wide,
+)
+from snncc.runtime.launch import as_array
+from snncc.runtime.layout import Array, Layout
+from snncc.runtime.plans import Shape
+
+_WARPS, _WARP = 4, 32
+
+
+def choose_blocks(lanes: int, vector: int, processors: int) -> tuple[int, int]:
+    """Return the lanes and the warps of one program.
+
+    Wide programs move 16 bytes a thread; they become narrower where there would be fewer programs
+    than processors.
+    """
+    for warps in (_WARPS, 1):
+        if lanes >= warps * _WARP * vector * processors:
+            return warps * _WARP * vector, warps
+    return _WARP, 1
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Return how many programs a device runs at the same time at least."""
+    if device.type == "cpu":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The arrays of a call besides its inputs, by IR name.
+
+    Attributes:
+        written: What the kernel writes, by role.
+        kept: What a forward kernel has kept for it.
+    """
+
+    written: Mapping[Role, Mapping[str, Shape]]
+    kept: Mapping[str, Shape] = field(default_factory=dict)
+
+
+class Call:
+    """A kernel bound to sizes, strides and types: all of a call but the tensors.
+
+    Args:
+        kernel: The kernel.
+        inputs: What it reads from outside.
+        arrays: What it reads and writes besides.
+        blocks: The constants.
+        device: Where it runs.
+    """
+
+    def __init__(
+        self,
+        kernel: TritonKernel,
+        inputs: Inputs,
+        arrays: Arrays,
+        blocks: Blocks,
+        device: torch.device,
+    ) -> None:
+        self.kernel, self._device = kernel, device
+        self._written = [shape for shapes in arrays.written.values() for shape in shapes.values()]
+        places = [(Role.INPUT, name) for name in inputs.seen]
+        places += [(role, name) for role, shapes in arrays.written.items() for name in shapes]
+        places += [(Role.SAVED, name) for name in arrays.kept]
+        arguments = kernel.source.signature.arguments
+        self._order = [places.index((_GIVEN.get(a.role, a.role), a.value)) for a in arguments]
+        others = [*self._written, *arrays.kept.values()]
+        dtypes = [*inputs.dtypes, *(shape.dtype for shape in others)]
+        pointers = tuple(dtypes[index] for index in self._order)
+        slots, layout = kernel.slots, inputs.layout
+        numbers = [(slot, _value(slot, layout, inputs.seen)) for slot in slots]
+        self._values = [value for _, value in numbers if value is not None]
+        hinted = aligned_slots(slots)
+        self._sizes_fit = blocks.vector > 1 and all(
+            value is None or slot not in hinted or is_aligned(slot, value, blocks.vector)
+            for slot, value in numbers
+        )
+        pointed = [slot for slot in slots if slot.kind is SlotKind.ARRAY]
+        self._aligned = [index for index, slot in enumerate(pointed) if slot in hinted]
+        wide = is_wide(math.prod(extents(layout)))
+        self.variants = tuple(Variant(pointers, blocks, wide, fits) for fits in (False, True))
+
+    @property
+    def variant(self) -> Variant:
+        """What is compiled for these sizes, where all arrays start at multiples of 16 bytes."""
+        return self.variants[self._sizes_fit]
+
+    def allocate(self) -> list[Tensor]:
+        """Return tensors for what the kernel writes, in order of role and name."""
+        return [
+            torch.empty_strided(s.sizes, s.strides, dtype=s.dtype, device=self._device)
+            for s in self._written
+        ]
+
+    def run(self, tensors: Sequence[Tensor]) -> None:
+        """Call the kernel on the inputs, then what it writes and what was kept for it."""
+        arrays = [tensors[index] for index in self._order]
+        aligned = self._sizes_fit and all(
+            arrays[index].data_ptr() % ALIGNMENT == 0 for index in self._aligned
+        )
+        self.kernel.launch(self.variants[aligned], arrays, self._values)
+
+
+# Checkpoints are among the values that forward keeps.
+_GIVEN = {Role.CHECKPOINT: Role.SAVED}
+
+
+def _value(slot: Slot, layout: Layout, seen: Mapping[str, Seen]) -> int | None:
+    """Return the number of a parameter; None for arrays and constants."""
+    match slot.kind:
+        case SlotKind.STEPS:
+            return layout.steps
+        case SlotKind.LANES:
+            return math.prod(extents(layout))
+        case SlotKind.EXTENT:
+            return extents(layout)[slot.group]
+        case SlotKind.TIME | SlotKind.STRIDE:
+            assert slot.argument is not None
+            array = _see(slot.argument, layout, seen)
+            return array.time if slot.kind is SlotKind.TIME else array.strides[slot.group]
+        case _:
+            return None
+
+
+def _see(argument: Argument, layout: Layout, seen: Mapping[str, Seen]) -> Seen:
+    if argument.role is Role.INPUT:
+        return seen[argument.value]
+    if argument.role is Role.OUTPUT:
+        return see_output(layout)
+    return Seen(Access.FLAT, math.prod(extents(layout)), ())
+
+
+def see_output(layout: Layout) -> Seen:
+    """Say how a kernel sees the [T, *lanes] arrays that it writes."""
+    time, *lanes = layout.step_strides
+    return see(Array(time, tuple(lanes)), layout)
+
+
+class Inputs:
+    """The inputs of a kernel: how it sees them, and copies of those that lie too far apart.
+
+    Args:
+        layout: The sizes, without groups.
+        tensors: The inputs by IR name.
+        ranks: Whether each has a time axis.
+    """
+
+    def __init__(
+        self, layout: Layout, tensors: Mapping[str, Tensor], ranks: Mapping[str, Rank]
+    ) -> None:
+        self._plain = layout
+        self._copied = tuple(
+            index
+            for index, (name, tensor) in enumerate(tensors.items())
+            if ranks[name] is Rank.STEP
+            and is_sparse(as_array(tensor, layout, has_time=True), layout)
+        )
+        fitted = dict(zip(tensors, self.fit(list(tensors.values())), strict=True))
+        arrays = {
+            name: as_array(tensor, layout, has_time=ranks[name] is Rank.STEP)
+            for name, tensor in fitted.items()
+        }
+        self.dtypes = tuple(tensor.dtype for tensor in tensors.values())
+        self.layout = group_lanes(layout, list(arrays.values()))
+        self.seen = {name: see(array, self.layout) for name, array in arrays.items()}
+
+    def fit(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the tensors that the kernel reads."""
+        if not self._copied:
+            return tensors
+        fitted = list(tensors)
+        for index in self._copied:
+            fitted[index] = densify_steps(fitted[index], self._plain)
+        return fitted
+
+    def spec(self, folded: frozenset[str] = frozenset(), *, checkpoints: bool = False) -> GpuSpec:
+        """Return what the text of the kernel depends on."""
+        accesses = sorted((name, seen.access) for name, seen in self.seen.items())
+        return GpuSpec(
+            groups=len(extents(self.layout)),
+            inputs=tuple(pair for pair in accesses if pair[1] is not Access.FLAT),
+            outputs=see_output(self.layout).access,
+            folded=folded,
+            checkpoints=checkpoints,
+        )

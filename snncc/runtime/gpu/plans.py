@@ -1,0 +1,240 @@
+"""Plans of calls on a GPU: everything about a call that sizes, strides and types decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from snncc.codegen.base import WORD_STEPS, Job, KernelSpec, Role
+from snncc.ir.chunks import thread_lanes
+from snncc.ir.nodes import Rank
+from snncc.ir.program import Adjoint
+from snncc.runtime.gpu.calls import Arrays, Call, Inputs, choose_blocks, processors
+from snncc.runtime.gpu.gradients import (
+    fold_lanes,
+    folded_size,
+    reduce_folded,
+)
+from snncc.runtime.gpu.layout import extents
+from snncc.runtime.gpu.results import GpuResources, plan_gpu_results, types_of
+from snncc.runtime.gpu.variants import (
+    Blocks,
+)
+from snncc.runtime.plans import Shape, gradient_names, sum_lanes
+
+# Elements of one array that a thread asks for before it uses the first: enough to hide the latency
+# of memory, in few registers.
+_AHEAD = 16
+
+
+class GpuForwardPlan:
+    """A forward call with given sizes, strides and types.
+
+    Args:
+        resources: The neuron.
+        tensors: Inputs of these sizes and strides.
+        length: T, where no input tells it.
+        training: Whether values are kept for backward.
+    """
+
+    def __init__(
+        self,
+        resources: GpuResources,
+        tensors: Sequence[Tensor],
+        length: int | None,
+        *,
+        training: bool,
+    ) -> None:
+        self.resources = resources
+        self.device = tensors[0].device
+        self.backward: dict[object, GpuBackwardPlan] = {}
+        self.layout, self.results = plan_gpu_results(resources, tensors, length, training=training)
+        self.types = types_of(resources, tensors, training=training)
+        forward = resources.program.forward
+        self.names = (*forward.step_inputs, *forward.lane_inputs)
+        self.ranks = dict.fromkeys(forward.step_inputs, Rank.STEP)
+        self.ranks |= dict.fromkeys(forward.lane_inputs, Rank.LANE)
+        self._inputs = Inputs(self.layout, dict(zip(self.names, tensors, strict=True)), self.ranks)
+        written = {
+            Role.OUTPUT: dict(zip(forward.outputs, self.results.outputs, strict=True)),
+            Role.FINAL: dict(zip(forward.finals, self.results.finals, strict=True)),
+            Role.SAVED: dict(zip(resources.kept, self.results.saved, strict=False)),
+        }
+        self.call = self._bind(Arrays(written))
+
+    def _bind(self, arrays: Arrays) -> Call:
+        resources, layout, vector = self.resources, self._inputs.layout, self.types.vector
+        job = Job.TRAINING if self.results.saved else Job.INFERENCE
+        checkpoints = job is Job.TRAINING and bool(resources.checkpoints)
+        spec = KernelSpec(
+            job, self.types.float_type, gpu=self._inputs.spec(checkpoints=checkpoints)
+        )
+        lanes = math.prod(extents(layout))
+        block, warps = choose_blocks(lanes, vector, processors(self.device))
+        packed = job is Job.TRAINING and not resources.bools.isdisjoint(resources.saved)
+        group = _group(vector, packed=packed)
+        group = min(group, self.types.period) if checkpoints else group
+        blocks = Blocks(block, warps, group, self.types.period, (), vector)
+        return Call(resources.kernels(spec), self._inputs, arrays, blocks, self.device)
+
+    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the outputs, the finals and the values kept for backward."""
+        written = self.call.allocate()
+        if 0 not in self.layout.lanes:
+            self.call.run([*self._inputs.fit(tensors), *written])
+        return written
+
+    def differentiate(
+        self,
+        adjoint: Adjoint,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> GpuBackwardPlan:
+        """Return the plan of a backward call that follows this one."""
+        return GpuBackwardPlan(self, adjoint, tensors, cotangents, needs)
+
+
+class GpuBackwardPlan:
+    """A backward call with given sizes, strides and types.
+
+    Args:
+        forward: The plan of the forward call.
+        adjoint: The adjoint of the neuron.
+        tensors: Inputs of the forward call.
+        cotangents: Those of its outputs and finals, in order; None where there is none.
+        needs: For each input whether its gradient is asked for.
+    """
+
+    def __init__(
+        self,
+        forward: GpuForwardPlan,
+        adjoint: Adjoint,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> None:
+        self._forward, self._steps = forward, len(adjoint.step_gradients)
+        steps, layout = forward.layout.steps, forward.layout
+        sizes = [(steps, *layout.lanes)] * len(adjoint.output_cotangents)
+        self._sizes = (*sizes, *[layout.lanes] * len(adjoint.final_cotangents))
+        self._zero = torch.zeros((), dtype=forward.types.result, device=forward.device)
+        ranks = dict.fromkeys(adjoint.output_cotangents, Rank.STEP)
+        ranks |= dict.fromkeys(adjoint.final_cotangents, Rank.LANE)
+        names = (*forward.names, *ranks)
+        values = (*tensors, *self._given(cotangents))
+        self._inputs = Inputs(layout, dict(zip(names, values, strict=True)), forward.ranks | ranks)
+        self._gradients = gradient_names(adjoint, needs)
+        self._shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+        self.call = self._bind(adjoint)
+
+    def _bind(self, adjoint: Adjoint) -> Call:
+        forward, layout = self._forward, self._inputs.layout
+        resources, types = forward.resources, forward.types
+        recomputes = not resources.saved
+        chunk = chunk_of(forward.layout.steps, types.period)
+        vector = types.vector
+        if recomputes:
+            vector = min(vector, thread_lanes(chunk * types.kept))
+        lanes = math.prod(extents(layout))
+        block, warps = choose_blocks(lanes, vector, processors(forward.device))
+        self._folds = self._fold(adjoint, block)
+        reverse, owned = adjoint.recurrence, {n for names in self._gradients for n in names}
+        outputs = {n: self._output_shape(n) for n in reverse.outputs if n in owned}
+        finals = {n: self._final_shape(n) for n in reverse.finals if n in owned}
+        self._written = (*outputs, *finals)
+        checkpoints = bool(resources.checkpoints)
+        gpu = self._inputs.spec(frozenset(self._folds), checkpoints=checkpoints)
+        spec = KernelSpec(Job.BACKWARD, types.float_type, wanted=frozenset(owned), gpu=gpu)
+        packed = not resources.bools.isdisjoint(resources.saved)
+        group = _group(vector, packed=packed)
+        folds = tuple(sorted(self._folds.items()))
+        blocks = Blocks(
+            block, warps, min(group, chunk) if recomputes else group, chunk, folds, vector
+        )
+        arrays = Arrays(
+            written={Role.OUTPUT: outputs, Role.FINAL: finals},
+            kept=dict(zip(resources.kept, forward.results.saved, strict=False)),
+        )
+        return Call(resources.kernels(spec), self._inputs, arrays, blocks, forward.device)
+
+    def _fold(self, adjoint: Adjoint, block: int) -> dict[str, int]:
+        """Return the finals of which the kernel sums neighbouring lanes, and how many."""
+        seen = [self._inputs.seen[name] for name in self._forward.names]
+        folds = {
+            name: fold_lanes(seen[index], self._inputs.layout, block)
+            for index, names in enumerate(self._gradients)
+            for name in names
+            if name in adjoint.recurrence.finals
+        }
+        return {name: fold for name, fold in folds.items() if fold > 1}
+
+    def _output_shape(self, name: str) -> Shape:
+        layout, types = self._forward.layout, self._forward.types
+        sizes = (layout.steps, *layout.lanes)
+        owners = [self._shapes[i] for i, names in enumerate(self._gradients) if name in names]
+        # What is summed afterwards stays in the working type until then.
+        dtypes = {dtype if own == sizes else types.working for own, dtype in owners}
+        dtype = dtypes.pop() if len(dtypes) == 1 else types.working
+        return Shape(sizes, layout.step_strides, dtype)
+
+    def _final_shape(self, name: str) -> Shape:
+        layout, working = self._inputs.layout, self._forward.types.working
+        if name in self._folds:
+            return Shape((folded_size(layout, self._folds[name]),), (1,), working)
+        return Shape(layout.lanes, layout.lane_strides, working)
+
+    def _given(self, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
+        return [
+            self._zero.expand(sizes) if cotangent is None else cotangent
+            for cotangent, sizes in zip(cotangents, self._sizes, strict=True)
+        ]
+
+    def run(
+        self,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        saved: Sequence[Tensor],
+    ) -> list[Tensor | None]:
+        """Return the gradient of each input, None where it was not asked for or is zero."""
+        written = self.call.allocate()
+        if 0 not in self._forward.layout.lanes:
+            given = self._inputs.fit([*tensors, *self._given(cotangents)])
+            self.call.run([*given, *written, *saved])
+        found = dict(zip(self._written, written, strict=True))
+        return [
+            self._gradient(index, found) if names else None
+            for index, names in enumerate(self._gradients)
+        ]
+
+    def _gradient(self, index: int, found: Mapping[str, Tensor]) -> Tensor:
+        sizes, dtype = self._shapes[index]
+        if 0 in self._forward.layout.lanes:
+            return torch.zeros(sizes, dtype=dtype, device=self._forward.device)
+        parts = []
+        for name in self._gradients[index]:
+            if name in self._folds:
+                seen = self._inputs.seen[self._forward.names[index]]
+                parts.append(reduce_folded(found[name], sizes, seen, self._inputs.layout))
+            else:
+                parts.append(sum_lanes(found[name], sizes, has_time=index < self._steps))
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total.to(dtype)
+
+
+def _group(vector: int, *, packed: bool) -> int:
+    """Return the steps whose loads are issued together."""
+    return WORD_STEPS if packed else min(max(_AHEAD // vector, 4), 8)
+
+
+def chunk_of(steps: int, period: int) -> int:
+    """Return the steps of a chunk: fewer than the period where there are fewer steps."""
+    chunk = min(4, period)
+    while chunk < period and chunk < steps:
+        chunk *= 2
+    return chunk

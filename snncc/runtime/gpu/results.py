@@ -1,0 +1,127 @@
+"""The types of a call on a GPU, and what it returns: no sizes are needed but symbols."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from snncc.codegen.base import WORD_STEPS, FloatType, KernelSpec
+from snncc.ir.chunks import chunk_steps, kept_values
+from snncc.ir.program import NeuronProgram
+from snncc.runtime.gpu.triton_kernels import TritonKernel
+from snncc.runtime.gpu.variants import (
+    ALIGNMENT,
+)
+from snncc.runtime.launch import broadcast_sizes
+from snncc.runtime.layout import Layout
+from snncc.runtime.plans import Results, Shape, input_order
+
+Kernels: TypeAlias = Callable[[KernelSpec], TritonKernel]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuResources:
+    """What plans are made with.
+
+    Attributes:
+        program: The neuron.
+        kernels: Where its kernels come from.
+        saved: Names of the forward values that training keeps for each step.
+        checkpoints: Names of the states that training keeps for each chunk of steps instead.
+        bools: Names of the forward values that are bools.
+    """
+
+    program: NeuronProgram
+    kernels: Kernels
+    saved: tuple[str, ...]
+    checkpoints: tuple[str, ...]
+    bools: frozenset[str]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of everything that training keeps, in order."""
+        return (*self.saved, *self.checkpoints)
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """The types of a call.
+
+    Attributes:
+        working: The type in which a kernel computes.
+        result: The type of the outputs and finals.
+        vector: Lanes whose elements of each step fill 16 bytes.
+        kept: Registers that a backward kernel which recomputes fills for each step of a lane.
+    """
+
+    working: torch.dtype
+    result: torch.dtype
+    vector: int
+    kept: int
+
+    @property
+    def period(self) -> int:
+        """Steps between two checkpoints."""
+        return chunk_steps(self.kept)
+
+    @property
+    def float_type(self) -> FloatType:
+        """The working type as code generation names it."""
+        return FloatType.FLOAT64 if self.working is torch.float64 else FloatType.FLOAT32
+
+
+def types_of(resources: GpuResources, tensors: Sequence[Tensor], *, training: bool) -> Types:
+    """Return the types of a forward call, and of the backward call that follows it."""
+    program = resources.program
+    steps = len(program.forward.step_inputs)
+    result = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    working = torch.float64 if result is torch.float64 else torch.float32
+    sizes = [result.itemsize, *(tensor.dtype.itemsize for tensor in tensors[:steps])]
+    if training and resources.kept:
+        sizes.append(working.itemsize)
+    vector = ALIGNMENT // max(sizes)
+    kept = 1
+    if program.adjoint is not None and program.storage is not None:
+        kept = max(kept_values(program.forward, program.adjoint, program.storage), 1)
+    return Types(working, result, vector, kept * working.itemsize // 4)
+
+
+def plan_gpu_results(
+    resources: GpuResources, tensors: Sequence[Tensor], length: int | None, *, training: bool
+) -> tuple[Layout, Results]:
+    """Return the layout of a forward call and the shapes of its results; sizes may be symbols."""
+    forward = resources.program.forward
+    names = (*forward.step_inputs, *forward.lane_inputs)
+    steps, lanes = broadcast_sizes(names, tensors, len(forward.step_inputs), length)
+    layout = Layout(steps, lanes, input_order(tensors[: len(forward.step_inputs)], steps, lanes))
+    types = types_of(resources, tensors, training=training)
+    output = Shape((steps, *lanes), layout.step_strides, types.result)
+    final = Shape(lanes, layout.lane_strides, types.result)
+    kept = [_kept_shape(name, layout, types, resources) for name in resources.kept]
+    return layout, Results(
+        (output,) * len(forward.outputs),
+        (final,) * len(forward.finals),
+        tuple(kept) if training else (),
+    )
+
+
+def _kept_shape(name: str, layout: Layout, types: Types, resources: GpuResources) -> Shape:
+    rows, dtype = layout.steps, types.working
+    if name not in resources.saved:
+        rows = (_at_least_one(rows) - 1) // types.period
+    elif name in resources.bools:
+        rows, dtype = -(-rows // WORD_STEPS), torch.int8
+    lanes = math.prod(layout.lanes)
+    return Shape((rows, lanes), (lanes, 1), dtype)
+
+
+def _at_least_one(steps: int) -> int:
+    most: Any = torch.sym_max  # has no types
+    result: int = most(steps, 1)
+    return result
