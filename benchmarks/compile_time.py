@@ -1,9 +1,13 @@
 """What the first training step costs: with an empty kernel cache, with a filled one, against T.
 
 Each number comes from a fresh process, since a process that compiled once is warm. The first step
-holds everything that happens once: capture, the passes, code generation, the C compiler (or, with
-the filled cache, only loading), and the step itself. Importing is not part of it. With
-``--inductor`` the same loop is also given to ``torch.compile``, with an empty cache of its own.
+holds everything that happens once: capture, re-rolling, the passes, code generation, the C compiler
+(or, with the filled cache, only loading), and the step itself. What is left of it behind the stages
+and a later step is called loading. Importing is not part of it. Then two more steps are taken, each
+of one time step and one sample more: the first of them records again, the second does not.
+
+With ``--inductor`` the same loop is also given to ``torch.compile``, with an empty cache of its
+own; choose lengths for it, because it unrolls the loop.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from benchmarks import harness
 from benchmarks.harness import Record
 from benchmarks.network import make_model, training_step
 
-LENGTHS = (16, 64, 256)
+LENGTHS = (10, 100, 1000)
 QUICK_LENGTHS = (8, 16)
 BATCH = 8
 LATER_STEPS = 5
@@ -39,18 +43,38 @@ def compile_with(tool: str, model: nn.Module) -> nn.Module:
 
 
 def measure_here(tool: str, T: int) -> Record:
-    """Time the first step and later ones in this process."""
+    """Time the first step, later ones, and steps of other sizes in this process."""
     model, x, labels = make_model(T, BATCH)
     start = time.perf_counter()
-    step = training_step(compile_with(tool, model), x, labels)
+    compiled = compile_with(tool, model)
+    step = training_step(compiled, x, labels)
     step()
-    first = time.perf_counter() - start
-    later = []
-    for _ in range(LATER_STEPS):
-        start = time.perf_counter()
-        step()
-        later.append(time.perf_counter() - start)
-    return {"first_step_ms": first * 1e3, "later_step_ms": statistics.median(later) * 1e3}
+    first = (time.perf_counter() - start) * 1e3
+    later = statistics.median([timed(step) for _ in range(LATER_STEPS)])
+    record: Record = {"first_step_ms": first, "later_step_ms": later}
+    if isinstance(compiled, snncc.CompiledModule):
+        stages = stages_of(compiled, x)
+        record |= stages | {"load_ms": first - later - sum(stages.values())}
+    for name, more in (("second_sizes_ms", 1), ("third_sizes_ms", 2)):
+        _, x, labels = make_model(T + more, BATCH + more)
+        record[name] = timed(training_step(compiled, x, labels))
+    return record
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Return the milliseconds that a step takes."""
+    start = time.perf_counter()
+    step()
+    return (time.perf_counter() - start) * 1e3
+
+
+def stages_of(compiled: snncc.CompiledModule, x: torch.Tensor) -> Record:
+    """Return the milliseconds of each stage of a compilation that is done."""
+    seconds = compiled.specialize(x).recording.timings.seconds
+    alone = {name: seconds[name] * 1e3 for name in ("capture", "reroll", "codegen")}
+    passes = sum(seconds.values()) * 1e3 - sum(alone.values())
+    order = {"capture": 0.0, "reroll": 0.0, "passes": passes, "codegen": 0.0} | alone
+    return {f"{name}_ms": spent for name, spent in order.items()}
 
 
 def measure(T: int, *, inductor: bool) -> list[Record]:
@@ -72,7 +96,15 @@ def measure(T: int, *, inductor: bool) -> list[Record]:
     return records
 
 
-COLUMNS = {"variant": "", "first_step_ms": ".0f", "later_step_ms": ".1f"}
+STAGES = ("capture_ms", "reroll_ms", "passes_ms", "codegen_ms", "load_ms")
+COLUMNS = {
+    "variant": "",
+    "first_step_ms": ".0f",
+    **dict.fromkeys(STAGES, ".0f"),
+    "later_step_ms": ".1f",
+    "second_sizes_ms": ".0f",
+    "third_sizes_ms": ".1f",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> list[Record]:

@@ -26,6 +26,8 @@ NETWORK = """One training step of a 700-128-128-128-20 network, without the opti
 Memory is what a fresh process adds to its start; the first step records and compiles.
 """
 COMPILE = """The first training step of that network in a fresh process, against T.
+Second and third sizes are the first steps with one and two more time steps and samples: the second
+records again, with two short trials, and from the third on nothing is recorded.
 """
 LATENCY = """One step of a 700-128-128-20 network at batch one, on one thread.
 The C library skips the weights of inputs that are zero; the times include its own loop.
@@ -85,7 +87,14 @@ COLUMNS = {
     "weight_bytes": "weights B",
     "archive_bytes": "archive B",
     "first_step_ms": "first step ms",
+    "capture_ms": "capture ms",
+    "reroll_ms": "re-roll ms",
+    "passes_ms": "passes ms",
+    "codegen_ms": "code ms",
+    "load_ms": "load ms",
     "later_step_ms": "later step ms",
+    "second_sizes_ms": "second sizes ms",
+    "third_sizes_ms": "third sizes ms",
     "spikes_differ": "spikes that differ",
     "skipped": "note",
 }

@@ -67,6 +67,17 @@ def test_first_step_is_timed(capsys):
     assert record["later_step_ms"] > 0
 
 
+def test_stages_of_the_first_step_are_timed(capsys):
+    """The stages are parts of the first step; sizes that were seen twice are not recorded."""
+    compile_time.main(["--child", "snncc", "--lengths", "6"])
+    record = json.loads(capsys.readouterr().out)
+    stages = [record[name] for name in compile_time.STAGES]
+
+    assert min(stages) > 0
+    assert sum(stages) + record["later_step_ms"] == pytest.approx(record["first_step_ms"])
+    assert record["second_sizes_ms"] > record["third_sizes_ms"]
+
+
 @pytest.mark.parametrize(("share", "busy"), [(0.1, False), (1.5, True)])
 def test_a_busy_machine_is_told(share, busy, tmp_path, monkeypatch, capsys):
     """Results from a machine with other work are marked, in the file and on the terminal."""
