@@ -4,7 +4,8 @@ Before loops are looked for; all of them copy values exactly:
 
 * ``unbind(x, dim)[i]``                                    becomes ``select(x, dim, i)``
 * ``x[i:i + 1]``, read or written,                          becomes ``select`` and ``unsqueeze``
-* ``select(select_scatter(b, v, dim, i), dim, i)``         becomes ``v``
+* ``select(select_scatter(b, v, dim, i), dim, i)``         becomes ``v``, also through ``roll``,
+                                                           ``cat`` and slices (`registers`)
 * ``select_scatter(select_scatter(b, v, ...), w, ...)``... becomes ``stack([v, w, ...], dim)``
 * ``cat([cat([a, b]), c])``                                becomes ``cat([a, b, c])``
 * ``cat([unsqueeze(a, d), unsqueeze(b, d)], d)``           becomes ``stack([a, b], d)``
@@ -22,6 +23,7 @@ import torch
 from snncc.frontend.canonical import setitem
 from snncc.frontend.reroll.flat import Program, axis, element, listed, replace
 from snncc.frontend.reroll.item import Item, operands
+from snncc.frontend.reroll.registers import Element, is_register, trace
 
 
 def simplify(program: Program) -> None:
@@ -115,25 +117,22 @@ def _written(item: Any) -> tuple[Item, Item, int, int] | None:
 
 def _forward_reads(program: Program) -> None:
     """Let a read of a slice that was written before read the value that was written."""
-    if all(item.target is not torch.select_scatter for item in program.items):
+    if not any(map(is_register, program.items)):
         return
     replaced: dict[Item, Any] = {}
     for item in program.items:
         if any(x in replaced for x in operands(item)):
             item.rewrite(lambda leaf: replaced.get(leaf, leaf) if isinstance(leaf, Item) else leaf)
         read = element(item)
-        if read is None or _written(read[0]) is None:
+        if read is None or not is_register(read[0]):
             continue
         base, dim, index = read
-        dim, index = axis(base, dim), index % base.meta["shape"][axis(base, dim)]
-        write = _written(base)
-        while write is not None and write[2] == dim and write[3] != index:
-            base = write[0]
-            write = _written(base)
-        if write is not None and write[2:] == (dim, index):
-            replaced[item] = write[1]
-        else:
-            item.become(torch.select, (base, dim, index))
+        dim = axis(base, dim)
+        found = trace(Element(base, dim, index % base.meta["shape"][dim]))
+        if isinstance(found, Item):
+            replaced[item] = found
+        elif found.base is not base:
+            item.become(torch.select, tuple(found))
     replace(program, replaced)
 
 
