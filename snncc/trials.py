@@ -107,8 +107,12 @@ class Trials:
             return True
         if all(holds(self._small(groups, seen, turn)) for turn in range(len(STEPS))):
             return True
+        if not any(self._is_time(group) for group in groups):
+            # The length is a number in the program: few rows, of the length that was seen.
+            return holds(self._small(groups, seen, 0, is_short=False))
         # What needs many steps, or looks back many, is tried with more than were seen.
-        return holds({place: 2 * max(_column(seen, place)) + 1 for g in groups for place in g})
+        longer = {p: 2 * max(_column(seen, p)) + 1 for g in groups if self._is_time(g) for p in g}
+        return holds(self._small(groups, seen, 0, is_short=False) | longer)
 
     def _is_same(self, trial: Recording) -> bool:
         known, tape = self._known.tape, trial.tape
@@ -117,17 +121,20 @@ class Trials:
             return False
         return bool(same_program(self._known.rolled, trial.rolled))
 
-    def _small(self, groups: list[Group], seen: Sequence[Shapes], turn: int) -> Sizes:
-        """Return small sizes for some groups; the time of a call is short in any case."""
+    def _is_time(self, group: Group) -> bool:
+        return not self._time or not self._time.isdisjoint(group)
+
+    def _small(
+        self, groups: list[Group], seen: Sequence[Shapes], turn: int, *, is_short: bool = True
+    ) -> dict[Place, int]:
+        """Return small sizes for some groups, and for the time of the call if it is to be short."""
         rows, steps = count(ROWS[turn], 2), count(STEPS[turn], 4)
         sizes: dict[Place, int] = {}
         for group in groups:
-            is_time = not self._time or not self._time.isdisjoint(group)
             taken = {size for place in group for size in _column(seen, place)}
-            size = next(n for n in (steps if is_time else rows) if n not in taken)
+            size = next(n for n in (steps if self._is_time(group) else rows) if n not in taken)
             sizes |= dict.fromkeys(group, size)
-        length = next(steps)
-        return dict.fromkeys(self._time, length) | sizes
+        return dict.fromkeys(self._time if is_short else (), next(steps)) | sizes
 
 
 def _resized(leaf: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
