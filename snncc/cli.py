@@ -21,6 +21,7 @@ from rich.text import Text
 
 import snncc
 from snncc.benchmark import benchmark
+from snncc.emission import emit, table
 from snncc.errors import OptionError, SnnccError
 from snncc.factories import load
 from snncc.options import Options, settings
@@ -123,6 +124,27 @@ def export_command(
         fast = snncc.compile(model, **_options(option)).eval()
         bundle = snncc.export(fast, output, format=format, example_inputs=inputs, name=name)
     typer.echo(f"Wrote {bundle.folder}: {', '.join(bundle.manifest['files'])}")
+
+
+@app.command("emit")
+def emit_command(
+    factory: Factory,
+    output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
+    target: Annotated[str, typer.Option(help="The language: 'c' or 'triton'.")] = "triton",
+    arch: Annotated[str, typer.Option(help="A GPU, such as sm_90 or gfx942.")] = "sm_90",
+    option: Choices = None,
+) -> None:
+    """Write the kernels of a model, compiled for a GPU that need not be there.
+
+    The kernels are those for the types, sizes and strides of the factory's inputs.
+    """
+    with _working("compiling"):
+        model, inputs = load(factory)
+        fast = snncc.compile(model, **(_options(option) | {"target": target}))
+        kernels = emit(fast, inputs, output, arch)
+    if any(kernel.binary for kernel in kernels):
+        out.print(table(kernels))
+    typer.echo(f"Wrote {output}: {len(kernels)} kernels")
 
 
 @app.command("bench")

@@ -245,3 +245,45 @@ def test_export_and_verify_a_library(run, tmp_path: Path) -> None:
     assert verified[0] == 0, verified
     assert "the network of the model" in verified[1]
     assert run("verify", "library")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arch", "stages"), [("sm_90", {"ptx", "cubin"}), ("gfx942", {"amdgcn", "hsaco"})]
+)
+def test_emit_for_a_gpu(
+    run: Callable[..., tuple[int, str, str]], arch: str, stages: set[str]
+) -> None:
+    """Sources, instructions and binaries are written, and what they take of a GPU is shown."""
+    pytest.importorskip("triton")
+    status, out, _ = run("emit", "net.py:factory", "--output", "kernels", "--arch", arch)
+    written = {path.suffix[1:] for path in Path("kernels").iterdir()}
+    rows = json.loads(Path("kernels/resources.json").read_text())
+
+    assert status == 0
+    assert written == {"py", "json", *stages}
+    assert [row["kernel"].rpartition("_")[2] for row in rows] == [
+        "inference",
+        "training",
+        "backward",
+    ]
+    assert {row["spilled_bytes"] for row in rows} == {0}
+    assert rows[0]["loaded_bytes_per_neuron_step"] == rows[0]["stored_bytes_per_neuron_step"] == 4
+    assert "neuron1_backward" in out
+
+
+def test_emit_c(run: Callable[..., tuple[int, str, str]]) -> None:
+    """C kernels are written as they are."""
+    status, _, _ = run("emit", "net.py:factory", "--output", "kernels", "--target", "c")
+    files = sorted(path.name for path in Path("kernels").iterdir())
+
+    assert status == 0
+    assert files == ["neuron1_backward.c", "neuron1_inference.c"]
+
+
+def test_emit_for_no_gpu(run: Callable[..., tuple[int, str, str]]) -> None:
+    """An architecture that does not exist is an error."""
+    pytest.importorskip("triton")
+    status, _, err = run("emit", "net.py:factory", "--output", "kernels", "--arch", "vax")
+
+    assert status == 2
+    assert "There is no architecture 'vax'" in err

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import snncc
 from snncc.ir.program import NeuronProgram
 from snncc.passes.neurons import neuron_nodes
-from snncc.runtime.gpu.binaries import Binary, compile_offline
+from snncc.runtime.gpu.binaries import Binary, compile_offline, machine_of_arch
 from snncc.runtime.gpu.calls import Call
 from snncc.runtime.gpu.engine import GpuEngine
 from snncc.runtime.operators import Neuron
@@ -39,14 +39,19 @@ def program_of(neuron: nn.Module, x: Tensor, **options: object) -> NeuronProgram
     return node.target.program
 
 
-def engine(program: NeuronProgram) -> GpuEngine:
+def engine(program: NeuronProgram, arch: str = "sm_90") -> GpuEngine:
     """Return the GPU side of a layer."""
-    return GpuEngine(program, Neuron(program, target="triton").source)
+    return GpuEngine(program, Neuron(program, target="triton").source, machine_of_arch(arch))
 
 
-def calls_of(program: NeuronProgram, tensors: list[Tensor], cotangents: list[Tensor]) -> Calls:
+def calls_of(
+    program: NeuronProgram,
+    tensors: list[Tensor],
+    cotangents: list[Tensor],
+    arch: str = "sm_90",
+) -> Calls:
     """Return the calls of a program; the tensors give sizes, strides and types alone."""
-    gpu = engine(program)
+    gpu = engine(program, arch)
     training = gpu.plan(tensors, None, training=True)
     needs = [True] * len(tensors)
     backward = training.differentiate(program.adjoint, tensors, cotangents, needs)

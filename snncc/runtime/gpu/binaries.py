@@ -14,17 +14,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snncc.codegen.base import KernelSource
+from snncc.codegen.base import Argument, KernelSource, Role, SlotKind
 from snncc.errors import OptionError
-from snncc.runtime.gpu.triton_kernels import compile_kernel, load
+from snncc.runtime.gpu.calls import Call, Machine
+from snncc.runtime.gpu.triton_kernels import compile_kernel, load, require_triton
 from snncc.runtime.gpu.variants import (
     Variant,
 )
 
-_WARP = {"cuda": 32, "hip": 64}
-_ACCESS = re.compile(r"\b(ld|st)\.(global|local)(?:\.\w+?)*?(?:\.v(\d))?\.[bsuf](\d+)\b")
-_LABEL = re.compile(r"^(\$L\w+):")
-_BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$L\w+);")
+# Threads of a warp by the start of an architecture's name.
+_THREADS = {"sm": 32, "gf": 64}
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """How a language of instructions spells what is looked for.
+
+    Attributes:
+        access: A load or store: kind, space, and a vector and an element, or the size in one word.
+        label: The start of a line that can be jumped to.
+        branch: A jump.
+    """
+
+    access: re.Pattern[str]
+    label: re.Pattern[str]
+    branch: re.Pattern[str]
+
+
+PTX = Assembly(
+    re.compile(
+        r"\b(?P<kind>ld|st)\.(?P<space>global|local)(?:\.\w+?)*?"
+        r"(?:\.v(?P<vector>\d))?\.[bsuf](?P<bits>\d+)\b"
+    ),
+    re.compile(r"^(\$L\w+):"),
+    re.compile(r"\bbra(?:\.uni)?\s+(\$L\w+);"),
+)
+AMDGCN = Assembly(
+    re.compile(
+        r"\b(?P<space>global|buffer|flat|scratch)_(?P<kind>load|store)_"
+        r"(?P<word>dwordx4|dwordx3|dwordx2|dword|\w*short\w*|\w*byte\w*)\b"
+    ),
+    re.compile(r"^(\.L\w+):"),
+    re.compile(r"\bs_c?branch\w*\s+(\.L\w+)"),
+)
+_WORDS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}
+_LOADS = frozenset({"ld", "load"})
+_LOCAL = frozenset({"local", "scratch"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +88,7 @@ class Binary:
         registers: Registers of one thread.
         spilled: Bytes of local memory of one thread, where registers did not suffice.
         shared: Bytes of shared memory of one program.
-        accesses: Its accesses to memory; None where the stages do not show them.
+        accesses: Its accesses to memory.
     """
 
     name: str
@@ -62,7 +97,7 @@ class Binary:
     registers: int
     spilled: int
     shared: int
-    accesses: Accesses | None
+    accesses: Accesses
 
 
 def find_target(arch: str) -> Any:
@@ -71,17 +106,23 @@ def find_target(arch: str) -> Any:
     Raises:
         OptionError: The architecture is not known.
     """
+    require_triton()
     from triton.backends.compiler import GPUTarget
 
     if re.fullmatch(r"sm_\d+", arch):
-        return GPUTarget("cuda", int(arch.removeprefix("sm_")), _WARP["cuda"])
+        return GPUTarget("cuda", int(arch.removeprefix("sm_")), _THREADS["sm"])
     if re.fullmatch(r"gfx\w+", arch):
-        return GPUTarget("hip", arch, _WARP["hip"])
+        return GPUTarget("hip", arch, _THREADS["gf"])
     raise OptionError(
         f"There is no architecture '{arch}'.",
         code="option.arch",
         hints=["Name one as 'sm_90' (NVIDIA) or 'gfx942' (AMD)."],
     )
+
+
+def machine_of_arch(arch: str) -> Machine:
+    """Return what kernels for an architecture are sized for, where a device is not at hand."""
+    return Machine(threads=_THREADS[arch[:2]])
 
 
 def compile_offline(source: KernelSource, variant: Variant, arch: str) -> Binary:
@@ -92,46 +133,81 @@ def compile_offline(source: KernelSource, variant: Variant, arch: str) -> Binary
         variant: What it is compiled for.
         arch: The architecture.
     """
-    compiled = compile_kernel(source, load(source).function, variant, find_target(arch))
+    target = find_target(arch)
+    compiled = compile_kernel(source, load(source).function, variant, target)
     stages = {suffix: text for suffix, text in compiled.asm.items() if suffix != "source"}
-    ptx = stages.get("ptx")
-    if ptx is not None:
-        registers, spilled = _nvidia_usage(stages["cubin"])
-        return Binary(
-            source.name, arch, stages, registers, spilled, compiled.metadata.shared,
-            read_accesses(ptx),
-        )  # fmt: skip
-    registers, spilled = _amd_usage(stages["amdgcn"])
-    return Binary(source.name, arch, stages, registers, spilled, compiled.metadata.shared, None)
+    if target.backend == "cuda":
+        usage, accesses = _nvidia_usage(stages["cubin"]), read_accesses(stages["ptx"], PTX)
+    else:
+        usage, accesses = _amd_usage(stages["amdgcn"]), read_accesses(stages["amdgcn"], AMDGCN)
+    shared = int(compiled.metadata.shared)
+    return Binary(source.name, arch, stages, *usage, shared, accesses)
 
 
-def read_accesses(ptx: str) -> Accesses:
-    """Return the accesses to memory in the text of a kernel."""
-    lines = ptx.splitlines()
-    inside = _loop_lines(lines)
-    sizes: dict[str, list[int]] = {"ld": [], "st": []}
+def read_accesses(assembly: str, language: Assembly) -> Accesses:
+    """Return the accesses to memory in the instructions of a kernel."""
+    lines = assembly.splitlines()
+    inside = _loop_lines(lines, language)
+    loads: list[int] = []
+    stores: list[int] = []
     local = 0
     for number, line in enumerate(lines):
-        for kind, space, vector, bits in _ACCESS.findall(line):
-            if space == "local":
+        for access in language.access.finditer(line):
+            if access["space"] in _LOCAL:
                 local += 1
             elif number in inside:
-                sizes[kind].append(int(vector or 1) * int(bits) // 8)
-    return Accesses(tuple(sizes["ld"]), tuple(sizes["st"]), local)
+                (loads if access["kind"] in _LOADS else stores).append(_size(access))
+    return Accesses(tuple(loads), tuple(stores), local)
 
 
-def _loop_lines(lines: Sequence[str]) -> set[int]:
+def _size(access: re.Match[str]) -> int:
+    """Return the bytes of an access."""
+    found = access.groupdict()
+    if "bits" in found:
+        return int(found["vector"] or 1) * int(found["bits"]) // 8
+    word = found["word"]
+    return _WORDS.get(word, 2 if "short" in word else 1)
+
+
+def _loop_lines(lines: Sequence[str], language: Assembly) -> set[int]:
     """Return the numbers of the lines between a label and a later branch back to it."""
     labels: dict[str, int] = {}
     inside: set[int] = set()
     for number, line in enumerate(lines):
-        label = _LABEL.match(line)
+        label = language.label.match(line)
         if label:
             labels[label[1]] = number
-        branch = _BRANCH.search(line)
+        branch = language.branch.search(line)
         if branch and branch[1] in labels:
             inside |= set(range(labels[branch[1]], number + 1))
     return inside
+
+
+def bytes_of_a_step(binary: Binary, call: Call) -> tuple[float, float]:
+    """Return what a kernel loads and stores for each neuron-step, by its instructions.
+
+    A forward kernel has a store of its states in each group of steps, under a condition that holds
+    once a chunk; it is counted as often as it happens in a long sequence.
+    """
+    blocks = call.variant.blocks
+    lanes = blocks.lanes / (_THREADS[binary.arch[:2]] * blocks.warps)
+    kept = [a for a in _arguments(call) if a.role is Role.CHECKPOINT and a.written]
+    steps = blocks.chunk if _recomputes(call) else blocks.group
+    stores = sum(binary.accesses.stores) / (lanes * steps)
+    if kept:
+        size = call.kernel.source.signature.dtype.size * len(kept)
+        stores += size / blocks.chunk - size / steps
+    return sum(binary.accesses.loads) / (lanes * steps), stores
+
+
+def _recomputes(call: Call) -> bool:
+    kinds = {slot.kind for slot in call.kernel.slots}
+    written = any(a.written and a.role is Role.CHECKPOINT for a in _arguments(call))
+    return SlotKind.CHUNK in kinds and not written
+
+
+def _arguments(call: Call) -> tuple[Argument, ...]:
+    return call.kernel.source.signature.arguments
 
 
 def _nvidia_usage(cubin: bytes) -> tuple[int, int]:

@@ -26,27 +26,41 @@ from snncc.runtime.launch import as_array
 from snncc.runtime.layout import Array, Layout
 from snncc.runtime.plans import Shape
 
-_WARPS, _WARP = 4, 32
+_WARPS = 4
 
 
-def choose_blocks(lanes: int, vector: int, processors: int) -> tuple[int, int]:
-    """Return the lanes and the warps of one program.
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What sizes of programs depend on.
 
-    Wide programs move 16 bytes a thread; they become narrower where there would be fewer programs
-    than processors.
+    Attributes:
+        processors: Programs that a device runs at the same time at least.
+        threads: Threads of a warp.
     """
-    for warps in (_WARPS, 1):
-        if lanes >= warps * _WARP * vector * processors:
-            return warps * _WARP * vector, warps
-    return _WARP, 1
+
+    processors: int = 1
+    threads: int = 32
+
+    def blocks(self, lanes: int, vector: int) -> tuple[int, int]:
+        """Return the lanes and the warps of one program.
+
+        Wide programs have threads of several lanes; they become narrower where there would be
+        fewer programs than processors.
+        """
+        for warps in (_WARPS, 1):
+            if lanes >= warps * self.threads * vector * self.processors:
+                return warps * self.threads * vector, warps
+        return self.threads, 1
 
 
 @functools.cache
-def processors(device: torch.device) -> int:
-    """Return how many programs a device runs at the same time at least."""
+def machine_of(device: torch.device) -> Machine:
+    """Return the machine behind a device."""
     if device.type == "cpu":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return Machine()
+    properties = torch.cuda.get_device_properties(device)
+    threads = getattr(properties, "warp_size", 32 if torch.version.hip is None else 64)
+    return Machine(properties.multi_processor_count, threads)
 
 
 @dataclass(frozen=True)

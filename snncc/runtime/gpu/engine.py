@@ -12,6 +12,7 @@ from snncc.codegen.lower import checkpointed, saved_values
 from snncc.errors import LaunchError
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
+from snncc.runtime.gpu.calls import Machine
 from snncc.runtime.gpu.plans import GpuForwardPlan
 from snncc.runtime.gpu.results import GpuResources, plan_gpu_results
 from snncc.runtime.gpu.triton_kernels import TritonKernel
@@ -27,10 +28,14 @@ class GpuEngine:
     Args:
         program: The neuron.
         source: Gives the source of a kernel.
+        machine: What kernels are sized for; None is the device of the tensors.
     """
 
     def __init__(
-        self, program: NeuronProgram, source: Callable[[KernelSpec], KernelSource]
+        self,
+        program: NeuronProgram,
+        source: Callable[[KernelSpec], KernelSource],
+        machine: Machine | None = None,
     ) -> None:
         self._source = source
         forward = program.forward
@@ -43,6 +48,7 @@ class GpuEngine:
             saved=saved_values(program),
             checkpoints=checkpointed(program),
             bools=bool_lets(forward.lets),
+            machine=machine,
         )
 
     def plan(

@@ -12,7 +12,7 @@ from snncc.codegen.base import WORD_STEPS, Job, KernelSpec, Role
 from snncc.ir.chunks import thread_lanes
 from snncc.ir.nodes import Rank
 from snncc.ir.program import Adjoint
-from snncc.runtime.gpu.calls import Arrays, Call, Inputs, choose_blocks, processors
+from snncc.runtime.gpu.calls import Arrays, Call, Inputs
 from snncc.runtime.gpu.gradients import (
     fold_lanes,
     folded_size,
@@ -73,7 +73,7 @@ class GpuForwardPlan:
             job, self.types.float_type, gpu=self._inputs.spec(checkpoints=checkpoints)
         )
         lanes = math.prod(extents(layout))
-        block, warps = choose_blocks(lanes, vector, processors(self.device))
+        block, warps = resources.machine_for(self.device).blocks(lanes, vector)
         packed = job is Job.TRAINING and not resources.bools.isdisjoint(resources.saved)
         group = _group(vector, packed=packed)
         group = min(group, self.types.period) if checkpoints else group
@@ -140,7 +140,7 @@ class GpuBackwardPlan:
         if recomputes:
             vector = min(vector, thread_lanes(chunk * types.kept))
         lanes = math.prod(extents(layout))
-        block, warps = choose_blocks(lanes, vector, processors(forward.device))
+        block, warps = resources.machine_for(forward.device).blocks(lanes, vector)
         self._folds = self._fold(adjoint, block)
         reverse, owned = adjoint.recurrence, {n for names in self._gradients for n in names}
         outputs = {n: self._output_shape(n) for n in reverse.outputs if n in owned}

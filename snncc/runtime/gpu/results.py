@@ -14,6 +14,7 @@ from torch import Tensor
 from snncc.codegen.base import WORD_STEPS, FloatType, KernelSpec
 from snncc.ir.chunks import chunk_steps, kept_values
 from snncc.ir.program import NeuronProgram
+from snncc.runtime.gpu.calls import Machine, machine_of
 from snncc.runtime.gpu.triton_kernels import TritonKernel
 from snncc.runtime.gpu.variants import (
     ALIGNMENT,
@@ -35,6 +36,7 @@ class GpuResources:
         saved: Names of the forward values that training keeps for each step.
         checkpoints: Names of the states that training keeps for each chunk of steps instead.
         bools: Names of the forward values that are bools.
+        machine: What kernels are sized for; None is the device of the tensors.
     """
 
     program: NeuronProgram
@@ -42,6 +44,11 @@ class GpuResources:
     saved: tuple[str, ...]
     checkpoints: tuple[str, ...]
     bools: frozenset[str]
+    machine: Machine | None = None
+
+    def machine_for(self, device: torch.device) -> Machine:
+        """Return what kernels for tensors on a device are sized for."""
+        return self.machine or machine_of(device)
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class TritonKernel:
     def __init__(self, source: KernelSource) -> None:
         self.source = source
         self.slots = source.signature.slots
-        self._shared = load(source)
+        self._loaded: Loaded | None = None
 
     def launch(self, variant: Variant, arrays: Sequence[Tensor], values: Sequence[int]) -> None:
         """Call the kernel.
@@ -54,11 +54,12 @@ class TritonKernel:
         device = arrays[0].device
         programs = -(-values[1] // variant.blocks.lanes)
         constants = constants_of(self.slots, variant.blocks).values()
+        loaded = self._loaded = self._loaded or load(self.source)
         if device.type == "cpu":
-            self._shared.interpreted()[(programs,)](*arrays, *values, *constants)
+            loaded.interpreted()[(programs,)](*arrays, *values, *constants)
             return
         with torch.cuda.device(device):
-            compiled = self._shared.compiled(self.source, variant, device)
+            compiled = loaded.compiled(self.source, variant, device)
             compiled[(programs, 1, 1)](*arrays, *values, *constants)
 
 

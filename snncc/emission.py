@@ -1,0 +1,198 @@
+"""``snncc emit``: the kernels of a model as source text, and compiled for a GPU that is not there.
+
+The kernels are those that the inputs of the factory ask for: their types, strides and sizes decide
+how arrays are addressed.  Nothing is run but the recording and the reference interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx
+from rich.table import Table
+from torch import Tensor
+
+from snncc.codegen.base import KernelSource, KernelSpec
+from snncc.codegen.lower import saved_values
+from snncc.frontend.sources import gather
+from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.program import NeuronProgram
+from snncc.ir.walk import bool_lets
+from snncc.module import CompiledModule
+from snncc.runtime.gpu.binaries import (
+    Binary,
+    bytes_of_a_step,
+    compile_offline,
+    find_target,
+    machine_of_arch,
+)
+from snncc.runtime.gpu.calls import Call
+from snncc.runtime.gpu.engine import GpuEngine
+from snncc.runtime.launch import LoadedKernel
+from snncc.runtime.operators import Neuron
+from snncc.runtime.plans import ForwardPlan, Resources
+from snncc.translation import interpret_graph
+
+SUFFIXES = {"c": "c", "triton": "py"}
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """One kernel that was written.
+
+    Attributes:
+        source: Its text.
+        binary: What came out of it for a GPU; None for a CPU.
+        loads: Bytes that it loads for each neuron-step, by its instructions.
+        stores: Bytes that it stores.
+    """
+
+    source: KernelSource
+    binary: Binary | None = None
+    loads: float = 0.0
+    stores: float = 0.0
+
+
+def emit(
+    fast: CompiledModule, inputs: tuple[Any, ...], folder: Path, arch: str
+) -> tuple[Emitted, ...]:
+    """Write every kernel of a model.
+
+    Args:
+        fast: The compiled model; its target is the language.
+        inputs: Inputs of the model.
+        folder: The folder to write.
+        arch: For GPU languages the architecture that they are compiled for.
+
+    Returns:
+        The kernels, in the order of the network.
+    """
+    if fast.options.target != "c":
+        find_target(arch)
+    found: list[Emitted] = []
+    for program, tensors, length in _neurons(fast, inputs):
+        if fast.options.target == "c":
+            found += (Emitted(source) for source in _c_sources(program, tensors, length))
+        else:
+            found += (_compile(call, arch) for call in _gpu_calls(program, tensors, length, arch))
+    folder.mkdir(parents=True, exist_ok=True)
+    for kernel in found:
+        _write(kernel, folder)
+    if any(kernel.binary for kernel in found):
+        (folder / "resources.json").write_text(json.dumps(_resources(found), indent=1) + "\n")
+    return tuple(found)
+
+
+def _neurons(
+    fast: CompiledModule, inputs: tuple[Any, ...]
+) -> Iterator[tuple[NeuronProgram, list[Tensor], int]]:
+    """Yield the neurons of a model with the inputs that they have there."""
+    compiled = fast.specialize(*inputs)
+    values = gather(compiled.recording.tape, fast.program, inputs, {})
+    calls: list[tuple[NeuronProgram, list[Tensor], int]] = []
+
+    def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        target: Any = node.target
+        if isinstance(target, NeuronCall):
+            calls.append((target.program, list(args[1:]), args[0]))
+        return target(*args, **kwargs)
+
+    with torch.no_grad():
+        interpret_graph(compiled.graph, values, call)
+    yield from calls
+
+
+def _c_sources(
+    program: NeuronProgram, tensors: list[Tensor], length: int
+) -> Iterator[KernelSource]:
+    """Yield the C kernels of a neuron: inference, training where it stores values, backward."""
+    neuron = Neuron(program, target="c")
+    sources: dict[KernelSpec, KernelSource] = {}
+
+    def kernel(spec: KernelSpec) -> LoadedKernel:
+        sources[spec] = neuron.source(spec)
+        return LoadedKernel(lambda _: None, sources[spec].signature)
+
+    bools = bool_lets(program.forward.lets)
+    resources = Resources(program, kernel, saved_values(program), bools, None)
+    for training in (False, True):
+        plan = ForwardPlan(resources, tensors, length, training=training, threads=1)
+    if program.adjoint is not None:
+        backward = plan.differentiate(program.adjoint, tensors, *_seeds(neuron, tensors, length))
+        kernel(backward.spec)
+    yield from sources.values()
+
+
+def _gpu_calls(
+    program: NeuronProgram, tensors: list[Tensor], length: int, arch: str
+) -> Iterator[Call]:
+    """Yield the calls of a neuron on a GPU: inference, training if it keeps values, backward."""
+    neuron = Neuron(program, target="triton")
+    engine = GpuEngine(program, neuron.source, machine_of_arch(arch))
+    yield engine.plan(tensors, length, training=False).call
+    if program.adjoint is not None:
+        training = engine.plan(tensors, length, training=True)
+        if training.results.saved:
+            yield training.call
+        seeds = _seeds(neuron, tensors, length)
+        yield training.differentiate(program.adjoint, tensors, *seeds).call
+
+
+def _seeds(
+    neuron: Neuron, tensors: Sequence[Tensor], length: int
+) -> tuple[list[Tensor], list[bool]]:
+    """Return tensors like the results of a neuron, and which inputs have a gradient."""
+    adjoint = neuron.program.adjoint
+    assert adjoint is not None
+    shapes = neuron.shapes(tensors, length, training=False)
+    needs = [name is not None for name in adjoint.step_gradients]
+    needs += [bool(names) for names in adjoint.lane_gradients]
+    return shapes[: neuron.results], needs
+
+
+def _compile(call: Call, arch: str) -> Emitted:
+    binary = compile_offline(call.kernel.source, call.variant, arch)
+    return Emitted(call.kernel.source, binary, *bytes_of_a_step(binary, call))
+
+
+def _write(kernel: Emitted, folder: Path) -> None:
+    source = kernel.source
+    (folder / f"{source.name}.{SUFFIXES[source.target]}").write_text(source.text)
+    for suffix in ("ptx", "cubin", "amdgcn", "hsaco"):
+        stage = kernel.binary.stages.get(suffix) if kernel.binary else None
+        if stage is not None:
+            file = folder / f"{source.name}.{suffix}"
+            file.write_bytes(stage if isinstance(stage, bytes) else stage.encode())
+
+
+def _resources(kernels: Sequence[Emitted]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kernel": kernel.source.name,
+            "arch": kernel.binary.arch,
+            "registers": kernel.binary.registers,
+            "spilled_bytes": kernel.binary.spilled,
+            "shared_bytes": kernel.binary.shared,
+            "loaded_bytes_per_neuron_step": kernel.loads,
+            "stored_bytes_per_neuron_step": kernel.stores,
+        }
+        for kernel in kernels
+        if kernel.binary is not None
+    ]
+
+
+def table(kernels: Sequence[Emitted]) -> Table:
+    """Return what the kernels take of a GPU, one line each."""
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    result.add_column("kernel")
+    for title in ("registers", "spilled B", "shared B", "load B/step", "store B/step"):
+        result.add_column(title, justify="right")
+    for row in _resources(kernels):
+        _, _, *numbers = row.values()
+        result.add_row(row["kernel"], *(f"{number:g}" for number in numbers))
+    return result
