@@ -20,6 +20,7 @@ from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import sequence_ops
 from snncc.ir import validate as invariants
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
@@ -255,11 +256,18 @@ EXACT_LOOPS = frozenset({"mapped", "train-norm", "effect", "counter"})
 
 def _no_loop(recording: Recording, rejection: Rejection) -> UnsupportedError:
     differences = getattr(recording.rolled, "diagnostics", ())
+    functions = [c for c in recording.tape.calls if isinstance(c.target, CustomGradient)]
+    places = [d.location for d in differences] + [c.meta["where"] for c in functions]
+    names = dict.fromkeys(str(c.target) for c in functions)
     return UnsupportedError(
         "The model has no loop over time that could be proven.",
         code="unsupported.no-time-loop",
-        location=next((d.location for d in differences if d.location is not None), None),
-        notes=[rejection.reason, *(str(d) for d in differences[:3])],
+        location=next((place for place in places if place is not None), None),
+        notes=[
+            rejection.reason,
+            *(str(d) for d in differences[:3]),
+            *(f"'{n}' has a gradient of its own: its inside is not searched" for n in names),
+        ],
         hints=["Loop over the time axis in Python: 'for t in range(x.shape[0]): ...'."],
     )
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from snncc.frontend.generalize import least_sizes, same_program
+from snncc.frontend.generalize import least_sizes, same_outcome, same_program
 from snncc.frontend.signature import Shape, Shapes, describe_arguments
 from snncc.frontend.sources import gather, holds
 from snncc.frontend.watch import StateWatcher, flatten
@@ -42,7 +42,8 @@ class Specializations:
 
     def __iter__(self) -> Iterator[Compiled]:
         """Iterate over the programs in the order in which they were made."""
-        return iter([m.compiled for family in self._families.values() for m in family.members])
+        made = (m.compiled for family in self._families.values() for m in family.members)
+        return iter(dict.fromkeys(made))
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         """Return the program for these arguments; record where none is known to serve them."""
@@ -52,8 +53,7 @@ class Specializations:
         shapes, key = (*sizes, *held), (spec, given, state)
         family = self._families.setdefault(key, _Family())
         for member in family.members:
-            tape = member.compiled.recording.tape
-            if member.serves(shapes) and holds(tape, self.program, args, kwargs):
+            if member.serves(shapes) and holds(member.tape, self.program, args, kwargs):
                 return member.compiled
         return self._make(family, shapes, args, kwargs)
 
@@ -72,18 +72,20 @@ class Specializations:
             recording = record(self.program, args, kwargs)
             if not recording.rolled.loops:
                 recording = record_longer(self.program, args, kwargs, recording) or recording
-        for member in [] if recording.exact else family.members:
-            known = member.compiled.recording
-            if (
-                same_program(known.rolled, recording.rolled)
-                and holds(known.tape, self.program, args, kwargs)
-                and member.admits(shapes, recording.tape, call)
-            ):
+        members = [] if recording.exact else family.members
+        same = [m for m in members if _is_same(m.compiled, recording)]
+        for member in same:
+            still = holds(member.tape, self.program, args, kwargs)
+            if still and member.admits(shapes, recording.tape, call):
                 return member.compiled
-        tensors = gather(recording.tape, self.program, args, kwargs)
-        compiled = build(recording, self.options, tensors, self.name)
+        elsewhere = [m for m in same if not holds(m.tape, self.program, args, kwargs)]
+        if elsewhere:  # the program of other globals
+            compiled = elsewhere[0].compiled
+        else:
+            tensors = gather(recording.tape, self.program, args, kwargs)
+            compiled = build(recording, self.options, tensors, self.name)
         recorded = shapes if recording.exact else _recorded(recording, shapes)
-        member = _Member(compiled, recorded, family.fixed)
+        member = _Member(compiled, recorded, recording, family.fixed)
         if not member.admits(shapes, recording.tape, call):
             member.others.add(shapes)
         family.members.append(member)
@@ -103,8 +105,16 @@ class _Family:
     fixed: set[Group] = field(default_factory=set)
 
 
+def _is_same(known: Compiled, recording: Recording) -> bool:
+    """Tell whether a program does what was recorded."""
+    return bool(
+        same_outcome(known.recording.tape, recording.tape)
+        and same_program(known.recording.rolled, recording.rolled)
+    )
+
+
 class _Member:
-    """A program, and the shapes that it is known to serve.
+    """A program, and the shapes that it is known to serve while ``tape`` holds.
 
     A size in which its recordings differ is free: it is taken from the tensors, or the program does
     not depend on it, which trials at other sizes have shown (`snncc.trials`).  Sizes that were
@@ -112,12 +122,15 @@ class _Member:
     recorded: with fewer steps a loop may be another program, and so may anything with a single row.
     """
 
-    def __init__(self, compiled: Compiled, shapes: Shapes, fixed: set[Group]) -> None:
+    def __init__(
+        self, compiled: Compiled, shapes: Shapes, recording: Recording, fixed: set[Group]
+    ) -> None:
         self.compiled = compiled
+        self.tape = recording.tape
         self.seen = [shapes]
         self.others: set[Shapes] = set()
         self.columns = list(self._columns())
-        self._trials = Trials(compiled.recording, fixed)
+        self._trials = Trials(recording, fixed)
 
     def serves(self, shapes: Shapes) -> bool:
         if shapes in self.others:
@@ -136,7 +149,7 @@ class _Member:
 
         Where sizes steer the program, nothing follows for other shapes.
         """
-        mine = self.compiled.recording.tape
+        mine = self.tape
         if shapes in self.seen:
             return True
         if mine.is_steered_by_sizes or tape.is_steered_by_sizes or mine.counts != tape.counts:

@@ -25,14 +25,15 @@ from snncc.frontend.libraries import plain_libraries
 from snncc.frontend.location import CallSites
 from snncc.frontend.origin import Outside
 from snncc.frontend.parameters import parameters_refused
+from snncc.frontend.reads import UserCode, may_read, require_unchanged
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session
-from snncc.frontend.sources import PythonGenerators, gather, named_tensors, preserved
+from snncc.frontend.sources import Holder, PythonGenerators, gather, named_tensors, preserved
 from snncc.frontend.stepping import user_code
 from snncc.frontend.surrogate import functions_recorded
 from snncc.frontend.traced import TracedInt
 from snncc.ir.custom_gradient import run_graph
-from snncc.ir.tape import Source, SourceKind, Tape
+from snncc.ir.tape import Read, Source, SourceKind, Tape
 
 __all__ = ["capture", "gather", "replay"]
 
@@ -73,6 +74,7 @@ def capture(
                 leaves[index] = _distinct(leaf, outside)
                 outside.add(Source(SourceKind.INPUT, name, index), leaves[index])
         args, kwargs = pytree.tree_unflatten(leaves, in_spec)
+        around = may_read(user_code(model), before.holders)
         sites = CallSites(_run.__code__)
         recorder = Recorder(sites, outside)
         session = Session(sites)
@@ -84,12 +86,28 @@ def capture(
             checkpoints_ignored(),
         ):
             result = _run(session, model, args, kwargs)
+        require_unchanged(around)
         tape = _finish(Aftermath(recorder, outside, before), in_spec, result)
         tape.guards = tuple(outside.guards.values())
         tape.is_steered_by_sizes = recorder.comparisons.are_steering
         tape.counts = tuple(recorder.comparisons.counts())
+        tape.reads = _reads(session, before.holders)
         recorder.close()
         return tape
+
+
+def _reads(session: Session, holders: list[Holder]) -> tuple[Read, ...]:
+    """Return the globals and class attributes that a finished run has read."""
+    code = UserCode()
+    for each, variables in session.sites.code.items():
+        code.add(each, variables)
+    for function in session.functions:
+        code.add_class(function)
+        code.add_methods(function, _RULES)
+    return code.reads(holders)
+
+
+_RULES = ("forward", "backward", "setup_context", "vjp")
 
 
 def _run(

@@ -26,7 +26,7 @@ import torch.fx
 
 from snncc.errors import Location
 from snncc.frontend.reroll import Rolled
-from snncc.ir.tape import Source
+from snncc.ir.tape import Held, Position, Source, Tape
 from snncc.ir.time_loop import TimeLoop, Trip
 
 
@@ -76,6 +76,36 @@ def same_program(a: Rolled, b: Rolled) -> Generalization | Mismatch:
     if difference is not None:
         return difference
     return Generalization(_free(a.graph, b.graph))
+
+
+def same_outcome(a: Tape, b: Tape) -> bool:
+    """Tell whether two recordings of one program give and leave behind the same of its results.
+
+    Python may have computed what they return or keep besides tensors: ``T / 2``, a counter.
+    """
+    kept = [
+        [(x.name, x.spec, x.in_place, _leaves(x.leaves)) for x in tape.bindings] for tape in (a, b)
+    ]
+    written = [
+        [(w.source.kind, w.source.name, w.value, w.in_place) for w in tape.writes]
+        for tape in (a, b)
+    ]
+    return (
+        a.out_spec == b.out_spec
+        and _leaves(a.output_leaves) == _leaves(b.output_leaves)
+        and kept[0] == kept[1]
+        and written[0] == written[1]
+        and a.deleted == b.deleted
+    )
+
+
+def _leaves(leaves: tuple[Any, ...]) -> list[Any]:
+    """Return leaves as values that are equal where they mean the same."""
+    known = (Position, Held, bool, int, str, type(None))
+    return [
+        x.hex() if isinstance(x, float) else (type(x), x if isinstance(x, known) else id(x))
+        for x in leaves
+    ]
 
 
 def _same_source(a: Source, b: Source) -> bool:

@@ -14,6 +14,7 @@ import os
 import sys
 from dataclasses import replace
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 
@@ -77,6 +78,7 @@ class CallSites:
         self._heres: dict[Path, Here] = {}
         self._locations: dict[tuple[int, int], Location] = {}
         self._alive: list[CodeType] = []  # keeps the ids of code objects from being reused
+        self.code: dict[CodeType, dict[str, Any]] = {}  # of the user, with its globals
 
     def here(self, frame: FrameType | None = None) -> Here:
         """Return the call path and the innermost line of the user's code, with its callers.
@@ -122,4 +124,5 @@ class CallSites:
             # Where the source is not a file, the module's loader may have it.
             linecache.lazycache(code.co_filename, frame.f_globals)
             self._locations[key] = location_of(code, key[1])
+            self.code[code] = frame.f_globals
         return self._sites[key]

@@ -70,24 +70,24 @@ class Variables(MutableMapping[str, Any]):
     def __init__(self, function: FunctionType) -> None:
         names = function.__code__.co_freevars
         self._cells = dict(zip(names, function.__closure__ or (), strict=True))
-        self._globals = function.__globals__
-        self._names = _globals_read_by(function.__code__)
+        self.globals = function.__globals__
+        self._names = globals_of(function.__code__)
 
     def __getitem__(self, name: str) -> Any:
-        return self._cells[name].cell_contents if name in self._cells else self._globals[name]
+        return self._cells[name].cell_contents if name in self._cells else self.globals[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name in self._cells:
             self._cells[name].cell_contents = value
         else:
-            self._globals[name] = value
+            self.globals[name] = value
 
     def __delitem__(self, name: str) -> None:
-        self._globals.pop(name, None)
+        self.globals.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
         filled = (n for n, cell in self._cells.items() if _is_filled(cell))
-        return iter([*filled, *(n for n in self._names if n in self._globals)])
+        return iter([*filled, *(n for n in self._names if n in self.globals)])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -102,12 +102,12 @@ def _is_filled(cell: Any) -> bool:
 
 
 @functools.cache
-def _globals_read_by(code: CodeType) -> tuple[str, ...]:
+def globals_of(code: CodeType) -> tuple[str, ...]:
     """Return the names of the globals that a function, or one inside it, reads or writes."""
     found = [i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            found += _globals_read_by(constant)
+            found += globals_of(constant)
     return tuple(dict.fromkeys(found))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snncc.errors import CaptureError, Location, UnsupportedError
 from snncc.frontend import functionalize
-from snncc.frontend.canonical import full_like, numel, size
+from snncc.frontend.canonical import cast, full_like, numel, size
 from snncc.frontend.comparisons import Comparisons
 from snncc.frontend.draft import Draft, carries_gradient, needed_for
 from snncc.frontend.functionalize import Edge, Memory, View
@@ -131,6 +131,8 @@ class Recorder:
         impure: bool = False,
     ) -> Node:
         """Append a call to the graph; its value has the shape and dtype of ``like``."""
+        if target is cast:
+            args = _cast_at_once(*args)
         node = self.draft.call(target, args, kwargs or {}, self._meta(like, impure))
         facts = 0
         if target is not full_like:  # depends on sizes alone
@@ -338,6 +340,13 @@ class Recorder:
         with torch.no_grad():
             seen = concrete(call)
         return self.emit(call.target, args, kwargs, like=seen)
+
+
+def _cast_at_once(operand: Node, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Return the arguments of a cast; zeros and ones are the same in every type on the way."""
+    source = operand.args[0] if operand.target is cast else None
+    is_bool = isinstance(source, Node) and source.meta.get("dtype") is torch.bool
+    return (source, dtype) if is_bool and dtype is not torch.bool else (operand, dtype)
 
 
 def _plain(value: Any) -> Any:

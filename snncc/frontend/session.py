@@ -60,6 +60,7 @@ class Session:
         recorder: The recorder of the function that runs now: the model, or a custom gradient.
         grad: Whether the user's code has gradients switched on.  Autograd itself switches them off
             around the forward of a Function, which is not seen here.
+        functions: The subclasses of torch.autograd.Function that were called.
         failure: The first refusal, kept because the user's code or torch may catch it.
     """
 
@@ -68,6 +69,7 @@ class Session:
         self.recorder: Recorder
         self.grad = True
         self.failure: SnnccError | None = None
+        self.functions: set[type] = set()
         self._thread = threading.get_ident()
         self._is_inside = False
         # Tensors that came into being without a call of torch's Python interface, by id.

@@ -8,6 +8,7 @@ list: naming the tensors that a run reads, keeping and restoring the state aroun
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 from collections import deque
@@ -137,7 +138,8 @@ class _Walker:
         if not hasattr(value, "__dict__"):
             return False
         package = type(value).__module__.split(".")[0]
-        return package in self.packages or isinstance(value, SimpleNamespace) or is_dataclass(value)
+        known = isinstance(value, SimpleNamespace | argparse.Namespace) or is_dataclass(value)
+        return known or package in self.packages
 
 
 def _packages(model: Callable[..., Any]) -> frozenset[str]:
@@ -295,6 +297,8 @@ def tensors_of(
 def holds(
     tape: Tape, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
-    """Tell whether the numbers that steered the recorded run are what they were."""
+    """Tell whether what steered the recorded run from outside is what it was."""
+    if not all(read.holds for read in tape.reads):
+        return False
     root = root_of(model, args, kwargs) if tape.guards else None
     return all(resolve(g.source.name, root, args, kwargs).item() == g.value for g in tape.guards)

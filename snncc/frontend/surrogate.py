@@ -121,6 +121,7 @@ def _record(
     session: Session, known: _Known, rules: Rules, args: tuple[Any, ...]
 ) -> tuple[Any, Context]:
     """Run a Function's forward, record it as one node; return its result and the context."""
+    session.functions.add(rules.cls)
     with quiet():
         call = FunctionCall(session, rules, args)
     with session.recording(call.inner):

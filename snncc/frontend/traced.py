@@ -92,9 +92,15 @@ def _comparison(name: str) -> Callable[..., Any]:
     return method
 
 
+def _looked_up(self: TracedInt) -> int:
+    """Hash; what a dictionary or a cache has for a size is not known for others."""
+    self.owner.comparisons.of_sizes = True
+    return int.__hash__(self)
+
+
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(TracedInt, f"__{_name}__", _comparison(f"__{_name}__"))
-TracedInt.__hash__ = int.__hash__  # type: ignore[method-assign]
+TracedInt.__hash__ = _looked_up  # type: ignore[method-assign]
 TracedInt.__neg__ = _negative  # type: ignore[method-assign, assignment]
 
 

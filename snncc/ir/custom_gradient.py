@@ -44,6 +44,31 @@ class CustomGradient:
         parts = (self.name, describe(self.forward), describe(self.backward), self.without_gradient)
         return "\n".join(map(str, parts))
 
+    @functools.cached_property
+    def lane_backward(self) -> torch.fx.Graph:
+        """The backward of one lane: without the sums that gradients of broadcast arguments end in.
+
+        The gradient of an argument that is smaller than the output is the sum of what each element
+        of the output contributes; a kernel, which computes the contributions, takes that sum.
+        """
+        graph = torch.fx.Graph()
+        copies: dict[torch.fx.Node, torch.fx.Node] = {}
+        results = graph.graph_copy(self.backward, copies)
+        places = self.backward.find_nodes(op="placeholder")
+        whole = places[-1].meta.get("shape")
+        wanted = self.backward.output_node().args[0]
+        assert isinstance(results, tuple)
+        assert isinstance(wanted, tuple)
+        kept = [
+            copies[_summand(node, place.meta.get("shape"), whole)]
+            if isinstance(node, torch.fx.Node)
+            else result
+            for node, place, result in zip(wanted, places, results, strict=False)
+        ]
+        graph.output(tuple(kept))
+        graph.eliminate_dead_code()
+        return graph
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CustomGradient) and self.key == other.key
 
@@ -57,6 +82,35 @@ class CustomGradient:
         """Run the forward graph; gradients of the result run the backward graph."""
         apply: Any = _Apply.apply
         return apply(self, *args)
+
+
+def _summand(node: torch.fx.Node, shape: Any, whole: Any) -> torch.fx.Node:
+    """Return what a gradient is the sum of, over the axes of the output that its argument lacks.
+
+    Args:
+        node: The gradient.
+        shape: The shape of its argument.
+        whole: The shape of the output.
+    """
+    term: Any = node
+    while isinstance(term, torch.fx.Node) and _is_sum(term, shape, whole):
+        term = term.args[0]
+    is_whole = isinstance(term, torch.fx.Node) and term.meta.get("shape") == whole
+    return term if is_whole else node
+
+
+def _is_sum(node: torch.fx.Node, shape: Any, whole: Any) -> bool:
+    """Tell whether a node sums over all axes that an argument of ``shape`` lacks, and no other."""
+    if node.target is torch.Tensor.sum_to_size:
+        return True
+    if node.target is not torch.sum or node.kwargs or shape is None or whole is None:
+        return False
+    if len(node.args) == 1:
+        return all(size == 1 for size in shape)
+    dims: Any = node.args[1]
+    leading = sorted((dims,) if isinstance(dims, int) else dims)
+    is_leading = leading == list(range(len(leading)))
+    return len(node.args) == 2 and is_leading and tuple(shape) == tuple(whole[len(leading) :])
 
 
 class _Apply(torch.autograd.Function):

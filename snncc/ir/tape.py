@@ -16,6 +16,7 @@ The outputs are a flat tuple, the leaves of the user's return value followed by 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -112,6 +113,40 @@ class Guard:
     value: bool | int | float
 
 
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A global, or an attribute of a class or object, that the user's code reads.
+
+    Attributes:
+        owner: What has it: a module, class or object.
+        variables: Where it is.
+        name: Its name.
+        value: What it stood for.
+        describe: Returns what a number or container holds; None for what is compared by identity.
+    """
+
+    owner: str
+    variables: Mapping[str, Any]
+    name: str
+    value: Any
+    describe: Callable[[Any], Any] | None = None
+
+    @functools.cached_property
+    def _content(self) -> Any:
+        return None if self.describe is None else self.describe(self.value)
+
+    def __post_init__(self) -> None:
+        self._content  # noqa: B018  # a container may change
+
+    @property
+    def holds(self) -> bool:
+        """Whether the name stands for the same value."""
+        now = self.variables.get(self.name, Read)
+        if self.describe is None:
+            return now is self.value
+        return type(now) is type(self.value) and bool(self.describe(now) == self._content)
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     """A counter that Python compared with a size, as ``while t < T`` does.
@@ -174,6 +209,7 @@ class Tape:
         is_steered_by_sizes: Whether Python compared a size with a number, as ``min(T, 50)`` does,
             or found two sizes unequal: the program may be another one at other sizes.
         counts: The counters that Python compared with sizes.
+        reads: The globals and class attributes that the user's code reads.
         placements: For each output how it lies in memory; None for what is no tensor, or is only
             written into one.
         memories: For each source the number of its memory, None where nobody shares it.
@@ -195,6 +231,7 @@ class Tape:
     guards: tuple[Guard, ...] = ()
     is_steered_by_sizes: bool = False
     counts: tuple[Count, ...] = ()
+    reads: tuple[Read, ...] = ()
     placements: tuple[Placement | None, ...] = ()
     memories: tuple[int | None, ...] = ()
     result: Any = field(default=None, repr=False)

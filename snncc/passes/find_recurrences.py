@@ -15,6 +15,7 @@ components of the same lane shape are merged where no other operator lies betwee
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -102,7 +103,7 @@ def pointwise(node: torch.fx.Node) -> Rejection | None:
     if isinstance(node.target, CustomGradient):
         if isinstance(node.target.forward.output_node().args[0], tuple | list):
             return Rejection("operator", f"'{_spelled(node)}' has several results")
-        inner = [n for g in (node.target.forward, node.target.backward) for n in g.nodes]
+        inner = [n for g in (node.target.forward, node.target.lane_backward) for n in g.nodes]
         bad = [n for n in inner if n.op == "call_function" and n.target not in SCALAR_OPS]
         if bad:
             return Rejection("operator", f"'{_spelled(bad[0])}' is not elementwise")
@@ -196,6 +197,7 @@ class _Partition:
             flow.add_edges_from((n, node) for n in node.all_input_nodes if n not in self.invariant)
         flow.add_edges_from((update, carry) for carry, update in self.updates.items())
         flow.add_edges_from(self._order_of_effects())
+        flow.add_edges_from(_parts_of_steps(flow))
         return flow
 
     def _order_of_effects(self) -> Iterable[tuple[torch.fx.Node, torch.fx.Node]]:
@@ -343,6 +345,21 @@ class _Partition:
             kind = "integers of any size" if seen in INTEGERS else "a tensor"
             return Rejection("state", f"its state is {kind}, in {seen}")
         return Rejection("state", "its values have several shapes at one step")
+
+
+def _parts_of_steps(flow: nx.DiGraph) -> list[tuple[torch.fx.Node, torch.fx.Node]]:
+    """Tie the results of an operator with several to it, where a state depends on one of them.
+
+    The operator stays one step after another, and a tuple has no place on the time axis.
+    """
+    cycles = [part for part in nx.strongly_connected_components(flow) if len(part) > 1]
+    return [
+        (user, node)
+        for part in cycles
+        for node in part
+        for user in node.users
+        if user.target is operator.getitem and "shape" not in node.meta and user in flow
+    ]
 
 
 def effect(node: torch.fx.Node) -> Any:

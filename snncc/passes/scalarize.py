@@ -264,11 +264,11 @@ class _Builder:
     def surrogate(self, function: CustomGradient, args: list[Any], name: str) -> Surrogate:
         """Return the backward rule: lets for what is used more than once, then the results."""
         cotangent = self.fresh(f"g_{name}")
-        places = [n for n in function.backward.nodes if n.op == "placeholder"]
+        places = [n for n in function.lane_backward.nodes if n.op == "placeholder"]
         # The graph's placeholders are the tensor arguments, then the cotangent of the result.
         bound = [*args, Var(cotangent)]
         values: dict[torch.fx.Node, Expr] = dict(zip(places, bound, strict=True))
-        results = self.inline(function.backward, values)
+        results = self.inline(function.lane_backward, values)
         pairs = [
             (a.name, r)
             for a, r in zip(args, results, strict=True)

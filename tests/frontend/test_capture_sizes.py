@@ -22,6 +22,10 @@ class Kept:
     values: ClassVar[list[Any]] = []
 
 
+def keep(values: list[Any], kept: Any = Kept.values.extend) -> None:
+    kept(values)
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -75,11 +79,12 @@ def test_sizes_are_integers() -> None:
 
     def model(x: Tensor) -> Tensor:
         rows, columns = x.shape
-        Kept.values = [rows, columns, x.shape, x.size(0) == 4, list(range(columns)), rows / 2]
-        Kept.values += [[0] * rows, f"{rows}", rows > 3, -rows, len(x), x.dim(), {rows: 1}[4]]
-        Kept.values.append(isinstance(x.shape, torch.Size) and isinstance(rows, int))
+        keep([rows, columns, x.shape, x.size(0) == 4, list(range(columns)), rows / 2])
+        keep([[0] * rows, f"{rows}", rows > 3, -rows, len(x), x.dim(), {rows: 1}[4]])
+        keep([isinstance(x.shape, torch.Size) and isinstance(rows, int)])
         return x * 1
 
+    Kept.values.clear()
     capture(model, (randn(4, 3),), {})
 
     assert Kept.values == [
@@ -97,11 +102,12 @@ def test_sizes_of_parameters_are_constants() -> None:
 def test_traced_integer_outlives_the_run() -> None:
     """An integer of an earlier run is an ordinary number in the next."""
 
-    def keep(x: Tensor) -> Tensor:
-        Kept.values = [x.shape[0]]
+    def model(x: Tensor) -> Tensor:
+        keep([x.shape[0]])
         return x * 1
 
-    capture(keep, (randn(4, 3),), {})
+    Kept.values.clear()
+    capture(model, (randn(4, 3),), {})
     tape = check(lambda x: x + torch.zeros(Kept.values[0] - 1), randn(2, 3))
 
     assert isinstance(Kept.values[0], TracedInt)

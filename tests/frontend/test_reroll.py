@@ -556,3 +556,20 @@ def test_cold_and_warm_code_are_one_loop() -> None:
     rolled = reroll(capture(cold, (torch.rand(20, 3),), {}))
 
     assert [loop.trip.seen for loop in rolled.loops] == [20]
+
+
+@pytest.mark.parametrize("length", [15, 18, 40])
+def test_elements_taken_ahead_do_not_hide_a_loop(length: int) -> None:
+    """Iterating over a tensor takes all its elements first: they repeat and are no loop."""
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        i = v = torch.zeros_like(x[0])
+        for x_t in x:
+            i = 0.5 * i + x_t
+            v = 0.75 * v + i
+            v = v * (1.0 - (v > 1.0).float()) + 0.1
+        return v
+
+    rolled = reroll(capture(model, (torch.randn(length, 2, 3),), {}))
+
+    assert [length] == [loop.trip.seen for loop in rolled.loops]

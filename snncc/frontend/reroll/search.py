@@ -114,15 +114,14 @@ def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
     """
     groups: list[_Group] = []
     unproven: list[Unproven] = []
-    in_vain: list[int] = []
+    in_vain: list[Repeat] = []
     best, tries = 0, CANDIDATES
     for period in finest_first(sequence.symbols):
-        if any(period % vain == 0 and period > MULTIPLES * vain for vain in in_vain):
-            continue
         repeats = [
             repeat
             for repeat in find_repeats(sequence.symbols, period)
             if not any(_is_multiple(repeat, group) for group in groups)
+            and not any(_is_within(repeat, vain) for vain in in_vain)
         ]
         if not repeats or 2 * sum(r.stop - r.start for r in repeats) < best // 2:
             continue
@@ -142,11 +141,17 @@ def find_loops(sequence: Sequence) -> tuple[list[Loop], list[Unproven]]:
             groups.append(group)
             best = max(best, group.total)
         else:
-            in_vain.append(period)
+            in_vain += repeats
         tries -= 1
         if not tries:
             break
     return _choose(sequence, groups, best), unproven
+
+
+def _is_within(repeat: Repeat, vain: Repeat) -> bool:
+    """Tell whether a repeat is one that led to nothing, taken many iterations at a time."""
+    same = repeat.period % vain.period == 0 and repeat.period > MULTIPLES * vain.period
+    return same and vain.start <= repeat.start and repeat.stop <= vain.stop
 
 
 def _is_multiple(repeat: Repeat, group: _Group) -> bool:
