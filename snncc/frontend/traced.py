@@ -100,7 +100,7 @@ def _looked_up(self: TracedInt) -> int:
 
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(TracedInt, f"__{_name}__", _comparison(f"__{_name}__"))
-TracedInt.__hash__ = _looked_up  # type: ignore[method-assign]
+TracedInt.__hash__ = _looked_up  # type: ignore[method-assign, assignment]
 TracedInt.__neg__ = _negative  # type: ignore[method-assign, assignment]
 
 
