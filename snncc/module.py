@@ -96,6 +96,8 @@ class CompiledModule(nn.Module):
         """Run the model; record and compile it first where this is a new specialisation."""
         if is_recording():  # by the compilation of a model around this one
             return self.program(*args, **kwargs)
+        if torch._C._is_any_autocast_enabled():
+            raise _under_autocast()
         compiled = self.specialize(*args, **kwargs)
         tape = compiled.recording.tape
         values = self._specializations.gather(compiled, args, kwargs)
@@ -184,6 +186,15 @@ class CompiledModule(nn.Module):
         if not plans:
             return f"{head}: not recorded yet; call it once"
         return "\n".join([head, *map(str, plans)])
+
+
+def _under_autocast() -> UnsupportedError:
+    return UnsupportedError(
+        "A compiled model is called under automatic mixed precision.",
+        code="unsupported.autocast",
+        notes=["Products would run in another type than those that it was compiled for."],
+        hints=["Leave 'torch.autocast' around the call, or cast inputs and parameters yourself."],
+    )
 
 
 def _name_of(model: Callable[..., Any]) -> str:

@@ -81,11 +81,16 @@ def _cut(loop: TimeLoop) -> TimeLoop:
 
 
 def _stretched(leaves: list[Any]) -> Iterator[list[Any]]:
-    """Yield the leaves with one short axis repeated, for each such axis."""
+    """Yield the leaves with a short axis repeated: of all that have one there, then of each alone.
+
+    The axis of time of one argument may be the axis of samples of another, as labels have it.
+    """
     ranks = [x.dim() for x in leaves if isinstance(x, Tensor)]
     for dim in range(max(ranks, default=0)):
-        if any(_is_short(x, dim) for x in leaves):
-            yield [_repeat(x, dim) if _is_short(x, dim) else x for x in leaves]
+        short = [i for i, x in enumerate(leaves) if _is_short(x, dim)]
+        alone = [[i] for i in short] if len(short) > 1 else []
+        for chosen in [short, *alone] if short else []:
+            yield [_repeat(x, dim) if i in chosen else x for i, x in enumerate(leaves)]
 
 
 def _is_short(leaf: Any, dim: int) -> bool:

@@ -290,3 +290,31 @@ def test_dump_writes_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Any)
         "simplify-step.txt", "fuse-time.txt", "differentiate.txt", "plan-storage.txt",
     }  # fmt: skip
     assert len(fast.plans) == 1
+
+
+def test_autocast_around_a_call_is_refused() -> None:
+    """Products in half precision are not what was compiled; it is said before anything runs."""
+    fast = snncc.compile(Feedforward())
+    x = torch.randn(4, 2, 5)
+    before = fast(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(snncc.UnsupportedError) as no:
+        fast(x)
+
+    assert no.value.code == "unsupported.autocast"
+    assert torch.equal(fast(x), before)
+
+
+def test_labels_do_not_hide_the_time_axis() -> None:
+    """A short sequence next to an argument with one value for each sample compiles."""
+
+    def loss(x: Tensor, label: Tensor) -> Tensor:
+        v, total = torch.zeros_like(x[0]), torch.zeros(())
+        for x_t in x:
+            v = 0.5 * v + x_t
+            total = total + nn.functional.cross_entropy(v, label)
+        return total
+
+    fast = snncc.compile(loss)
+    for steps in (2, 1, 3):
+        x, label = torch.randn(steps, 2, 4), torch.tensor([1, 3])
+        torch.testing.assert_close(fast(x, label), loss(x, label))

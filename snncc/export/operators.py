@@ -42,8 +42,9 @@ def apply(tracer: Tracer, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if target is operator.getitem and isinstance(args[0], tuple | list):
         return args[0][args[1]]
     if isinstance(target, sequence_ops.Folded):
-        x, *rest = args
-        flat = apply(tracer, target.operator, (x.flatten(0, 1), *rest), kwargs)
+        count, x = target.count, args[0]
+        folded = [y.flatten(0, 1) for y in args[:count]]
+        flat = apply(tracer, target.operator, (*folded, *args[count:]), kwargs)
         return flat.reshape(*x.shape[:2], *flat.shape[1:])
     with torch.no_grad():
         value: Any = target(*args, **kwargs)

@@ -46,7 +46,7 @@ def handler_of(function: Callable[..., Any]) -> Handler:
     for table in _TABLES:
         if name in table:
             return table[name]
-    if name.startswith(departures.OPTIMIZER_PREFIXES):
+    if name.startswith(departures.OPTIMIZER_PREFIXES) and name.endswith("_"):
         return departures.refuse_training
     if name.startswith(("get:", "set:", "is_")) and name not in REWRITES:
         return copies.ask

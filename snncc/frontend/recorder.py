@@ -200,12 +200,27 @@ class Recorder:
             storage: int = tensor.untyped_storage()._cdata
             return storage
         except NotImplementedError:
-            raise UnsupportedError(
-                "A tensor has no memory of its own.",
-                code="unsupported.tensor-kind",
+            raise self._no_memory() from None
+
+    def _no_memory(self) -> UnsupportedError:
+        """Return the error for a tensor that lies nowhere."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return UnsupportedError(
+                "The model transforms a function by 'torch.func' or 'torch.vmap'.",
+                code="unsupported.function-transform",
                 location=self.where,
-                notes=["Sparse tensors, and tensors inside 'torch.vmap', are of this kind."],
-            ) from None
+                notes=["Inside of it, operators work on parts of tensors that are not seen."],
+                hints=[
+                    "Write it for whole tensors: with a batch dimension, or a gradient by hand."
+                ],
+            )
+        return UnsupportedError(
+            "A tensor has no memory of its own.",
+            code="unsupported.tensor-kind",
+            location=self.where,
+            notes=["Sparse tensors are of this kind."],
+            hints=["Use plain dense tensors: 'x.to_dense()'."],
+        )
 
     def node(self, tensor: Tensor) -> Node:
         """Return the node of a tensor's present value."""

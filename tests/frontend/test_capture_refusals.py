@@ -164,7 +164,7 @@ CASES = [
     (generator, "unsupported.generator", "torch.rand(4, generator=torch.Generator())"),
     (as_strided, "unsupported.memory", "torch.as_strided(x, (2, 2), (1, 2))"),
     (new_data, "unsupported.memory", "y.data"),
-    (vmap, "unsupported.tensor-kind", "row * 2"),
+    (vmap, "unsupported.function-transform", "row * 2"),
     (thread, "capture.unrecorded-tensor", "results[0] + 1"),
 ]
 
