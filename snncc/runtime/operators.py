@@ -117,8 +117,9 @@ def _refuse(ctx: Any, *cotangents: Any) -> Any:
     raise no_second_derivative()
 
 
-_LIBRARY.impl("neuron_forward", _forward, "CPU")
-_LIBRARY.impl("neuron_backward", _backward, "CPU")
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("neuron_forward", _forward, _device)
+    _LIBRARY.impl("neuron_backward", _backward, _device)
 _torch_library.register_fake("snncc::neuron_forward", _forward_shapes, lib=_LIBRARY)
 _torch_library.register_fake("snncc::neuron_backward", _backward_shapes, lib=_LIBRARY)
 _torch_library.register_autograd(
