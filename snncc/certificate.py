@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.table import Table
@@ -16,6 +16,8 @@ from snncc.report import render
 # Relative error allowed to gradients that sum the same terms in another order, per dtype: a few
 # hundred roundings, the length of the longest sums here.
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+# Errors of a gradient are relative to its own magnitude, or to this part of the largest gradient's.
+SMALL_GRADIENT = 1e-3
 # Relative error allowed to the outputs of a network whose products are batched over time, as long
 # as no spike differs.
 OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -109,17 +111,21 @@ class Report:
 def compare_gradients(
     part: str, wanted: dict[str, Tensor], found: dict[str, Tensor]
 ) -> list[Comparison]:
-    """Compare gradients by name; one that is missing is zero."""
-    return [
-        compare(
-            part,
-            f"grad {name}",
-            g,
-            found.get(name, torch.zeros_like(g)),
-            GRADIENT_TOLERANCE.get(g.dtype, 0.0),
-        )
-        for name, g in wanted.items()
-    ]
+    """Compare gradients by name; one that is missing is zero.
+
+    A gradient that is zero but for roundings, as that of a bias in front of a norm, has no
+    magnitude of its own: its error is relative to a part of the largest gradient.
+    """
+    sizes = {n: float(g.abs().max().nan_to_num(0.0, 0.0)) for n, g in wanted.items() if g.numel()}
+    least = SMALL_GRADIENT * max(sizes.values(), default=0.0)
+    comparisons = []
+    for name, g in wanted.items():
+        pair = g, found.get(name, torch.zeros_like(g))
+        one = compare(part, f"grad {name}", *pair, GRADIENT_TOLERANCE.get(g.dtype, 0.0))
+        if 0.0 < sizes.get(name, 0.0) < least:
+            one = replace(one, error=one.error * sizes[name] / least)
+        comparisons.append(one)
+    return comparisons
 
 
 def compare_all(

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch.fx
 
+from snncc.ir.loop_call import LoopCall
 from snncc.ir.printer import print_recurrence
+from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.options import settings
 from snncc.passes.neurons import neuron_nodes
@@ -69,12 +72,27 @@ def graph_text(graph: torch.fx.Graph) -> str:
             parts.append(print_recurrence(program.adjoint.recurrence))
         if program.storage is not None:
             parts.append(f"storage {program.storage.place.value}: {program.storage.saved}")
+    for node in graph.nodes:
+        if isinstance(node.target, LoopCall):
+            parts += _call_parts(node.target)
     return "\n\n".join(parts)
+
+
+def _call_parts(call: LoopCall) -> Iterator[str]:
+    """Yield the loops of a recurrent part, each with its fused steps."""
+    for loop in call.loops:
+        yield loop_text(loop)
+        for node in loop.body.nodes:
+            if isinstance(node.target, StepCall):
+                yield print_recurrence(node.target.recurrence)
+    if call.adjoint is not None:
+        yield f"backward of {call.forward.name}: {call.adjoint.backward}"
 
 
 def loop_text(loop: TimeLoop) -> str:
     """Return a time loop as text."""
-    lines = [f"time loop {loop.name}, {loop.trip}:"]
+    order = ", from the last step to the first" if loop.reverse else ""
+    lines = [f"time loop {loop.name}, {loop.trip}{order}:"]
     lines += [f"  {part}" for part in (*loop.carries, *loop.steps, *loop.tables, *loop.invariants)]
     lines += [f"  {node.format_node()}" for node in loop.body.nodes if node.op == "call_function"]
     lines += [f"  {result}" for result in loop.results]

@@ -38,14 +38,16 @@ from snncc.errors import EquivalenceError, OptionError
 from snncc.frontend.objects import opened
 from snncc.frontend.results import returned
 from snncc.frontend.sources import gather, named_tensors, preserved, walk
+from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
-from snncc.ir.program import NeuronProgram
 from snncc.ir.tape import SourceKind
 from snncc.layers import layers_of
 from snncc.module import CompiledModule, program_of
 from snncc.options import Options
 from snncc.pipeline import Compiled, executable
+from snncc.recurrent_layer import recurrent_layer
+from snncc.report import Layer
 from snncc.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 
 
@@ -133,40 +135,58 @@ def _products(compiled: Compiled, values: Sequence[Any]) -> list[Comparison]:
 def _kernels(
     compiled: Compiled, values: Sequence[Any], options: Options, seeds: _Cotangents, gradients: bool
 ) -> list[Comparison]:
-    """Compare each neuron kernel with the reference on the inputs that it has here."""
+    """Compare each neuron and recurrent loop with the reference on the inputs that it has here."""
     runner = {layer.name: layer for layer in layers_of(compiled.graph, compiled.target)}
     calls: list[tuple[torch.fx.Node, tuple[Any, ...]]] = []
 
     def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(node.target, NeuronCall):
-            calls.append((node, args))
         target: Any = node.target
+        if isinstance(target, NeuronCall | LoopCall):
+            # A loop may change buffers that it was called with.
+            calls.append((node, tuple(x.clone() if isinstance(x, Tensor) else x for x in args)))
         return target(*args, **kwargs)
 
     with torch.no_grad():
         interpret_graph(compiled.graph, values, call)
     found: list[Comparison] = []
-    for node, (length, *tensors) in calls:
-        wanted = _wanted(node.target.program)  # type: ignore[union-attr]
-        inputs = [
-            x.detach().clone().requires_grad_(gradients and w)
-            for x, w in zip(tensors, wanted, strict=True)
-        ]
-        reference = list(node.target(length, *inputs))  # type: ignore[operator]
-        kernel = list(_single(node, options)(length, *inputs))
-        exact = runner[node.name].numerics if node.name in runner else Numerics.BITWISE
+    for node, args in calls:
+        wanted = [gradients and w for w in _wanted(node.target)]
+        reference, inputs = _run_alone(node.target, args, wanted)
+        kernel, twins = _run_alone(_single(node, options), args, wanted)
+        exact = _promise(node, runner)
         if exact is Numerics.ITERATED:
             found += _first_steps(node, reference, kernel)
             continue
-        allowed = 0.0 if exact is Numerics.BITWISE else OUTPUT_TOLERANCE[inputs[0].dtype]
+        dtype = next(x.dtype for x in (*reference, *inputs.values()) if x.is_floating_point())
+        allowed = 0.0 if exact is Numerics.BITWISE else OUTPUT_TOLERANCE[dtype]
         name = str(node.target.__name__)  # type: ignore[union-attr]
         found += compare_all("kernel", name, reference, kernel, allowed)
         if gradients:
-            leaves = {f"{name} d{i}": x for i, x in enumerate(inputs)}
-            a = _differentiate(reference, leaves, seeds)
-            b = _differentiate(kernel, leaves, seeds)
+            a = _differentiate(reference, {f"{name} {k}": x for k, x in inputs.items()}, seeds)
+            b = _differentiate(kernel, {f"{name} {k}": x for k, x in twins.items()}, seeds)
             found += compare_gradients("kernel", a, b)
     return found
+
+
+def _promise(node: torch.fx.Node, lines: dict[str, Layer]) -> Numerics:
+    """Return what the plan promises of a neuron or loop, given its input."""
+    if isinstance(node.target, LoopCall):
+        return recurrent_layer(node, node.target, node.name, "c").numerics
+    return lines[node.name].numerics if node.name in lines else Numerics.BITWISE
+
+
+def _run_alone(
+    target: Any, args: tuple[Any, ...], wanted: Sequence[bool]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return the results of a call on copies of its arguments, and the copies with gradients."""
+    inputs = [
+        x.detach().clone().requires_grad_(w) if isinstance(x, Tensor) else x
+        for x, w in zip(args, wanted, strict=True)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        results = list(target(*inputs))
+    return results, {f"d{i}": x for i, (x, w) in enumerate(zip(inputs, wanted, strict=True)) if w}
 
 
 def _first_steps(
@@ -180,17 +200,19 @@ def _first_steps(
     return compare_all("kernel", name, expected, actual, 0.0)
 
 
-def _wanted(program: NeuronProgram) -> list[bool]:
-    """Return for each input of a neuron whether its kernels compute its gradient."""
-    if program.adjoint is None:
-        forward = program.forward
-        return [False] * (len(forward.step_inputs) + len(forward.lane_inputs))
-    steps = [name is not None for name in program.adjoint.step_gradients]
-    return steps + [bool(finals) for finals in program.adjoint.lane_gradients]
+def _wanted(target: Any) -> list[bool]:
+    """Return for each argument of a call whether its kernels compute its gradient."""
+    if isinstance(target, LoopCall):
+        return list(target.wanted)
+    forward, adjoint = target.program.forward, target.program.adjoint
+    if adjoint is None:
+        return [False] * (1 + len(forward.step_inputs) + len(forward.lane_inputs))
+    steps = [name is not None for name in adjoint.step_gradients]
+    return [False, *steps, *(bool(finals) for finals in adjoint.lane_gradients)]
 
 
 def _single(node: torch.fx.Node, options: Options) -> Callable[..., tuple[Any, ...]]:
-    """Return the compiled kernel of one neuron as a function of its arguments."""
+    """Return one neuron or loop, compiled, as a function of its arguments."""
     graph = torch.fx.Graph()
     places = [graph.placeholder(f"a{i}") for i, _ in enumerate(node.args)]
     graph.output(graph.call_function(node.target, tuple(places)))  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import torch.fx
 from snncc.equations import Equations, equations_of
 from snncc.frontend.canonical import size
 from snncc.ir import sequence_ops
+from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import FixedPoint, Form, FusedTime, Recurrence, Sequential, Var
 from snncc.ir.numerics import Numerics, weakest
@@ -23,6 +24,7 @@ from snncc.ir.walk import calls_maths
 from snncc.operands import Origins, parameters_of
 from snncc.passes.batch_rules import REASSOCIATED
 from snncc.passes.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
+from snncc.recurrent_layer import recurrent_layer
 from snncc.report import Layer, Plan, Rejected, Transfer
 from snncc.source import Location
 
@@ -145,6 +147,9 @@ class _Reader:
         if isinstance(node.target, NeuronCall):
             self.names[node] = self.unique(node.target.program.forward.name)
             return self.neuron(node, node.target)
+        if isinstance(node.target, LoopCall):
+            self.names[node] = self.unique(node.name.partition("_")[2] or node.name)
+            return recurrent_layer(node, node.target, self.names[node], self.target)
         if isinstance(node.target, TimeLoop):
             read = parameters_of(node, self.sources)
             is_counter = node.meta["rejection"].code == "counter" and len(read) == 1

@@ -21,6 +21,7 @@ from snncc.ir import sequence_ops
 from snncc.ir import validate as invariants
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.custom_gradient import CustomGradient
+from snncc.ir.loop_call import LoopCall
 from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
@@ -35,6 +36,7 @@ from snncc.report import Plan, Timings
 from snncc.runtime import products
 from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.runtime.operators import Neuron
+from snncc.runtime.recurrent import RecurrentLoop
 from snncc.translation import check_translation
 
 PLACES = {"auto": None, "recompute": Place.SCRATCH, "save": Place.MEMORY}
@@ -134,8 +136,7 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
         graph = after
         dump.graph(each.name, graph)
     _require_exact(graph, options)
-    for node in neuron_nodes(graph):
-        invariants.validate(node.target.program.forward)  # type: ignore[union-attr]
+    _require_valid(graph)
     with _timed(recording.timings, "codegen"):
         runnable = with_kernels(graph, options)
         run = function_of(runnable)
@@ -214,6 +215,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
             kind(program, target=options.target, num_threads=options.num_threads)
         )
     for node in runnable.nodes:
+        if isinstance(node.target, LoopCall) and options.target != "torch":
+            node.target = RecurrentLoop(node.target, num_threads=options.num_threads)
         if node.target is sequence_ops.linear:
             node.target = products.linear
     return runnable
@@ -232,6 +235,15 @@ class KernelCall:
     def __call__(self, length: int, *arguments: Tensor) -> Sequence[Tensor]:
         """Run the kernels."""
         return self.neuron.run(arguments, length)
+
+
+def _require_valid(graph: torch.fx.Graph) -> None:
+    """Check the invariants of everything that code is generated from."""
+    for node in neuron_nodes(graph):
+        invariants.validate(node.target.program.forward)  # type: ignore[union-attr]
+    calls = (node.target for node in graph.nodes if isinstance(node.target, LoopCall))
+    for loop in (loop for call in calls for loop in call.loops):
+        invariants.validate_loop(loop)
 
 
 def _require_exact(graph: torch.fx.Graph, options: Options) -> None:

@@ -76,7 +76,8 @@ class Layer:
     Attributes:
         name: Name of the neuron or operator.
         kind: ``neuron``, ``hoisted`` (once over the whole sequence), ``operator`` (once, outside of
-            the loop), ``mapped`` (one call a step) or ``serial`` (the user's loop).
+            the loop), ``mapped`` (one call a step), ``recurrent`` (a loop whose steps are fused) or
+            ``serial`` (the user's loop).
         where: The user's line.
         form: How the time axis is executed.
         kernel: What executes it: ``c``, ``torch``.

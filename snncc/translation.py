@@ -14,6 +14,8 @@ import torch.fx
 from torch import Tensor
 
 from snncc.errors import InternalError
+from snncc.ir.custom_gradient import run_graph
+from snncc.ir.loop_call import LoopAdjoint, LoopCall
 from snncc.ir.numerics import Numerics
 from snncc.passes.base import Pass
 
@@ -27,7 +29,7 @@ Call = Callable[[torch.fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 def check_translation(
     each: Pass, before: torch.fx.Graph, after: torch.fx.Graph, leaves: Sequence[Tensor]
 ) -> None:
-    """Compare the results of a graph before and after a pass.
+    """Compare the results of a graph before and after a pass, and the gradients of its loops.
 
     Raises:
         InternalError: They differ by more than the numerics of the pass allow.
@@ -39,6 +41,50 @@ def check_translation(
             raise InternalError(
                 f"pass '{each.name}' changed output {position} beyond '{each.numerics.value}'"
             )
+    if any(isinstance(n.target, LoopCall) and n.target.adjoint for n in after.nodes):
+        _check_adjoints(each, after, leaves)
+
+
+def _check_adjoints(each: Pass, graph: torch.fx.Graph, leaves: Sequence[Tensor]) -> None:
+    """Compare the adjoint of each loop, run by the reference, with autograd on the loop."""
+
+    def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(node.target, LoopCall) and node.target.adjoint is not None:
+            _check_adjoint(each, node.target, node.target.adjoint, args)
+        return call_stepwise(node, args, kwargs)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        interpret_graph(graph, [leaf.detach().clone() for leaf in leaves], call)
+
+
+def _check_adjoint(each: Pass, loop: LoopCall, adjoint: LoopAdjoint, args: tuple[Any, ...]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        kept = adjoint.training(*_copies(args))
+    wanted = loop.wanted
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        operands = _copies(args, wanted)
+        results = loop(*operands)
+        cotangents = [torch.randn_like(r) if r.is_floating_point() else None for r in results]
+        pairs = [(r, g) for r, g in zip(results, cotangents, strict=True) if r.requires_grad]
+        leaves = [x for x, w in zip(operands, wanted, strict=True) if w]
+        ys, gs = zip(*pairs, strict=True)
+        expected = torch.autograd.grad(ys, leaves, gs, allow_unused=True)
+    found = run_graph(adjoint.backward, (*args, *kept, *cotangents))
+    actual = (g for g, w in zip(found, wanted, strict=True) if w)
+    for a, b in zip(expected, actual, strict=True):
+        scale = max(1.0, 0.0 if a is None or not a.numel() else float(a.abs().max()))
+        if not _agrees((torch.zeros_like(b) if a is None else a) / scale, b / scale, exact=False):
+            raise InternalError(f"pass '{each.name}' gives '{loop.__name__}' a wrong gradient")
+
+
+def _copies(args: tuple[Any, ...], wanted: Sequence[bool] = ()) -> list[Any]:
+    flags = wanted or [False] * len(args)
+    return [
+        x.detach().clone().requires_grad_(w) if isinstance(x, Tensor) else x
+        for x, w in zip(args, flags, strict=True)
+    ]
 
 
 def _run_once(graph: torch.fx.Graph, leaves: Sequence[Tensor]) -> tuple[Any, ...]:

@@ -90,11 +90,11 @@ def test_state_survives_between_calls() -> None:
     assert torch.equal(model(x), fast(x))
 
 
-def test_recurrent_weights_need_leave() -> None:
-    """A matrix in the feedback is refused with its line, or runs serially when that is allowed."""
-    model = Recurrent()
-    x = torch.randn(5, 2, 4)
-    with pytest.raises(snncc.UnsupportedError, match=r"self\.back\(s\)") as refusal:
+def test_half_precision_in_a_feedback_needs_leave() -> None:
+    """A state that no kernel computes is refused with its line, or runs serially if allowed."""
+    model = Recurrent().bfloat16()
+    x = torch.randn(5, 2, 4).bfloat16()
+    with pytest.raises(snncc.UnsupportedError, match=r"0\.5 \* v") as refusal:
         snncc.compile(model)(x)
     assert refusal.value.code == "unsupported.serial-recurrence"
 

@@ -23,6 +23,7 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Const, Expr, Let, Op, Unary, Var
 from snncc.ir.printer import IR_DIALECT, print_recurrence, spell
 from snncc.ir.program import NeuronProgram
+from snncc.ir.step_call import StepCall
 from snncc.ir.walk import is_bool
 from snncc.passes.base import Rejection
 from snncc.passes.scalar_ops import SCALAR_OPS, Scope
@@ -37,8 +38,8 @@ def apply(tracer: Tracer, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
     Raises:
         UnsupportedError: The operator has no form in a library.
     """
-    if isinstance(target, NeuronCall):
-        return _neuron(tracer, target.program, args)
+    if isinstance(target, NeuronCall | StepCall):
+        return _fused(tracer, target, args)
     if target is operator.getitem and isinstance(args[0], tuple | list):
         return args[0][args[1]]
     if isinstance(target, sequence_ops.Folded):
@@ -109,6 +110,14 @@ def operand_of(tracer: Tracer, value: Any) -> Operand:
     return tracer.array(value)
 
 
+def _fused(tracer: Tracer, target: NeuronCall | StepCall, args: tuple[Any, ...]) -> list[Tensor]:
+    """Write down one step of a neuron, or a fused step of a recurrent loop."""
+    if isinstance(target, NeuronCall):
+        return _neuron(tracer, target.program, args)
+    program, steps = NeuronProgram(target.recurrence), (x[None] for x in args)
+    return [value[0] for value in _neuron(tracer, program, (1, *steps))]
+
+
 def _neuron(tracer: Tracer, program: NeuronProgram, args: tuple[Any, ...]) -> list[Tensor]:
     """Write down one step of a neuron; a state that only it reads is updated where it lies."""
     assert tracer.node is not None
@@ -121,8 +130,8 @@ def _neuron(tracer: Tracer, program: NeuronProgram, args: tuple[Any, ...]) -> li
     with torch.no_grad():
         values = NeuronCall(program)(1, *tensors)
     starts = {state.name: state.initial for state in forward.states}
-    sources: Any = tracer.node.args[1:]
-    nodes = dict(zip(names, sources, strict=True))
+    sources: Any = tracer.node.args
+    nodes = dict(zip(names, sources[len(sources) - len(names) :], strict=True))
     results: list[tuple[Array, str]] = []
     stands: list[Tensor] = []
     updates = {state.name: state.update for state in forward.states}

@@ -20,6 +20,7 @@ from snncc.errors import UnsupportedError
 from snncc.export import operators
 from snncc.export.network import Array, Buffer, Copy, Home, Network, Steps
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.loop_call import loop_of
 from snncc.ir.time_loop import Fill, TimeLoop
 from snncc.passes.neurons import copy_graph
 
@@ -278,8 +279,9 @@ def in_line(graph: torch.fx.Graph) -> torch.fx.Graph:
     """Return a graph whose loops, of one step each, are replaced by their bodies."""
     result = copy_graph(graph)
     for node in list(result.nodes):
-        if isinstance(node.target, TimeLoop):
-            _lay_out(result, node, node.target)
+        loop = loop_of(node)
+        if loop is not None:
+            _lay_out(result, node, loop)
     result.eliminate_dead_code()
     return result
 

@@ -75,7 +75,21 @@ def same_program(a: Rolled, b: Rolled) -> Generalization | Mismatch:
     difference = _Comparison().graphs(a.graph, b.graph)
     if difference is not None:
         return difference
-    return Generalization(_free(a.graph, b.graph))
+    free = _free(a.graph, b.graph)
+    single = _single(a, free)
+    if single is not None:
+        return Mismatch(f"'{single}' had a size of 1, which fits any other size")
+    return Generalization(free)
+
+
+def _single(a: Rolled, free: frozenset[tuple[int, int]]) -> str | None:
+    """Return a source with a free size that was 1 in the recording, where everything broadcasts.
+
+    There the shapes of values tell less: a mean over the batch has the shape of the batch.
+    """
+    places = [n for n in a.graph.nodes if n.op == "placeholder"]
+    names = (a.sources[i].name for i, dim in sorted(free) if places[i].meta["shape"][dim] == 1)
+    return next(names, None)
 
 
 def same_outcome(a: Tape, b: Tape) -> bool:
@@ -157,10 +171,16 @@ def least_sizes(rolled: Rolled) -> dict[tuple[int, int], int]:
 
 
 class _Comparison:
-    """Walks two graphs in step; ``nodes`` maps the nodes of a to those of b."""
+    """Walks two graphs in step; ``nodes`` maps the nodes of a to those of b.
 
-    def __init__(self) -> None:
+    ``shapes`` maps the shapes of a to those of b.  Values that have equal shapes in a have them in
+    b too, or they are equal by chance: as many samples as neurons.
+    """
+
+    def __init__(self, *, is_body: bool = False) -> None:
+        self.is_body = is_body
         self.nodes: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def graphs(self, a: torch.fx.Graph, b: torch.fx.Graph) -> Mismatch | None:
         """Return the first difference."""
@@ -181,8 +201,12 @@ class _Comparison:
             return f"'{x.name}' is a {x.op} in one and a {y.op} in the other"
         if x.meta.get("dtype") != y.meta.get("dtype"):
             return f"the type of '{x.name}' differs"
-        if len(x.meta.get("shape", ())) != len(y.meta.get("shape", ())):
+        a, b = tuple(x.meta.get("shape", ())), tuple(y.meta.get("shape", ()))
+        if len(a) != len(b):
             return f"the rank of '{x.name}' differs"
+        # Only what a loop computes at each step is told apart by its shape.
+        if self.is_body and x.op == "call_function" and self.shapes.setdefault(a, b) != b:
+            return f"the shape of '{x.name}' was that of another value, and is not"
         if x.op != "placeholder":
             for left, right in ((x.args, y.args), (x.kwargs, y.kwargs)):
                 literal = self.arguments(left, right)
@@ -225,7 +249,7 @@ def _different_loop(x: torch.fx.Node, y: torch.fx.Node) -> str | Mismatch:
     names = {p.name: q.name for p, q in zip(a.body.nodes, b.body.nodes, strict=True)}
     if _renamed(a, names) != _renamed(b, {n.name: n.name for n in b.body.nodes}):
         return "the carries, per-step inputs or results of a loop differ"
-    difference = _Comparison().graphs(a.body, b.body)
+    difference = _Comparison(is_body=True).graphs(a.body, b.body)
     return "" if difference is None else difference
 
 

@@ -106,6 +106,8 @@ class TimeLoop:
             step.  It has no output node of interest: `carries` and `results` name its nodes.
         trip: Number of steps.
         operands: How many arguments the call takes.
+        reverse: Whether steps run from T-1 down to 0 (an adjoint); inputs and stacked results are
+            in the order of time all the same.
     """
 
     name: str
@@ -117,10 +119,17 @@ class TimeLoop:
     tables: tuple[Table, ...]
     invariants: tuple[Invariant, ...]
     results: tuple[Result, ...]
+    reverse: bool = False
 
     @property
     def __name__(self) -> str:
         return self.name
+
+    @property
+    def inputs(self) -> tuple[tuple[str, int], ...]:
+        """For each body placeholder that an operand gives a value, its name and the operand."""
+        steps = [(step.name, step.operand) for step in self.steps]
+        return (*steps, *((i.name, i.operand) for i in self.invariants))
 
     def node(self, name: str) -> torch.fx.Node:
         """Return the body node of that name."""
@@ -133,31 +142,48 @@ class TimeLoop:
             return self.trip.seen
         return int(arguments[self.trip.operand].shape[self.trip.dim]) + self.trip.offset
 
-    def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         """Run the loop step by step, as the user's code did."""
         history: dict[str, list[Any]] = {result.node: [] for result in self.results}
-        carried = {c.name: self._initial(c, arguments) for c in self.carries}
+        carried = self.initial_values(arguments)
         values: dict[str, Any] = {}
-        for k in range(self.length(arguments)):
-            values = self._run_body(k, arguments, carried)
+        length = self.length(arguments)
+        for t in range(length - 1, -1, -1) if self.reverse else range(length):
+            values = self.run_step(t, arguments, carried)
             for node, seen in history.items():
                 seen.append(values[node])
             carried = {c.name: values[c.update] for c in self.carries}
         return tuple(
-            torch.stack(history[r.node]) if r.stacked else history[r.node][-1] for r in self.results
+            self._stacked(history[r.node]) if r.stacked else history[r.node][-1]
+            for r in self.results
         )
 
-    def _initial(self, carry: Carry, arguments: tuple[Any, ...]) -> Any:
-        return carry.initial if isinstance(carry.initial, Fill) else arguments[carry.initial]
+    def _stacked(self, seen: list[Any]) -> Any:
+        in_order = seen[::-1] if self.reverse else seen
+        like = next((x for x in in_order if isinstance(x, Tensor)), None)
+        # What is no tensor is kept as it is; a carry may start as a number and become a tensor.
+        if like is None and in_order:
+            return in_order
+        return torch.stack([x if like is None else _as_tensor(x, like) for x in in_order])
 
-    def _run_body(
-        self, k: int, arguments: tuple[Any, ...], carried: dict[str, Any]
+    def initial_values(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
+        """Return what each carry holds before the first step: a tensor, or a `Fill`."""
+        return {
+            c.name: c.initial if isinstance(c.initial, Fill) else arguments[c.initial]
+            for c in self.carries
+        }
+
+    def run_step(
+        self, t: int, arguments: tuple[Any, ...], carried: dict[str, Any]
     ) -> dict[str, Any]:
+        """Return the value of every body node at step t, given those of the carries."""
         values = dict(carried)
         for step in self.steps:
-            index = step.start + step.stride * k
-            values[step.name] = arguments[step.operand].select(step.dim, index)
-        values |= {table.name: table.values[k] for table in self.tables}
+            operand, index = arguments[step.operand], step.start + step.stride * t
+            values[step.name] = (
+                operand.select(step.dim, index) if isinstance(operand, Tensor) else operand[index]
+            )
+        values |= {table.name: table.values[t] for table in self.tables}
         values |= {i.name: arguments[i.operand] for i in self.invariants}
         for node in self.body.nodes:
             if node.op == "call_function":
@@ -178,3 +204,9 @@ def _filled(values: dict[str, Any], name: str) -> Any:
         return value.value
     like = values.get(value.like)
     return value if like is None else torch.full_like(like, value.value, dtype=value.dtype)
+
+
+def _as_tensor(value: Any, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.full_like(like, value.value if isinstance(value, Fill) else value)

@@ -6,7 +6,9 @@ from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
 from snncc.passes.differentiate import Differentiate
+from snncc.passes.differentiate_loops import DifferentiateLoops
 from snncc.passes.fold_membrane_norm import FoldMembraneNorm
+from snncc.passes.fuse_steps import FuseSteps
 from snncc.passes.fuse_time import FuseTime
 from snncc.passes.hoist_stateless import HoistStateless
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
@@ -36,8 +38,10 @@ def passes_for(
         SeparateDraws(),
         FoldMembraneNorm(),
         HoistStateless(),
+        *(() if on_gpu else (FuseSteps(),)),
         SimplifyStep(),
         ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),
         Differentiate(leaves),
+        *(() if on_gpu else (DifferentiateLoops(),)),
         PlanStorage(place, on_gpu),
     )

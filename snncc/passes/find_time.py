@@ -23,6 +23,7 @@ from torch import Tensor
 
 from snncc.frontend.canonical import numel, size
 from snncc.ir import sequence_ops
+from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
@@ -149,7 +150,7 @@ class _Analysis:
         return self.along(node, grown[0], large.shape[grown[0]] - small.shape[grown[0]])
 
     def several(self, node: torch.fx.Node, kinds: set[Kind]) -> Time | Rejection:
-        if Kind.PREFIX in kinds and isinstance(node.target, NeuronCall | TimeLoop):
+        if Kind.PREFIX in kinds and isinstance(node.target, NeuronCall | TimeLoop | LoopCall):
             return Rejection("mixes-time", "reads what another loop ends with")
         return TUPLE
 
@@ -220,7 +221,7 @@ def _is_structural(node: torch.fx.Node) -> bool:
     if node.target is operator.getitem:
         source = node.args[0]
         return isinstance(source, torch.fx.Node) and isinstance(
-            source.target, NeuronCall | TimeLoop
+            source.target, NeuronCall | TimeLoop | LoopCall
         )
     if node.target is torch.arange:
         return all(takes_as_length(user, node) for user in node.users)

@@ -24,6 +24,7 @@ from torch import Tensor
 from snncc.frontend.canonical import size
 from snncc.ir import sequence_ops
 from snncc.ir.chunk_program import ChunkProgram, StreamState
+from snncc.ir.loop_call import LoopCall, loop_of
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Const, FusedTime, Input, Rank, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram
@@ -122,8 +123,8 @@ class _Streamer:
         """Copy one node, with its states if it has any."""
         if isinstance(node.target, NeuronCall):
             self.copies[node] = self.neuron(node, node.target.program)
-        elif isinstance(node.target, TimeLoop):
-            self.copies[node] = self.loop(node, node.target)
+        elif (loop := loop_of(node)) is not None:
+            self.copies[node] = self.loop(node, loop)
         elif node.target is sequence_ops.shift_time:
             self.shift(node)
         elif node.target is sequence_ops.numbers_until:
@@ -229,18 +230,11 @@ class _Streamer:
             carries.append(replace(carry, initial=len(arguments)))
             arguments.append(entrance)
             results.append(Result(carry.update, stacked=False))
-        opened = TimeLoop(
-            name=loop.name,
-            body=loop.body,
-            trip=loop.trip,
-            operands=len(arguments),
-            carries=tuple(carries),
-            steps=loop.steps,
-            tables=loop.tables,
-            invariants=loop.invariants,
-            results=tuple(results),
+        opened = replace(
+            loop, operands=len(arguments), carries=tuple(carries), results=tuple(results)
         )
-        result = self.call(opened, arguments, node)
+        target = LoopCall(opened) if isinstance(node.target, LoopCall) else opened
+        result = self.call(target, arguments, node)
         self.exits += [
             self.call(operator.getitem, (result, first + i), node) for i in range(len(carries))
         ]

@@ -15,8 +15,8 @@ import torch.fx
 from torch import Tensor
 
 from snncc.ir import sequence_ops
+from snncc.ir.loop_call import loop_of
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
 from snncc.passes.neurons import copy_graph
 
@@ -137,7 +137,7 @@ def _from_inputs(graph: torch.fx.Graph, inputs: Sequence[bool]) -> set[torch.fx.
 
 
 def _is_loop(node: torch.fx.Node) -> bool:
-    return isinstance(node.target, NeuronCall | TimeLoop)
+    return isinstance(node.target, NeuronCall) or loop_of(node) is not None
 
 
 def _length_position(node: torch.fx.Node) -> int | None:
@@ -152,9 +152,10 @@ def _length_position(node: torch.fx.Node) -> int | None:
 
 def takes_as_length(loop: torch.fx.Node, node: torch.fx.Node) -> bool:
     """Tell whether a node is a loop that makes as many steps as another node is long."""
-    if not isinstance(loop.target, TimeLoop) or loop.target.trip.operand is None:
+    called = loop_of(loop)
+    if called is None or called.trip.operand is None:
         return False
-    return loop.args[loop.target.trip.operand] is node
+    return loop.args[called.trip.operand] is node
 
 
 def _sample(value: Tensor) -> Tensor:

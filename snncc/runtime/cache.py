@@ -41,8 +41,8 @@ from snncc.runtime.build import (
 FORMAT = 2
 _ABANDONED_S = 24 * 3600
 
-# Calls the kernel on the address of its argument structure.
-Function: TypeAlias = Callable[[bytes], None]
+# Calls the kernel on its argument structure: the bytes, or the address of them.
+Function: TypeAlias = Callable[[bytes | int], None]
 
 
 class KernelCache:
@@ -167,7 +167,7 @@ def _open_entry(entry: Path) -> Function | None:
 
 def _open_library(library: Path, name: str) -> Function:
     function: Any = ctypes.CDLL(str(library))[name]
-    function.argtypes = [ctypes.c_char_p]
+    function.argtypes = [ctypes.c_void_p]
     function.restype = None
     return function  # type: ignore[no-any-return]
 

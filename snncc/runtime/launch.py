@@ -49,21 +49,7 @@ class Binding:
         self._dtype = getattr(torch, kernel.signature.dtype.value)
         self._scratch = schedule.threads * schedule.thread_scratch
         self._copies = tuple((i, p) for i, p in enumerate(placed) if p.copy is not None)
-        self._values = [
-            layout.steps,
-            *layout.extents,
-            schedule.tile,
-            schedule.ahead,
-            schedule.chunk,
-            schedule.threads,
-            int(schedule.stream),
-            schedule.thread_scratch,
-            0,
-        ]
-        self._slots = []
-        for array in placed:
-            self._slots.append(len(self._values))
-            self._values += [0, *array.strides]
+        self._values, self._slots = pack_sizes(layout, schedule, placed)
         self._pack = struct.Struct(f"{len(self._values)}q").pack
 
     def bound(self, tensors: Sequence[Tensor]) -> Callable[[], object]:
@@ -90,6 +76,34 @@ class Binding:
         for slot, tensor in zip(self._slots, kept, strict=True):
             values[slot] = tensor.data_ptr()
         self._function(self._pack(*values))
+
+
+def pack_sizes(
+    layout: Layout, schedule: Schedule, placed: Sequence[Placed]
+) -> tuple[list[int], list[int]]:
+    """Return the argument structure of a kernel without addresses, and where these belong.
+
+    Args:
+        layout: The sizes.
+        schedule: How the kernel is run.
+        placed: For each argument of the kernel, in order, how the kernel sees it.
+    """
+    values = [
+        layout.steps,
+        *layout.extents,
+        schedule.tile,
+        schedule.ahead,
+        schedule.chunk,
+        schedule.threads,
+        int(schedule.stream),
+        schedule.thread_scratch,
+        0,
+    ]
+    slots = []
+    for array in placed:
+        slots.append(len(values))
+        values += [0, *array.strides]
+    return values, slots
 
 
 def copy_to_fit(tensor: Tensor, placed: Placed, layout: Layout) -> Tensor:

@@ -38,7 +38,8 @@ code: outputs, gradients of inputs and parameters, state that is left behind, an
 several lengths and batch sizes.
 The models are in `tests/compatibility`; the tests make the same checks.
 
-- *compiled*: every neuron layer runs as one kernel over the whole sequence.
+- *compiled*: every neuron layer runs as one kernel over the whole sequence, or in a recurrent loop
+  whose steps are fused.
 - *serial part*: refused, unless `fallback="serial"` lets a part run step by step; the plan says
   which.
 - *refused*: an error with the line and the reason; [errors](errors.md) lists the codes.

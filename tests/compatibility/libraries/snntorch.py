@@ -126,7 +126,7 @@ def Leaky_inhibition() -> nn.Module:  # noqa: N802
     return Explicit(snn.Leaky(beta=0.9, inhibition=True), 1)
 
 
-@library(inputs=strong, expect="serial part", neurons=0, **STALE)
+@library(inputs=strong, neurons=0, **STALE)
 def Leaky_quantised() -> nn.Module:  # noqa: N802
     """The potential is rounded to the nearest of a few levels, found by a search."""
     state_quant = quant.state_quant(num_bits=4, uniform=True, threshold=1.0)
@@ -169,8 +169,7 @@ def Synaptic_learned() -> nn.Module:  # noqa: N802
 
 def recurrent(name: str, notes: str, neurons: int, make: Callable[[], nn.Module]) -> None:
     """Add a case of a neuron whose spikes come back through weights."""
-    expect = "compiled" if neurons else "serial part"
-    library(name=name, notes=notes, inputs=strong, expect=expect, neurons=neurons, **STALE)(
+    library(name=name, notes=notes, inputs=strong, neurons=neurons, **STALE)(
         lambda: Explicit(make(), 2, feedback=True)
     )
 
@@ -217,7 +216,7 @@ def images(T: int, B: int) -> tuple[Any, ...]:
     return (torch.randn(T, B, 1, 4, 4).requires_grad_(),)
 
 
-@library(inputs=images, expect="serial part", neurons=0, **STALE)
+@library(inputs=images, neurons=0, **STALE)
 def SConv2dLSTM() -> nn.Module:  # noqa: N802
     """A convolutional spiking long short-term memory."""
     return LongShortTerm(snn.SConv2dLSTM(1, 2, 3, threshold=0.05), 2)
