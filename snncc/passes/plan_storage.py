@@ -73,7 +73,7 @@ class Costs:
 
 
 CPU = Costs(transcendental_bytes=8.0, chunked=False)
-# Some 20 instructions on each of 128 lanes a cycle, against 15 bytes a cycle of one multiprocessor.
+# An estimate, not measured: some 20 instructions against the bytes that memory gives meanwhile.
 GPU = Costs(transcendental_bytes=2.0, chunked=True)
 
 
