@@ -113,7 +113,8 @@ class _Speaker:
             left = self.spell(spike.potential) if potential is None else self.named(potential)
             condition = f"{left} {COMPARED[spike.comparison]} {self.spell(spike.threshold)}"
             adaptive = ", which adapts" if spike.is_adaptive else ""
-            yield f"fires where {condition}{adaptive}"
+            only = "only where" if spike.is_gated else "where"
+            yield f"fires {only} {condition}{adaptive}"
         elif spike.potential is not None:
             yield f"{self.spell(spike.potential)}, rounded"
         yield "no surrogate" if spike.surrogate is None else f"gradient {spike.surrogate}"

@@ -107,7 +107,7 @@ class StateClass:
 
 @dataclass(frozen=True, slots=True)
 class SpikeClass:
-    """What one spike means: it fires where ``potential comparison threshold``.
+    """What one spike means: it fires where ``potential comparison threshold``, upwards.
 
     Attributes:
         name: The let.
@@ -120,6 +120,7 @@ class SpikeClass:
         membrane: The state whose potential is compared, where that is proven.
         surrogate: Name of the gradient that the user gave it, or None.
         is_adaptive: Whether the threshold depends on a state.
+        is_gated: Whether something else can forbid it where the comparison holds.
     """
 
     name: str
@@ -132,6 +133,7 @@ class SpikeClass:
     membrane: str | None = None
     surrogate: str | None = None
     is_adaptive: bool = False
+    is_gated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

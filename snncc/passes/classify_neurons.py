@@ -18,7 +18,7 @@ from snncc.ir.symbolic import constant, degree, equal
 from snncc.ir.walk import names_read, subexpressions
 from snncc.passes.affine import join, simplified
 from snncc.passes.classify_states import classify_state
-from snncc.passes.find_spikes import Spike, find_spikes, sides
+from snncc.passes.find_spikes import Spike, find_spikes, is_gated, sides
 from snncc.passes.name_neurons import UNKNOWN, name_neuron
 from snncc.passes.read_step import Step, TooLargeError, read_step
 from snncc.passes.read_update import find_history, read_update
@@ -91,6 +91,7 @@ def _spike(step: Step, spike: Spike, states: list[StateClass]) -> SpikeClass:
                 compared=_named(step, potential),
                 membrane=membrane.name,
                 is_adaptive=is_adaptive,
+                is_gated=is_gated(step, spike),
             )
     if readings:
         potential, comparison, threshold = readings[-2]
@@ -187,18 +188,23 @@ class _Roles:
         return Role.OTHER
 
     def drives_a_membrane(self, state: StateClass, seen: set[str]) -> bool:
-        readers = self.readers(state) - seen
-        return bool(readers & self.membranes) or any(
-            self.drives_a_membrane(s, seen | {state.name}) for s in self.states if s.name in readers
+        """Tell whether a state is part of the charge of a membrane, directly or through another."""
+        if state.varies in (None, Decay.STATE):
+            return False
+        driven = [s for s in self.states if state.name in s.coupled_to and s.name not in seen]
+        return any(
+            s.name in self.membranes or self.drives_a_membrane(s, seen | {state.name})
+            for s in driven
         )
 
     def is_driven(self, state: StateClass, seen: set[str]) -> bool:
-        """Tell whether an input reaches a state."""
-        if {*self.step.recurrence.step_inputs} & self.reads[state.name]:
+        """Tell whether an input reaches the charge of a state."""
+        if state.charge is None or state.name in seen:
+            return False
+        if {*self.step.recurrence.step_inputs} & {*names_read(state.charge)}:
             return True
-        seen |= {state.name}
-        sources = [s for s in self.states if s.name in self.reads[state.name] - seen]
-        return any(self.is_driven(s, seen) for s in sources)
+        sources = [s for s in self.states if s.name in state.coupled_to]
+        return any(self.is_driven(s, seen | {state.name}) for s in sources)
 
     def is_raised(self, state: StateClass) -> bool:
         """Tell whether spikes add to a state that another one reads."""

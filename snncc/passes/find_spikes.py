@@ -155,6 +155,21 @@ def firing(step: Step, spike: Spike) -> Binary | None:
     return None
 
 
+def is_gated(step: Step, spike: Spike) -> bool:
+    """Tell whether a spike can be 0 although the comparison that makes it fire holds."""
+    fires = firing(step, spike)
+    if fires is None or spike.kind is Values.TERNARY:
+        return False
+    for name in (d for d in spike.decisions if d.startswith("?")):
+        decision = step.decisions[name]
+        if (decision.lhs, decision.rhs) != (fires.lhs, fires.rhs):
+            continue
+        holds = {name: Const(decision.op is fires.op)}
+        results = (simplified(spike.value, {**o, **holds}) for o in step.outcomes(spike.decisions))
+        return any(constant(result) == 0.0 for result in results)
+    return False
+
+
 def sides(step: Step, spike: Spike) -> Iterator[tuple[Expr, Op, Expr]]:
     """Yield the ways to read a spike's comparison as potential, operator and threshold."""
     fires = firing(step, spike)

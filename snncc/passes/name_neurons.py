@@ -35,7 +35,7 @@ def _name_of(neuron: NeuronClass, membrane: StateClass) -> str:
     if Role.PARTNER in roles:
         return "resonate-and-fire" if membrane.reset is Reset.NONE else "two-compartment LIF"
     name = _base(membrane)
-    if spike.values is Values.GRADED and membrane.reset is Reset.CLIP:
+    if membrane.reset is Reset.CLIP:
         name = f"graded {name} (P2 reset)"
     if spike.is_adaptive:
         name = f"adaptive {name}"

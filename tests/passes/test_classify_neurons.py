@@ -152,6 +152,12 @@ def refractory(x: Tensor, v: Tensor, wait: Tensor) -> Any:
     return s, h * (1.0 - s), torch.clamp(wait - 1.0, min=0.0) + 3.0 * s
 
 
+def rests_a_step(x: Tensor, v: Tensor, s: Tensor) -> Any:
+    h = 0.5 * v + x
+    s = (h > 1.0).float() * (1.0 - s)
+    return s, h * (1.0 - s), s
+
+
 def resonator(x: Tensor, u: Tensor, w: Tensor) -> Any:
     new = u + 0.125 * (x - 0.5 * u - 4.0 * w)
     w = w + 0.125 * (4.0 * u - 0.5 * w)
@@ -215,7 +221,8 @@ def normalised(x: Tensor, v: Tensor) -> Any:
 
 CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("if", neurons.IF(), {"name": "IF", "varies": Decay.UNIT, "amount": "0.0"}),
-    ("lif", neurons.LIF(0.75), {"name": "LIF", "decay": "0.75", "gain": "1.0", "threshold": "1.0"}),
+    ("lif", neurons.LIF(0.75), {"decay": "0.75", "gain": "1.0", "threshold": "1.0"}),
+    ("lif-free", neurons.LIF(), {"name": "LIF", "is_gated": False}),
     ("lif-to", neurons.LIF(v_reset=-0.5), {"reset": Reset.HARD, "amount": "-0.5"}),
     (
         "lif-soft",
@@ -243,7 +250,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("integer", looped(integer), {"values": Values.INTEGER, "reset": Reset.SUBTRACT}),
     ("graded", looped(graded), {"name": "graded LIF (P2 reset)", "amount": "0.5"}),
     ("clipped", looped(clipped), {"name": "graded LIF (P2 reset)", "reset": Reset.CLIP}),
-    ("quantized", looped(graded_quantized), {"reset": Reset.CLIP, "values": Values.GRADED}),
+    ("quantized", looped(graded_quantized), {"name": "graded LIF (P2 reset)", "values": Values.GRADED}),
     ("gated", looped(gated), {"name": "gated LIF without reset", "varies": Decay.INPUT}),
     ("fused", looped(fused_reset, 2), {"reset": Reset.HARD, "is_delayed": True, "amount": "0.0"}),
     (
@@ -252,7 +259,12 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
         {"is_delayed": True, "is_detached": True, "amount": "0.5", "roles": "MEMBRANE SPIKE"},
     ),
     ("recomputed", looped(recomputed_spike), {"is_delayed": True, "amount": "1.0"}),
-    ("refractory", looped(refractory, 2), {"name": "LIF with refractory period"}),
+    (
+        "refractory",
+        looped(refractory, 2),
+        {"name": "LIF with refractory period", "is_gated": True},
+    ),
+    ("rests", looped(rests_a_step, 2), {"name": "elementwise recurrence"}),
     ("resonator", looped(resonator, 2), {"name": "resonate-and-fire", "is_affine": True}),
     ("current", looped(adaptive_current, 2), {"name": "LIF with adaptation current"}),
     ("compartments", looped(two_compartments, 2), {"name": "two-compartment LIF"}),
