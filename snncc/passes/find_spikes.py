@@ -15,7 +15,7 @@ from snncc.ir.nodes import Binary, Const, Expr, Op, Unary
 from snncc.ir.symbolic import constant, equal
 from snncc.ir.walk import bool_lets, names_read
 from snncc.passes.affine import ONE, ZERO, join, number, simplified
-from snncc.passes.read_step import OPPOSITE, Step
+from snncc.passes.read_step import OPPOSITE, Outcome, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +99,26 @@ def _judged(step: Step, spike: Spike) -> Spike | None:
     if len(seen) < 2 or 0.0 not in numbers:
         return None
     if all({*names_read(value)} <= lanes for value in seen):
+        kind = _kind_of(numbers, len(seen))
         levels = () if None in numbers else tuple(sorted(v for v in numbers if v))
-        return replace(spike, kind=_kind_of(numbers), levels=levels)
+        return None if kind is None else replace(spike, kind=kind, levels=levels)
     if len(seen) == 2 and any(_is_excess(step, d, seen) for d in spike.decisions):
         return replace(spike, kind=Values.GRADED)
     return None
 
 
-def _kind_of(numbers: set[float | None]) -> Values:
+def _kind_of(numbers: set[float | None], values: int) -> Values | None:
+    """Return what a value can be that takes a few values, some of them numbers."""
     levels = numbers - {0.0}
     if levels == {1.0}:
         return Values.BINARY
     if levels <= {-1.0, 1.0}:
         return Values.TERNARY
     if len(levels) == 1:
-        return Values.SCALED
-    is_whole = None not in levels and all(float(v or 0).is_integer() for v in levels)
-    return Values.INTEGER if is_whole else Values.GRADED
+        return Values.SCALED if values == 2 else None
+    if None in levels:
+        return None
+    return Values.INTEGER if all(float(v or 0).is_integer() for v in levels) else Values.GRADED
 
 
 def _is_excess(step: Step, decision: str, seen: set[Expr]) -> bool:
@@ -148,11 +151,21 @@ def firing(step: Step, spike: Spike) -> Binary | None:
         for decision in about_input:
             flipped = Const(outcome[decision] == Const(False))
             fired = constant(simplified(spike.value, {**outcome, decision: flipped}))
-            if fired is None or fired > 0.0:
+            without = {decision: outcome[decision]}
+            if (fired is None or fired > 0.0) and _is_silent(step, spike, without):
                 comparison = step.decisions[decision]
                 op = comparison.op if flipped.value else OPPOSITE[comparison.op]
                 return Binary(op, comparison.lhs, comparison.rhs)
     return None
+
+
+def _is_silent(step: Step, spike: Spike, without: Outcome) -> bool:
+    """Tell whether a spike is never above 0 where one decision has a given outcome."""
+    for outcome in step.outcomes(spike.decisions):
+        value = constant(simplified(spike.value, {**outcome, **without}))
+        if value is None or value > 0.0:
+            return False
+    return True
 
 
 def is_gated(step: Step, spike: Spike) -> bool:

@@ -114,7 +114,7 @@ def _resolve(step: Step) -> None:
     known: dict[str, Expr] = {}
     kept: dict[str, Binary] = {}
     for name, decision in step.decisions.items():
-        value = simplified(decision, {**step.spikes, **known})
+        value = simplified(simplified(decision, step.spikes), known)
         if isinstance(value, Binary) and value.op in COMPARISONS:
             same = next((e for n, c in kept.items() if (e := _same(value, n, c))), None)
             if same is None:
@@ -123,10 +123,11 @@ def _resolve(step: Step) -> None:
             value = same
         known[name] = value
     step.decisions = kept
-    if known:
-        step.values = {n: simplified(e, known) for n, e in step.values.items()}
-        step.spikes = {n: simplified(e, known) for n, e in step.spikes.items()}
-        step.wholes = {n: Unary(e.op, simplified(e.arg, known)) for n, e in step.wholes.items()}
+    step.values = {n: simplified(e, known) for n, e in step.values.items()}
+    step.spikes = {n: simplified(e, known) for n, e in step.spikes.items()}
+    for name, whole in step.wholes.items():
+        argument = simplified(simplified(whole.arg, step.spikes), known)
+        step.wholes[name] = Unary(whole.op, argument)
 
 
 def _same(decision: Binary, name: str, other: Binary) -> Expr | None:
