@@ -152,11 +152,18 @@ def _old_triton(folder: Path) -> None:
         Neuron(lif(), target="triton")([torch.ones(3, 8)], [torch.ones(8)])
 
 
+def _many_steps(folder: Path) -> None:
+    program = replace(without_adjoint(lif()), most_steps=1 << 24)
+    like = torch.zeros(1, 3)
+    Neuron(program)([like.expand((1 << 24) + 1, 3)], [torch.zeros(3)])
+
+
 # What the shell examples stand for; none can be run as it is on every machine.
 SHELL: dict[str, Callable[[Path], None]] = {
     "build.cache-write": _full_disk,
     "build.unloadable": _wrong_library,
     "launch.device": _other_device,
+    "launch.steps": _many_steps,
     "build.triton-failed": _broken_triton,
     "target.no-triton": _no_triton,
     "target.triton-version": _old_triton,

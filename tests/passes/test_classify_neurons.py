@@ -250,11 +250,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("integer", looped(integer), {"values": Values.INTEGER, "reset": Reset.SUBTRACT}),
     ("graded", looped(graded), {"name": "graded LIF (P2 reset)", "amount": "0.5"}),
     ("clipped", looped(clipped), {"name": "graded LIF (P2 reset)", "reset": Reset.CLIP}),
-    (
-        "quantized",
-        looped(graded_quantized),
-        {"name": "graded LIF (P2 reset)", "values": Values.GRADED},
-    ),
+    ("quantized", looped(graded_quantized), {"name": "graded LIF (P2 reset)"}),
     ("gated", looped(gated), {"name": "gated LIF without reset", "varies": Decay.INPUT}),
     ("fused", looped(fused_reset, 2), {"reset": Reset.HARD, "is_delayed": True, "amount": "0.0"}),
     (
