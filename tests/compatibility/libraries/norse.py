@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.compatibility.case import WIDTH, Expected, Group
+from tests.compatibility.case import WIDTH, Group
 from tests.compatibility.imports import quietly
 
 norse = quietly("norse.torch")
@@ -57,7 +57,7 @@ def layer(name: str, notes: str, make: Callable[[], nn.Module], **facts: Any) ->
     library(name=name, notes=notes, **given)(make)
 
 
-SERIAL: dict[str, Any] = {"expect": "serial part", "neurons": 0}
+RECURRENT: dict[str, Any] = {"neurons": 0}
 tonic = izhikevich.tonic_spiking
 
 layer("LIF", "Leaky integrate and fire with a synaptic current.", norse.LIF)
@@ -100,10 +100,10 @@ cell(
 cell("LILinearCell", "An integrator with weights.", lambda: norse.LILinearCell(WIDTH, WIDTH))
 
 
-def recurrent(name: str, make: Callable[[], nn.Module], expect: Expected = "serial part") -> None:
+def recurrent(name: str, make: Callable[[], nn.Module]) -> None:
     """Add a case of a layer or a cell with recurrent weights, of which none is to itself."""
     add = cell if name.endswith("Cell") else layer
-    add(name, "Spikes come back through a matrix.", make, **SERIAL | {"inputs": currents(3.0)})
+    add(name, "Spikes come back through a matrix.", make, **RECURRENT | {"inputs": currents(3.0)})
 
 
 for kind in ("LIF", "LSNN", "LIFEx", "LIFAdEx", "LIFRefrac", "LIFAdExRefrac"):
@@ -112,7 +112,7 @@ for kind in ("LIF", "LSNN", "LIFEx", "LIFAdEx", "LIFRefrac", "LIFAdExRefrac"):
 # Its step forgets its input, so the number of steps is known from Python alone.
 cell(
     "CobaLIFCell", "Conductances; spikes come back through a matrix.",
-    lambda: norse.CobaLIFCell(WIDTH, WIDTH), **SERIAL, programs=2, free=False,
+    lambda: norse.CobaLIFCell(WIDTH, WIDTH), **RECURRENT, programs=2, free=False,
 )  # fmt: skip
 recurrent("LIFMCRecurrentCell", lambda: norse.LIFMCRecurrentCell(WIDTH, WIDTH))
 recurrent("LIFMCRefracRecurrentCell", lambda: norse.LIFMCRefracRecurrentCell(WIDTH, WIDTH))
@@ -201,5 +201,5 @@ layer(
 cell(
     "RecurrentSequential", "The output of a network comes back to its input.",
     lambda: norse.RecurrentSequential(norse.LIFCell(), nn.Linear(WIDTH, WIDTH), norse.LIFCell()),
-    **SERIAL,
+    **RECURRENT,
 )  # fmt: skip

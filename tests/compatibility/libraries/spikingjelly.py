@@ -127,7 +127,7 @@ node(
 )  # fmt: skip
 node(
     "MPBNLIF", "The potential is normalised over the batch", lambda: neuron.MPBNLIFNode(
-        out_features=WIDTH), "s", expect="serial part", neurons=0,
+        out_features=WIDTH), "s", neurons=0,
 )  # fmt: skip
 node("OTTT", "Online training: no gradient through time, a trace beside", neuron.OTTTLIFNode, "s")
 node(
@@ -317,7 +317,7 @@ wrapped(
 wrapped(
     "LinearRecurrent", "The last spikes and the input go through a matrix.",
     lambda: layer.LinearRecurrentContainer(neuron.LIFNode(), WIDTH, WIDTH),
-    expect="serial part", neurons=0,
+    neurons=0,
 )  # fmt: skip
 wrapped(
     "ThresholdDependentNorm", "A norm over all steps, scaled by the threshold.",
