@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 
 from snncc.ir.nodes import COMPARISONS, LOGICAL, Binary, Detach, Expr, Let, Recurrence, Unary, Var
 from snncc.ir.step_call import StepCall, output_name, step_inputs
@@ -34,12 +35,16 @@ def find_gradients(loop: TimeLoop, wanted: Sequence[bool]) -> frozenset[Node]:
         for n in loop.body.nodes
         if isinstance(n.target, StepCall)
     }
+    # Running statistics are no function that is differentiated, whatever they were computed from.
+    norms = [n for n in loop.body.nodes if n.target is F.batch_norm]
+    statistics = {s for n in norms for s in n.args[1:3] if isinstance(s, Node)}
+    found -= statistics
     while True:
         size = len(found)
         for node in loop.body.nodes:
             if node.op == "call_function" and _has_gradient(node, found, reach):
-                found.add(node)
-        found |= {carry for carry, update in updates if update in found}
+                found |= {node} - statistics
+        found |= {carry for carry, update in updates if update in found} - statistics
         if len(found) == size:
             return frozenset(n for n in found if _is_float(n) or isinstance(n.target, StepCall))
 

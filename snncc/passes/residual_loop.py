@@ -57,7 +57,8 @@ class ResidualLoop:
 
     def inputs(self) -> list[torch.fx.Node]:
         """Return the outside nodes that the loop reads."""
-        inside = set(self.nodes)
+        carries = self.split.carries
+        inside = {n for n in self.nodes if n.op == "call_function" or n in carries}
         reads = [i for n in self.nodes for i in n.all_input_nodes]
         reads += [self.split.carries[n][1] for n in self.nodes if n in self.split.carries]
         reads += self.likes.values()

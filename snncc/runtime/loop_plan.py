@@ -10,7 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from snncc.errors import UnsupportedError
+from snncc.errors import LaunchError
 from snncc.ir.step_call import StepCall, step_inputs
 from snncc.runtime.loop_sketch import OUT, LoopSketch
 from snncc.runtime.loop_storage import in_order
@@ -116,16 +116,13 @@ def rehearse(sketch: LoopSketch, operands: Sequence[Any], length: int) -> dict[s
     trace in buffers and in the random generator.
 
     Raises:
-        UnsupportedError: A value changes its shape from one step to the next.
+        LaunchError: A value changes its shape from one step to the next.
     """
     loop = sketch.loop
     arguments = tuple(operands)
     if sketch.is_impure():
-        copied = set(sketch.invariants.values())
-        arguments = tuple(
-            x.clone() if i in copied and isinstance(x, Tensor) else x
-            for i, x in enumerate(operands)
-        )
+        # A norm changes its buffers, also where they are slices of one for each step.
+        arguments = tuple(x.clone() if isinstance(x, Tensor) else x for x in operands)
     delay = max(sketch.reading(carry).delay for carry in sketch.carries)
     times = list(in_order(length, reverse=loop.reverse))
     carried = loop.initial_values(arguments)
@@ -148,10 +145,10 @@ def _without_data(value: Any) -> Tensor | None:
 
 def _require_equal_shapes(node: Node, first: Any, second: Any) -> None:
     if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape != second.shape:
-        raise UnsupportedError(
+        raise LaunchError(
             f"A value has shape {list(first.shape)} at the first step of the loop and"
             f" {list(second.shape)} at the second.",
-            code="unsupported.step-shape",
+            code="launch.sizes",
             location=node.meta.get("where"),
             hints=["Give the state its full shape before the loop."],
         )
