@@ -42,8 +42,9 @@ class StepSizes:
     def _run(self, operands: tuple[Any, ...]) -> tuple[int, ...]:
         steps = min(2, self.loop.length(operands))
         loop = replace(self.loop, trip=Trip(steps), results=(Result(self.node, stacked=False),))
+        plain = [x.detach() if isinstance(x, Tensor) else x for x in operands]
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fakes = [mode.from_tensor(x.detach()) if isinstance(x, Tensor) else x for x in operands]
+            fakes = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in plain]
             (value,) = loop(*fakes)
         return tuple(int(n) for n in value.shape)
 
