@@ -72,6 +72,8 @@ def _store_parameter(store: Store, real: str) -> Parameter:
 def step_function(name: str, step: Step, dtype: FloatType) -> list[str]:
     """Return the lines of the function that runs a step on one block."""
     params = parameters(step, dtype)
+    if not params:
+        return []
     values = [load.name for load in step.loads] + [carry.name for carry in step.carries]
     values += [let.name for let in step.lets]
     names = c_names(values, {param.name for param in params})
@@ -160,6 +162,8 @@ def call_lines(function: str, step: Step, dtype: FloatType, *, partial: bool = F
         else:
             blocks.append(f"_Alignas(64) {real} {block}[BLOCK];")
             operands.append(f"snncc_read({row} + b, {block}, lanes)")
+    if not operands:  # a backward step that no gradient passes through
+        return []
     lines = [*blocks, f"{function}(", *_closed(_comma_separated(operands)), *writes]
     if any("lanes" in line for line in (*operands, *writes)) and partial:
         lines.insert(0, "const int lanes = (int)(width - b);")
