@@ -53,6 +53,10 @@ LARGE: dict[str, tuple[Step, torch.dtype]] = {
 }
 
 
+# The potential feeds the count: its part of the loop is fused, and the count runs in torch.
+PARTLY_FUSED = {"wraps", "too-fast"}
+
+
 def groups_of(step: Step, dtype: torch.dtype) -> tuple[Group, ...]:
     """Return the groups of the one loop."""
     rolled = reroll(capture(loop_of(step, dtype), (torch.randn(6, 2, 3),), {}))
@@ -83,6 +87,13 @@ def test_integers_of_any_size_stay_in_torch(name: str) -> None:
 
     assert torch.equal(fast(x), run(x))
     assert {"serial", "recurrent"} & {layer.kind for layer in fast.plans[0].layers}
+    if name in PARTLY_FUSED:
+        assert torch.equal(snncc.compile(run)(x), run(x))
+        return
+    with pytest.raises(snncc.UnsupportedError) as refusal:
+        snncc.compile(run)(x)
+    assert refusal.value.code == "unsupported.serial-recurrence"
+    assert "integers" in str(refusal.value) or "remainder" in str(refusal.value)
 
 
 def test_too_many_steps_are_refused() -> None:
