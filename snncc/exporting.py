@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from snncc.errors import OptionError
 from snncc.export.bundle import Bundle, write_bundle
 from snncc.export.c_library import Sequence, write_library
+from snncc.export.network import Network
 from snncc.export.trace import trace
 from snncc.frontend.sources import gather, preserved
 from snncc.ir.tape import Position, SourceKind, Tape
@@ -64,7 +65,7 @@ def export(
             code="option.export",
             hints=["Pass the result of 'snncc.compile'."],
         )
-    model = fast.original
+    model = fast.program
     with torch.no_grad():
         compiled = fast.specialize(*example_inputs)
     tape = compiled.recording.tape
@@ -85,8 +86,13 @@ def export(
     )
     outputs = _expected(model, example_inputs, [program.output_axes[i] for i in wanted])
     files = write_library(network, name, Sequence(inputs, outputs, steps))
+    return write_bundle(folder, files, _facts(network, name, steps))
+
+
+def _facts(network: Network, name: str, steps: int) -> dict[str, Any]:
+    """Return what the manifest says of a library."""
     shapes = network.shapes
-    facts = {
+    return {
         "name": name,
         "snncc": __version__,
         "torch": torch.__version__,
@@ -98,7 +104,6 @@ def export(
         "outputs": {b.name: list(shapes[b.name]) for b in network.outputs},
         "every_step": list(network.every_step),
     }
-    return write_bundle(folder, files, facts)
 
 
 def _wanted(tape: Tape) -> list[int]:

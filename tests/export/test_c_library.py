@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from torch import nn
 
 import snncc
 from snncc.errors import BundleError, OptionError, UnsupportedError
@@ -301,3 +302,26 @@ def test_serial_model_is_refused(tmp_path):
     """Export takes a compiled model."""
     with pytest.raises(OptionError, match="not a compiled model"):
         snncc.export(Dense(), tmp_path / "b", example_inputs=(torch.rand(9, 2, 30),))
+
+
+class OneStep(nn.Module):
+    """One time step; the potential is kept from call to call."""
+
+    def __init__(self):
+        super().__init__()
+        self.v = torch.zeros(2, 3)
+
+    def forward(self, x):
+        self.v = 0.5 * self.v + x
+        s = (self.v >= 1.0).to(x.dtype)
+        self.v = self.v - s
+        return s
+
+
+def test_model_of_one_step_is_exported(tmp_path):
+    """A step that is compiled over time is exported as the sequence of its calls."""
+    x = torch.randint(0, 8, (9, 2, 3)) / 4
+    fast = snncc.compile(OneStep(), step=True)
+    bundle = snncc.export(fast, tmp_path / "bundle", example_inputs=(x,))
+
+    assert snncc.verify_bundle(bundle.folder).ok
