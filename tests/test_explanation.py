@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import linecache
 import re
-import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -366,12 +365,10 @@ def test_large_models_stay_readable() -> None:
             return x
 
     explanation = snncc.explain(Deep(170), torch.randn(4, 1, 2))
-    start = time.perf_counter()
     page = check_page(explanation)
-    text, seconds = str(explanation), time.perf_counter() - start
+    text = str(explanation)
 
     assert len(explanation.to_html()) < 3_000_000
-    assert seconds < 20.0
     assert "so many are not drawn" in page.text
     assert "and 169 more" in page.text
     assert "more neurons, see the table" in text
