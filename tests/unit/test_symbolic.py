@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from snncc.ir.nodes import Binary, Const, Detach, Expr, Op, Select, Unary, Var
