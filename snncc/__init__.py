@@ -28,13 +28,13 @@ from snncc.errors import (
     TargetError,
     UnsupportedError,
 )
-from snncc.explanation import Explanation, explain
 from snncc.export.bundle import Bundle, BundleReport, read_bundle, verify_bundle
 from snncc.exporting import export
 from snncc.ir.numerics import Numerics
 from snncc.module import CompiledModule, compile_model
 from snncc.options import Options
-from snncc.report import Layer, Plan
+from snncc.reporting.explanation import Explanation, explain
+from snncc.reporting.report import Layer, Plan
 from snncc.runtime.stream import Stream
 from snncc.version import __version__
 

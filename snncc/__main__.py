@@ -1,5 +1,5 @@
 """Entry point of ``python -m snncc``."""
 
-from snncc.cli import main
+from snncc.cli.commands import main
 
 main()

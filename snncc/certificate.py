@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snncc.errors import EquivalenceError
 from snncc.ir.numerics import Numerics
-from snncc.report import render
+from snncc.reporting.report import render
 
 # Relative error allowed to gradients that sum the same terms in another order, per dtype: a few
 # hundred roundings, the length of the longest sums here.

@@ -27,7 +27,7 @@ from snncc.ir.nodes import Const, FixedPoint, Recurrence
 from snncc.module import compile_model
 from snncc.options import Options
 from snncc.passes.classify_neurons import classify_neuron
-from snncc.report import render
+from snncc.reporting.report import render
 from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.translation import interpret_graph
 

@@ -42,12 +42,12 @@ from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.tape import SourceKind
-from snncc.layers import layers_of
 from snncc.module import CompiledModule, program_of
 from snncc.options import Options
 from snncc.pipeline import Compiled, executable
 from snncc.recurrent_layer import recurrent_layer
-from snncc.report import Layer
+from snncc.reporting.layers import layers_of
+from snncc.reporting.report import Layer
 from snncc.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 
 

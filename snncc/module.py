@@ -15,7 +15,7 @@ from snncc.frontend.session import is_recording
 from snncc.frontend.stepping import OverTime
 from snncc.options import Options
 from snncc.pipeline import Compiled
-from snncc.report import Plan
+from snncc.reporting.report import Plan
 from snncc.runtime.stream import Stream
 from snncc.specializations import Specializations
 from snncc.streaming import open_stream

@@ -26,13 +26,13 @@ from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
-from snncc.layers import plan_of
 from snncc.options import Options, TargetName, settings
 from snncc.passes import Rejection, passes_for
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.stream_steps import stream_steps
-from snncc.report import Plan, Timings
+from snncc.reporting.layers import plan_of
+from snncc.reporting.report import Plan, Timings
 from snncc.runtime import products
 from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.runtime.operators import Neuron

@@ -14,7 +14,7 @@ from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
 from snncc.passes.start_shapes import uneven_starts
-from snncc.report import Layer
+from snncc.reporting.report import Layer
 
 
 def recurrent_layer(node: torch.fx.Node, call: LoopCall, name: str, target: str) -> Layer:

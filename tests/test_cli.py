@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snncc.cli import main
+from snncc.cli.commands import main
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = """

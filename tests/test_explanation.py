@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import snncc
-from snncc.explanation import Explanation
 from snncc.nn import LIF, ATan
+from snncc.reporting.explanation import Explanation
 from tests.models import Branching, Convolutional, Feedforward, Recurrent
 from tests.passes.test_classify_neurons import looped, self_recurrent, ternary
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import snncc
-from snncc.report import Plan
+from snncc.reporting.report import Plan
 from tests.compatibility.case import Case, Model, Sizes
 
 # A third pair of sizes, where they may differ: it must not be recorded at all.

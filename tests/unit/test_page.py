@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snncc.equations import equations_of
 from snncc.ir.nodes import Binary, Const, Op, Recurrence, Select, Unary, Var
 from snncc.ir.printer import spell
-from snncc.page.graph import GAP_X, HEIGHT, WIDTH, Box, draw, lay_out
-from snncc.page.markup import Markup, tag
-from snncc.page.mathml import MATHML, equations
+from snncc.reporting.equations import equations_of
+from snncc.reporting.page.graph import GAP_X, HEIGHT, WIDTH, Box, draw, lay_out
+from snncc.reporting.page.markup import Markup, tag
+from snncc.reporting.page.mathml import MATHML, equations
 from tests.strategies import recurrences
 
 

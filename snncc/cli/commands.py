@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.text import Text
 
 import snncc
-from snncc.benchmark import benchmark
-from snncc.emission import emit, table
+from snncc.cli.benchmark import benchmark
+from snncc.cli.emission import emit, table
+from snncc.cli.factories import load
 from snncc.errors import OptionError, SnnccError
-from snncc.factories import load
 from snncc.options import Options, settings
 from snncc.runtime.cache_contents import clear, contents
 from snncc.source import Location, excerpt, is_library

@@ -17,8 +17,8 @@ from snncc.errors import OptionError, SnnccError
 from snncc.errors import render as render_error
 from snncc.module import CompiledModule, compile_model
 from snncc.options import Options
-from snncc.report import Layer, Plan, as_data, short
-from snncc.wording import describe
+from snncc.reporting.report import Layer, Plan, as_data, short
+from snncc.reporting.wording import describe
 
 # Neurons beyond these are in the table, in `to_dict` and on the page, but not one by one in text.
 MOST_NEURONS = 24
@@ -91,7 +91,7 @@ class Explanation:
 
     def to_html(self) -> str:
         """Return the explanation as one page of HTML that needs nothing else."""
-        from snncc.page import page
+        from snncc.reporting.page import page
 
         return page(self)
 

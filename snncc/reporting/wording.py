@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from snncc.equations import Equations
 from snncc.ir.neuron_class import Decay, NeuronClass, Reset, Role, SpikeClass, StateClass, Values
 from snncc.ir.nodes import Const, Expr, Op
 from snncc.ir.walk import names_read
 from snncc.passes.affine import number
-from snncc.report import Layer, Operand
+from snncc.reporting.equations import Equations
+from snncc.reporting.report import Layer, Operand
 
 COMPARED = {Op.GE: ">=", Op.GT: ">", Op.LE: "<=", Op.LT: "<", Op.EQ: "==", Op.NE: "!="}
 VALUES = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from snncc.page.markup import Child, Markup, tag
-from snncc.page.mathml import equations
-from snncc.report import Layer, Plan, Rejected, Transfer, short
-from snncc.wording import describe
+from snncc.reporting.page.markup import Child, Markup, tag
+from snncc.reporting.page.mathml import equations
+from snncc.reporting.report import Layer, Plan, Rejected, Transfer, short
+from snncc.reporting.wording import describe
 
 # Details are shown for the first parts only: a page of thousands is not read.
 MOST_DETAILS = 150

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from snncc.page.markup import Markup, tag
+from snncc.reporting.page.markup import Markup, tag
 
 # What is drawn; larger graphs are not.
 MOST_PARTS = 160

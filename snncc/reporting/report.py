@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from snncc.equations import Equations, equations_of
 from snncc.ir.neuron_class import NeuronClass
 from snncc.ir.nodes import Binary, Const, Detach, Recurrence, Select, Unary, Var
 from snncc.ir.numerics import Numerics, weakest
@@ -19,6 +18,7 @@ from snncc.ir.printer import IR_DIALECT, print_recurrence, spell
 from snncc.ir.walk import names_read
 from snncc.passes.classify_neurons import classify_neuron
 from snncc.passes.judge_forms import other_forms
+from snncc.reporting.equations import Equations, equations_of
 from snncc.source import Location
 
 

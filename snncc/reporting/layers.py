@@ -10,7 +10,6 @@ from typing import Any, assert_never
 import torch
 import torch.fx
 
-from snncc.equations import Equations, equations_of
 from snncc.frontend.canonical import size
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
@@ -21,11 +20,12 @@ from snncc.ir.program import NeuronProgram, Place
 from snncc.ir.tape import Source, SourceKind
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
-from snncc.operands import Origins, parameters_of
 from snncc.passes.batch_rules import REASSOCIATED
 from snncc.passes.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
 from snncc.recurrent_layer import recurrent_layer
-from snncc.report import Layer, Plan, Rejected, Transfer
+from snncc.reporting.equations import Equations, equations_of
+from snncc.reporting.operands import Origins, parameters_of
+from snncc.reporting.report import Layer, Plan, Rejected, Transfer
 from snncc.source import Location
 
 # Operators that exist only because time became an axis: no line of the user's stands for them.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 from dataclasses import replace
 
-from snncc.equations import Equations, Symbol, number
 from snncc.ir.nodes import Expr, Op, Unary
 from snncc.ir.printer import Dialect, Spelling, spell
 from snncc.ir.walk import subexpressions
-from snncc.page.markup import Markup, tag
+from snncc.reporting.equations import Equations, Symbol, number
+from snncc.reporting.page.markup import Markup, tag
 
 
 def equations(step: Equations) -> Markup:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snncc.errors import SnnccError
-from snncc.page.code import code
-from snncc.page.graph import Box, draw, lay_out
-from snncc.page.listing import Listing, Mark, listings
-from snncc.page.markup import Child, Markup, tag
-from snncc.page.parts import MOST_DETAILS, identifier, rows
-from snncc.report import Plan
+from snncc.reporting.page.code import code
+from snncc.reporting.page.graph import Box, draw, lay_out
+from snncc.reporting.page.listing import Listing, Mark, listings
+from snncc.reporting.page.markup import Child, Markup, tag
+from snncc.reporting.page.parts import MOST_DETAILS, identifier, rows
+from snncc.reporting.report import Plan
 from snncc.source import excerpt
 
 if TYPE_CHECKING:
-    from snncc.explanation import Explanation
+    from snncc.reporting.explanation import Explanation
 
 KINDS = {
     "neuron": "neuron kernel",

@@ -9,8 +9,8 @@ import tokenize
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
-from snncc.page.listing import Line, Listing, Mark
-from snncc.page.markup import Child, Markup, tag
+from snncc.reporting.page.listing import Line, Listing, Mark
+from snncc.reporting.page.markup import Child, Markup, tag
 
 MOST_NAMES = 4
 MOST_LINKED = 40

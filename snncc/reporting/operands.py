@@ -14,7 +14,7 @@ from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.tape import Source, SourceKind
 from snncc.passes.scalar_ops import SCALAR_OPS
-from snncc.report import Operand
+from snncc.reporting.report import Operand
 
 # Operators that give the same values in another shape or type.
 _SAME = frozenset({sequence_ops.align, cast, sequence_ops.repeat_time})
