@@ -19,7 +19,8 @@ Compare ratios within a table: times differ from machine to machine and from run
 NEURON = """One layer of leaky integrate-and-fire neurons with the arctangent surrogate.
 "Of copy" is the time that the unavoidable bytes take at the bandwidth of `Tensor.copy_` in the
 same rounds (20 bytes per neuron-step for float32 training), over the time of the variant.
-A copy of 32 MiB fits half into the last cache of this machine and looks faster than memory.
+That copy runs, like snncc, right after eager mode, which leaves other data in the caches; "copy
+again" runs right after a copy and shows how much of the input the caches hold.
 """
 NETWORK = """One training step of a 700-128-128-128-20 network, without the optimizer.
 "Over products" is the time over that of the network's matrix products alone.
