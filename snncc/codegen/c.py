@@ -9,7 +9,6 @@ A backward kernel that recomputes cuts time into chunks whose scratch fits the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from snncc.codegen.anonymize import anonymize
@@ -18,10 +17,10 @@ from snncc.codegen.c_expressions import C_TYPE
 from snncc.codegen.c_preamble import preamble
 from snncc.codegen.c_step import WORD, step_function
 from snncc.codegen.c_tile import sweeps, tile_function
+from snncc.codegen.description import describe, operations
 from snncc.codegen.kernel_ir import Kernel
 from snncc.codegen.prepare import identifier
-from snncc.ir.nodes import TRANSCENDENTAL, Binary, Op, Rank, Unary
-from snncc.ir.walk import subexpressions
+from snncc.ir.nodes import Rank
 
 # The state and the lane inputs of a tile should leave room in a first-level cache of 32 KB.
 _RESIDENT_BYTES = 24 * 1024
@@ -84,7 +83,7 @@ def _unit(kernel: Kernel) -> str:
     packed = any(a.packed and a.written for a in kernel.arguments)
     parts = [
         _comment(kernel),
-        preamble(_operations(kernel), kernel.dtype, packed=packed),
+        preamble(operations(kernel), kernel.dtype, packed=packed),
         f"\n/* Lanes of one tile at most. */\n#define TILE {tile_lanes(kernel)}\n",
         *map(_text, (_structure(name, kernel), *functions)),
         _text(tile_function(name, kernel)),
@@ -102,27 +101,12 @@ def tile_lanes(kernel: Kernel) -> int:
     return min(max(power, _SMALLEST_TILE), _LARGEST_TILE)
 
 
-def _operations(kernel: Kernel) -> Iterator[Op]:
-    for sweep in sweeps(kernel):
-        for let in sweep.step.lets:
-            for node in subexpressions(let.expr):
-                if isinstance(node, Unary | Binary):
-                    yield node.op
-
-
 def _text(lines: list[str]) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
 def _comment(kernel: Kernel) -> str:
-    inexact = sorted({op.value for op in _operations(kernel) if op in TRANSCENDENTAL})
-    numerics = "each operation is rounded once, as eager torch does"
-    if inexact:
-        numerics = f"{', '.join(inexact)}: units in the last place from torch; otherwise {numerics}"
-    lines = [f"Kernel {kernel.name}, {kernel.dtype.value}, emitted by snncc.", ""]
-    lines += kernel.comment.splitlines()
-    lines += ["", f"Numerics: {numerics}."]
-    text = "\n".join(f" * {line}".rstrip() for line in lines)
+    text = "\n".join(f" * {line}".rstrip() for line in describe(kernel))
     return f"/*\n{text}\n */\n"
 
 

@@ -141,6 +141,7 @@ static inline void snncc_fill(REAL *tile, REAL value, int64_t width)
 }
 """
 
+_INLINE = "static inline"
 _HELPER_TEXT = {
     Op.MIN: """
 /* As torch.minimum: NaN if either is NaN. */
@@ -205,10 +206,11 @@ def preamble(operations: Iterable[Op], dtype: FloatType, *, packed: bool) -> str
     return "".join(parts).replace("REAL", real).replace("EXP(", f"{exp}(")
 
 
-def helper_text(operation: Op, real: str) -> str:
-    """Return the C function of a scalar operation that needs one of its own; else nothing."""
+def helper_text(operation: Op, real: str, qualifiers: str = _INLINE) -> str:
+    """Return the function of a scalar operation that needs one of its own; else nothing."""
     exp = "expf" if real == "float" else "exp"
-    return _HELPER_TEXT.get(operation, "").replace("REAL", real).replace("EXP(", f"{exp}(")
+    text = _HELPER_TEXT.get(operation, "").replace(_INLINE, qualifiers)
+    return text.replace("REAL", real).replace("EXP(", f"{exp}(")
 
 
 def _vector_math(used: set[Op], dtype: FloatType) -> str:

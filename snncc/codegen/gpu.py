@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from snncc.codegen.base import Access, Argument, Slot, SlotKind
-from snncc.codegen.kernel_ir import Kernel
+from snncc.codegen.kernel_ir import Kernel, Load, Step, Store, Sweep
 from snncc.ir.nodes import Rank
 
 # Access with strides for groups of lanes: how many of the innermost groups need none.
 IMPLIED = {Access.ROWS: 1, Access.REPEATED: 1, Access.STRIDED: 0}
+
+# Parameters that are constants of a binary.
+CONSTANTS = frozenset({SlotKind.BLOCK, SlotKind.GROUP, SlotKind.CHUNK, SlotKind.FOLD})
 
 
 def slots(kernel: Kernel) -> tuple[Slot, ...]:
@@ -53,3 +56,48 @@ def strided_groups(argument: Argument, groups: int) -> range:
     """Return the groups of lanes along which an argument has a stride to multiply with."""
     implied = IMPLIED.get(argument.access)
     return range(0) if implied is None else range(groups - implied)
+
+
+def values(kernel: Kernel) -> Iterator[str]:
+    """Yield the IR name of everything that a kernel holds in a variable."""
+    for sweep in (kernel.main, kernel.recompute):
+        if sweep is not None:
+            yield from (load.name for load in sweep.step.loads)
+            yield from (carry.name for carry in sweep.step.carries)
+            yield from (let.name for let in sweep.step.lets)
+    yield from (a.value for a in kernel.arguments if a.rank is Rank.LANE and not a.written)
+
+
+def step_loads(step: Step) -> list[Load]:
+    """Return the loads of values that lie in memory for each step."""
+    return [
+        load for load in step.loads if load.argument is not None and load.argument.rank is Rank.STEP
+    ]
+
+
+def packed_stores(sweep: Sweep) -> list[Store]:
+    """Return the stores of bools that are packed into words."""
+    return [s for s in sweep.step.stores if s.argument is not None and s.argument.packed]
+
+
+def lane_inputs(kernel: Kernel) -> dict[str, Argument]:
+    """Return the inputs without a time axis, by IR name."""
+    return {
+        argument.value: argument
+        for argument in kernel.arguments
+        if argument.rank is Rank.LANE and not argument.written
+    }
+
+
+def guarded(kernel: Kernel, sweep: Sweep) -> frozenset[str]:
+    """Return the carries that steps after the last must leave alone."""
+    if sweep is kernel.recompute:
+        return frozenset()
+    if sweep.backwards:
+        return frozenset(carry.name for carry in sweep.step.carries)
+    return frozenset(final.name for final in sweep.finals)
+
+
+def followed(kernel: Kernel) -> tuple[str, ...]:
+    """Return the kept carries of which the value after a step is needed too."""
+    return tuple(dict.fromkeys(load.after for load in kernel.main.step.loads if load.after))

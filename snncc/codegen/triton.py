@@ -9,21 +9,18 @@ Lengths and sizes are run-time parameters; constants are sizes of blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
 from snncc.codegen.anonymize import anonymize
 from snncc.codegen.base import KernelSource, Signature
+from snncc.codegen.description import describe, operations
 from snncc.codegen.gpu import slots
 from snncc.codegen.kernel_ir import Kernel
 from snncc.codegen.prepare import identifier
-from snncc.codegen.triton_expressions import (
-    LIBRARY,
-)
+from snncc.codegen.triton_expressions import LIBRARY
 from snncc.codegen.triton_writer import Writer
-from snncc.ir.nodes import TRANSCENDENTAL, Binary, Op, Unary
-from snncc.ir.walk import subexpressions
+from snncc.ir.nodes import Op
 
 # Eager torch rounds after every operation; a fused multiply-add does not.
 FLAGS = ("enable_fp_fusion=False",)
@@ -54,31 +51,10 @@ def _module(kernel: Kernel) -> str:
 
 
 def _head(kernel: Kernel) -> list[str]:
-    operations = set(_operations(kernel))
-    inexact = sorted(op.value for op in operations & TRANSCENDENTAL)
-    numerics = "each operation is rounded once, as eager torch does"
-    if inexact:
-        numerics = f"{', '.join(inexact)}: units in the last place from torch; otherwise {numerics}"
-    lines = [f'"""Kernel {kernel.name}, {kernel.dtype.value}, emitted by snncc.', ""]
-    lines += kernel.comment.splitlines()
-    lines += [
-        "",
-        f"Numerics: {numerics}.",
-        '"""',
-        "",
-        "import triton",
-        "import triton.language as tl",
-    ]
-    if operations & {*LIBRARY, Op.SIGMOID}:
+    first, *rest = describe(kernel)
+    lines = [f'"""{first}', *rest, '"""', "", "import triton", "import triton.language as tl"]
+    if set(operations(kernel)) & {*LIBRARY, Op.SIGMOID}:
         lines.append("from triton.language.extra import libdevice")
     if any(argument.folded for argument in kernel.arguments):
         lines += ["", "", "@triton.jit", "def add(a, b):", "    return a + b"]
     return lines
-
-
-def _operations(kernel: Kernel) -> Iterator[Op]:
-    for sweep in (kernel.main, kernel.recompute):
-        for let in sweep.step.lets if sweep is not None else ():
-            for node in subexpressions(let.expr):
-                if isinstance(node, Unary | Binary):
-                    yield node.op

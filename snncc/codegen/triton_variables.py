@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from snncc.codegen.base import Access, Argument
-from snncc.codegen.gpu import slots, strided_groups
+from snncc.codegen.gpu import slots, strided_groups, values
 from snncc.codegen.kernel_ir import Carry, Kernel, Step
 from snncc.codegen.prepare import Names
 from snncc.codegen.triton_expressions import (
@@ -15,7 +13,7 @@ from snncc.codegen.triton_expressions import (
     expand,
     python_names,
 )
-from snncc.ir.nodes import Const, Expr, Op, Rank, Unary, Var
+from snncc.ir.nodes import Const, Expr, Op, Unary, Var
 from snncc.ir.printer import spell
 
 # Names that emitted code uses for itself.
@@ -52,7 +50,7 @@ class Variables:
         self._real = TRITON_TYPE[kernel.dtype]
         lanes = (f"lane{group}" for group in range(kernel.groups))
         fresh = self._fresh = Names({*RESERVED, *lanes, *(slot.name for slot in slots(kernel))})
-        self.names = python_names(dict.fromkeys(_values(kernel)), fresh)
+        self.names = python_names(dict.fromkeys(values(kernel)), fresh)
         self.constants = Constants(fresh)
         self._places: dict[str, str] = {}
         self._rows: dict[str, str] = {}
@@ -112,13 +110,3 @@ class Variables:
         if isinstance(carry.initial, Const):
             return self.spell(Const(float(carry.initial.value)))
         return self.names[carry.initial.name]
-
-
-def _values(kernel: Kernel) -> Iterator[str]:
-    """Yield the IR name of everything that a kernel holds in a variable."""
-    for sweep in (kernel.main, kernel.recompute):
-        if sweep is not None:
-            yield from (load.name for load in sweep.step.loads)
-            yield from (carry.name for carry in sweep.step.carries)
-            yield from (let.name for let in sweep.step.lets)
-    yield from (a.value for a in kernel.arguments if a.rank is Rank.LANE and not a.written)

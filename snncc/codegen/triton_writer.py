@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from snncc.codegen.base import Access, Argument, SlotKind
-from snncc.codegen.gpu import IMPLIED, slots
+from snncc.codegen.gpu import (
+    CONSTANTS,
+    IMPLIED,
+    followed,
+    guarded,
+    lane_inputs,
+    packed_stores,
+    slots,
+    step_loads,
+)
 from snncc.codegen.kernel_ir import Carry, Kernel, Load, Step, Store, Sweep
 from snncc.codegen.triton_variables import Variables
 from snncc.ir.nodes import Const, Rank
-
-CONSTANTS = frozenset({SlotKind.BLOCK, SlotKind.GROUP, SlotKind.CHUNK, SlotKind.FOLD})
 
 
 class Writer:
@@ -60,17 +67,12 @@ class Writer:
 
     def lane_loads(self) -> list[str]:
         """Return the lines that read the inputs without a time axis."""
-        loads = dict.fromkeys(
-            (argument.value, argument)
-            for argument in self.kernel.arguments
-            if argument.rank is Rank.LANE and not argument.written
-        )
         return [
             f"{self.vars.names[value]} = "
             + self.vars.whole(
                 argument, f"tl.load({self.vars.address(argument)}{self.vars.lane_mask(argument)})"
             )
-            for value, argument in loads
+            for value, argument in lane_inputs(self.kernel).items()
         ]
 
     # Time
@@ -80,7 +82,7 @@ class Writer:
         main, recompute = self.kernel.main, self.kernel.recompute
         if recompute is not None:
             return self.recomputing_loop(main, recompute)
-        own = _step_loads(main.step)
+        own = step_loads(main.step)
         head = _from_the_end("GROUP") if main.backwards else "for first in range(0, steps, GROUP):"
         index = dict.fromkeys((load.name for load in own), "j")
         body = [*self.keep_checkpoints(), *self.ahead(own, "GROUP", "first"), *self.words(main)]
@@ -93,9 +95,9 @@ class Writer:
         The reverse steps of a group are under a condition: a group after the last step is skipped,
         and values that a compiler could compute early do not fill registers.
         """
-        first = _step_loads(recompute.step)
+        first = step_loads(recompute.step)
         read = {load.argument for load in first}
-        own = [load for load in _step_loads(main.step) if load.argument not in read]
+        own = [load for load in step_loads(main.step) if load.argument not in read]
         within = dict.fromkeys((load.name for load in first), "j")
         inside = [*self.step(recompute, "first + j", within), *self.keep(recompute.step.stores)]
         index = {load.name: "group + j" for load in main.step.loads}
@@ -105,14 +107,13 @@ class Writer:
             *self.steps(main, "first + group", index),
         ]
         kept = [f"{self.vars.tuple_of(store.name, 'kept')} = ()" for store in recompute.step.stores]
-        followed = dict.fromkeys(load.after for load in main.step.loads if load.after)
         body = [
             *self.ahead(first, "CHUNK", "first"),
             *self.restore(recompute.step.carries),
             *kept,
             "for j in tl.static_range(CHUNK):",
-            *_indent([*inside, *self.advance(recompute.step.carries, guarded=())]),
-            *self.keep(Store(name, None) for name in followed),
+            *_indent([*inside, *self.advance(recompute.step.carries, still=())]),
+            *self.keep(Store(name, None) for name in followed(self.kernel)),
             "for group in tl.static_range(CHUNK - GROUP, -1, -GROUP):",
             "    if first + group < steps:",
             *_indent(_indent(reverse)),
@@ -162,9 +163,9 @@ class Writer:
         """Return the lines of one step, up to the carries of a sweep that recomputes."""
         step = sweep.step
         stores = [store for store in step.stores if store.argument is not None]
-        guarded = self.guarded(sweep)
+        held = guarded(self.kernel, sweep)
         lines = []
-        if stores or (guarded and step.carries):
+        if stores or (held and step.carries):
             lines.append(f"t = {t}")
         if any(store.argument and not store.argument.packed for store in stores):
             lines.append("now = live & (t < steps)")
@@ -174,7 +175,7 @@ class Writer:
         for store in stores:
             lines += self.store(store, step, "-=" if sweep.backwards else "+=")
         if sweep is not self.kernel.recompute:
-            lines += self.advance(step.carries, guarded)
+            lines += self.advance(step.carries, held)
         return lines
 
     def read(self, load: Load, index: str) -> list[str]:
@@ -213,13 +214,7 @@ class Writer:
         """Return the lines that set carries to their values before the first step."""
         return [f"{self.vars.names[carry.name]} = {self.vars.initial(carry)}" for carry in carries]
 
-    def guarded(self, sweep: Sweep) -> frozenset[str]:
-        """Return the carries that steps after the last must leave alone."""
-        if sweep.backwards:
-            return frozenset(carry.name for carry in sweep.step.carries)
-        return frozenset(final.name for final in sweep.finals)
-
-    def advance(self, carries: Sequence[Carry], guarded: Iterable[str]) -> list[str]:
+    def advance(self, carries: Sequence[Carry], still: Iterable[str]) -> list[str]:
         """Return the lines that give carries their values after the step, all at once."""
         lines, values = [], {carry.name: self.vars.names[carry.update] for carry in carries}
         for carry in carries:
@@ -229,7 +224,7 @@ class Writer:
                 values[carry.name] = held
         for carry in carries:
             name, value = self.vars.names[carry.name], values[carry.name]
-            if carry.name in guarded:
+            if carry.name in still:
                 value = f"tl.where(t < steps, {value}, {name})"
             if carry.update != carry.name:
                 lines.append(f"{name} = {value}")
@@ -267,13 +262,13 @@ class Writer:
         """Return the lines that start the words into which bools are packed."""
         return [
             f"{self.vars.tuple_of(store.name, 'word')} = tl.full((BLOCK,), 0, tl.int32)"
-            for store in _packed(sweep)
+            for store in packed_stores(sweep)
         ]
 
     def store_words(self, sweep: Sweep) -> list[str]:
         """Return the lines that write the words into which bools were packed."""
         lines = []
-        for store in _packed(sweep):
+        for store in packed_stores(sweep):
             assert store.argument is not None
             row = f"{self.vars.place(store.argument)} + first // GROUP * {store.argument.name}_t"
             word = self.vars.tuple_of(store.name, "word")
@@ -307,13 +302,6 @@ class Writer:
         ]
 
 
-def _step_loads(step: Step) -> list[Load]:
-    """Return the loads of values that lie in memory for each step."""
-    return [
-        load for load in step.loads if load.argument is not None and load.argument.rank is Rank.STEP
-    ]
-
-
 def _from_the_end(count: str) -> str:
     """Return the head of a loop over pieces of ``count`` steps, the last one first."""
     return (
@@ -325,10 +313,6 @@ def _times(base: str, divided: str = "") -> str:
     """Return a step as a factor, in parentheses where it is a sum."""
     factor = f"({base})" if " " in base else base
     return f"{factor}{divided}"
-
-
-def _packed(sweep: Sweep) -> list[Store]:
-    return [s for s in sweep.step.stores if s.argument is not None and s.argument.packed]
 
 
 def _indent(lines: Iterable[str]) -> list[str]:
