@@ -51,6 +51,7 @@ golden: $(VENV)/.setup  ## rewrite stored kernels, messages and outputs in docs,
 bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.neuron
 	$(RUN) -m benchmarks.network
+	$(RUN) -m benchmarks.libraries
 	$(RUN) -m benchmarks.compile_time
 	$(RUN) -m benchmarks.latency
 	$(RUN) -m benchmarks.parallel

@@ -35,6 +35,10 @@ The C library skips the weights of inputs that are zero; the times include its o
 """
 PARALLEL = """One layer of 64 neurons without reset, one sample, forward and backward.
 """
+LIBRARIES = """One training step of networks of library neurons and layers, without the optimizer.
+"Fastest / this" is the time of the library's own fastest path over that of the variant.
+"Over products" is the time over that of the convolutions and linear layers as torch does them.
+"""
 
 
 def main() -> None:
@@ -44,6 +48,7 @@ def main() -> None:
         for name, text in (
             ("neuron", NEURON),
             ("network", NETWORK),
+            ("libraries", LIBRARIES),
             ("compile_time", COMPILE),
             ("latency", LATENCY),
             ("parallel", PARALLEL),
@@ -78,6 +83,7 @@ COLUMNS = {
     "variant": "variant",
     "median_ms": "median ms",
     "eager_over_this": "eager / this",
+    "fastest_over_this": "fastest / this",
     "of_copy": "of copy",
     "over_products": "over products",
     "first_step_mib": "first step MiB",

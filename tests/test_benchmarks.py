@@ -4,10 +4,11 @@ import json
 from functools import partial
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
 
-from benchmarks import compile_time, harness, latency, network, neuron, parallel
+from benchmarks import compile_time, harness, latency, libraries, network, neuron, parallel
 
 
 def test_variants_run_in_turn():
@@ -125,3 +126,37 @@ def test_neurons_without_reset_are_compared(capsys):
     assert json.loads(capsys.readouterr().out)["records"] == rows
     assert rows[0]["variant"] == "PSN"
     assert all(row["psn_over_this"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("case", range(len(libraries.QUICK_CASES)))
+def test_library_networks_are_compared_before_they_are_timed(case, capsys):
+    """Each path of a library has a compiled twin, equal to it, and the products below both."""
+    rows = libraries.main(["--quick", "--case", str(case), "--seconds", "0.01"])
+    paths = list(libraries.QUICK_CASES[case].variants)
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert [row["variant"] for row in rows] == [
+        *(name for path in paths for name in (path, f"snncc, {path}")),
+        "products alone",
+    ]
+    assert max(rows[0]["input_densities"][1:]) > 0.01
+
+
+def test_a_wrong_gradient_stops_the_library_benchmark(monkeypatch):
+    """What is compiled must agree with the library to be timed."""
+    case = libraries.QUICK_CASES[2]
+    torch.manual_seed(0)
+    model = case.network()
+    monkeypatch.setattr(libraries.snncc, "compile", lambda twin: _Scaled(twin))
+
+    with pytest.raises(RuntimeError, match="differs by"):
+        libraries.require_equal(model, torch.randn(case.shape), torch.zeros(2, dtype=torch.long))
+
+
+class _Scaled(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) * 1.001
