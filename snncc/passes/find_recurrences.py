@@ -25,6 +25,7 @@ import networkx as nx
 import torch
 import torch.fx
 
+from snncc.frontend.canonical import graft
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
@@ -107,7 +108,7 @@ def pointwise(node: torch.fx.Node) -> Rejection | None:
         bad = [n for n in inner if n.op == "call_function" and n.target not in SCALAR_OPS]
         if bad:
             return Rejection("operator", f"'{_spelled(bad[0])}' is not elementwise")
-    elif node.target not in SCALAR_OPS:
+    elif node.target not in SCALAR_OPS and node.target is not graft:
         return Rejection("operator", f"'{_spelled(node)}' is not elementwise")
     if node.meta.get("impure"):
         return Rejection("random", f"'{_spelled(node)}' draws random numbers")

@@ -20,7 +20,7 @@ import torch
 import torch.fx
 
 from snncc.errors import InternalError
-from snncc.frontend.canonical import size
+from snncc.frontend.canonical import graft, size
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
@@ -283,8 +283,8 @@ class _Split:
 
 def _rule_of(node: torch.fx.Node) -> Rule | None:
     """Return how an operator is applied to all steps at once."""
-    if pointwise(node) is None:
-        return elementwise_rule
+    if pointwise(node) is None and node.target is not graft:
+        return elementwise_rule  # `graft` does not broadcast
     return (
         None
         if node.meta.get("impure") and node.target not in MAY_BE_PURE

@@ -16,7 +16,7 @@ import torch
 import torch.fx
 
 from snncc.errors import InternalError
-from snncc.frontend.canonical import cast
+from snncc.frontend.canonical import cast, graft
 from snncc.frontend.variables import variable_of
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.nodes import (
@@ -185,6 +185,9 @@ class _Builder:
         if isinstance(node.target, CustomGradient):
             self.add_surrogate(node, node.target)
             return
+        if node.target is graft:
+            self.add_graft(node)
+            return
         value = self.build(node, self.operand)
         if not isinstance(value, tuple):
             self.names[node] = (self.append(base_name(node), value, node),)
@@ -246,6 +249,18 @@ class _Builder:
         self.lets.append(Let(name, value, rule, node.meta.get("where")))
         if is_bool(value, self.bools):
             self.bools.add(name)
+        self.names[node] = (name,)
+
+    def add_graft(self, node: torch.fx.Node) -> None:
+        """Take the value of one operand; a rule hands the whole cotangent to the other."""
+        value, carrier = (self.operand(a) for a in node.args)
+        name = self.fresh(base_name(node))
+        rule = None
+        if isinstance(carrier, Var):
+            cotangent = self.fresh(f"g_{name}")
+            rule = Surrogate("graft", cotangent, (carrier.name,), (), (Var(cotangent),))
+        where = node.meta.get("where")
+        self.lets.append(Let(name, Detach(self.scope.as_float(value)), rule, where))
         self.names[node] = (name,)
 
     def inline(self, graph: torch.fx.Graph, values: dict[torch.fx.Node, Expr]) -> list[Expr]:
