@@ -52,6 +52,7 @@ bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.neuron
 	$(RUN) -m benchmarks.network
 	$(RUN) -m benchmarks.libraries
+	$(RUN) -m benchmarks.recurrent
 	$(RUN) -m benchmarks.compile_time
 	$(RUN) -m benchmarks.latency
 	$(RUN) -m benchmarks.parallel

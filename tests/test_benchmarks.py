@@ -8,7 +8,16 @@ import torch
 
 pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
 
-from benchmarks import compile_time, harness, latency, libraries, network, neuron, parallel
+from benchmarks import (
+    compile_time,
+    harness,
+    latency,
+    libraries,
+    network,
+    neuron,
+    parallel,
+    recurrent,
+)
 
 
 def test_variants_run_in_turn():
@@ -160,3 +169,23 @@ class _Scaled(torch.nn.Module):
 
     def forward(self, x):
         return self.inner(x) * 1.001
+
+
+@pytest.mark.parametrize("case", range(len(recurrent.QUICK_CASES)))
+def test_recurrent_networks_are_compared(case, capsys):
+    """Eager mode, the compiled loop and the products alone are timed, and the neurons do fire."""
+    rows = recurrent.main(["--quick", "--case", str(case), "--seconds", "0.01"])
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert [row["variant"] for row in rows] == ["eager", "snncc", "products alone"]
+    assert 0.005 < rows[0]["firing_rate"] < 0.5
+
+
+@pytest.mark.parametrize("kind", recurrent.LAYERS)
+def test_recurrent_layers_fire(kind):
+    """The layers of the libraries are at work too: an untrained network fires."""
+    model, x, _ = recurrent.make_model(recurrent.Case(kind, 20, 16))
+    if isinstance(model, harness.Skipped):
+        pytest.skip(model.reason)
+
+    assert 0.005 < recurrent.firing_rate(model, x) < 0.5
