@@ -9,11 +9,11 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint co
 SOURCES := snncc tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup fmt lint types size pytest check golden bench compatibility examples \
-	clean
+.PHONY: help demo test setup fmt lint types size pytest check golden bench bench-gpu compatibility \
+	examples clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## train a spiking network on speech, serial and compiled, and compare
 	$(RUN) examples/speech.py --out out/speech
@@ -56,6 +56,9 @@ bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.compile_time
 	$(RUN) -m benchmarks.latency
 	$(RUN) -m benchmarks.parallel
+
+bench-gpu:  ## everything that is measured on a GPU, with the Python that holds torch and Triton
+	python3 -m benchmarks.gpu
 
 compatibility: $(VENV)/.setup  ## check every idiom and write docs/compatibility.md
 	$(RUN) -m tests.compatibility.report

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.device.claims import CLAIMS, Claim
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -43,6 +46,19 @@ LIBRARIES = """One training step of networks of library neurons and layers, with
 "Fastest / this" is the time of the library's own fastest path over that of the variant.
 "Over products" is the time over that of the convolutions and linear layers as torch does them.
 """
+GPU = """Variants take turns, and before each the cache of the device is filled with other bytes.
+"Median" is the time on the device, "host" what a caller waits for, Python and launches included.
+"Of copy" is as above, with 8 bytes per neuron-step forward and 12 backward.
+"Other / snncc" compares medians of layers and host times of networks.
+"""
+NOT_MEASURED = """## Not yet measured
+
+These wait for a GPU; nothing is known of them but what [gpu.md](gpu.md) says.
+One command measures all of them: `python3 -m benchmarks.gpu`.
+
+| claim | measured by |
+|---|---|
+"""
 
 
 def main() -> None:
@@ -63,7 +79,56 @@ def main() -> None:
                 result = json.loads(file.read_text(encoding="utf-8"))
                 parts += [f"## {name.replace('_', ' ')}, {folder.name}\n", text]
                 parts += [machine(result["machine"]), table(result["records"])]
+        parts += list(gpu_sections(folder))
+    parts += [not_measured(RESULTS)]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def gpu_sections(folder: Path) -> Iterator[str]:
+    """Yield the sections of the results of a GPU."""
+    files = sorted(folder.glob("gpu_*.json"))
+    results = {f.stem.removeprefix("gpu_"): json.loads(f.read_text("utf-8")) for f in files}
+    results = {k: r for k, r in results.items() if not r["machine"]["rehearsal"]}
+    if not results:
+        return
+    yield f"## GPU, {folder.name}\n"
+    yield GPU
+    for claim in CLAIMS:
+        figure = _figure(claim, results)
+        yield f"- {claim.text}: {figure}\n" if figure else ""
+    for name, result in results.items():
+        yield f"### {name.replace('_', ' ')}, {folder.name}\n"
+        yield device(result["machine"])
+        yield table(result["records"], GPU_COLUMNS)
+
+
+def _figure(claim: Claim, results: dict[str, Any]) -> str | None:
+    """Return what the results of a device say of a claim."""
+    result = results.get(claim.part)
+    if result is None or result["machine"]["rehearsal"]:
+        return None
+    return claim.figure([r for r in result["records"] if "skipped" not in r])
+
+
+def not_measured(folder: Path) -> str:
+    """Return the section of the claims for which no device has results."""
+    found: list[dict[str, Any]] = []
+    for device_folder in (p for p in folder.iterdir() if p.is_dir()):
+        files = device_folder.glob("gpu_*.json")
+        found.append({f.stem.removeprefix("gpu_"): json.loads(f.read_text("utf-8")) for f in files})
+    missing = [c for c in CLAIMS if not any(_figure(c, results) for results in found)]
+    rows = [f"| {claim.text} | `{claim.command}` |" for claim in missing]
+    return NOT_MEASURED + "\n".join(rows) + "\n" if rows else ""
+
+
+def device(facts: dict[str, Any]) -> str:
+    """Return one paragraph on the device on which the figures were measured."""
+    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if v)
+    text = f"{facts['device']}, {facts['processors']} processors, {facts['memory_gib']} GiB, "
+    return (
+        text
+        + f"CUDA {facts['cuda']}, Python {facts['python']}, {versions}; {facts['date'][:10]}.\n"
+    )
 
 
 def machine(facts: dict[str, Any]) -> str:
@@ -74,10 +139,11 @@ def machine(facts: dict[str, Any]) -> str:
     return text
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(records: list[dict[str, Any]], known: dict[str, str] | None = None) -> str:
     """Return the records as a Markdown table with the columns that any record has."""
-    columns = [c for c in COLUMNS if any(c in r for r in records)]
-    lines = ["| " + " | ".join(COLUMNS[c] for c in columns) + " |"]
+    known = COLUMNS if known is None else known
+    columns = [c for c in known if any(c in r for r in records)]
+    lines = ["| " + " | ".join(known[c] for c in columns) + " |"]
     lines.append("|" + "---|" * len(columns))
     lines += ["| " + " | ".join(cell(r, c) for c in columns) + " |" for r in records]
     return "\n".join(lines) + "\n"
@@ -110,6 +176,26 @@ COLUMNS = {
     "spikes_differ": "spikes that differ",
     "skipped": "note",
 }
+# Columns of the results of a GPU alone.
+GPU_COLUMNS = {
+    "case": "case",
+    "variant": "variant",
+    "median_ms": "median ms",
+    "host_ms": "host ms",
+    "gigabytes_per_second": "GB/s",
+    "of_copy": "of copy",
+    "peak_mib": "peak MiB",
+    "this_over_snncc": "other / snncc",
+    "first_call_ms": "first call ms",
+    "compiled": "kernels compiled",
+    "passed": "passed",
+    "failed": "failed",
+    "differ_from_cpu": "differ from CPU",
+    "gradient_difference": "gradient difference",
+    "deterministic": "equal again",
+    "spikes_differ": "spikes that differ",
+    "skipped": "note",
+}
 
 
 def cell(record: dict[str, Any], column: str) -> str:
@@ -119,6 +205,8 @@ def cell(record: dict[str, Any], column: str) -> str:
         return ""
     if column == "of_copy":
         return f"{100 * value:.0f} %"
+    if column == "gradient_difference":
+        return f"{value:.1e}"
     if isinstance(value, float):
         return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
     return str(value)

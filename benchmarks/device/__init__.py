@@ -1,0 +1,1 @@
+"""Benchmarks of kernels on a GPU; ``python -m benchmarks.gpu`` runs them all."""

@@ -1,0 +1,219 @@
+"""Parts of the GPU benchmark that are about whole networks: a step of training, end to end.
+
+Each network is written once, over sequences [T, B, *], and takes its layers of neurons from
+outside: serial code for snncc, which compiles the whole, or SpikingJelly's own layers.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+import snncc
+from benchmarks.device import layers
+from benchmarks.device.clock import Clock, Record, Run
+
+Neuron = Callable[[], nn.Module]
+
+
+class Once(nn.Module):
+    """A layer without state, applied to all steps of a sequence [T, B, *] at once."""
+
+    def __init__(self, *inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the values of all steps."""
+        y: Tensor = self.inner(x.flatten(0, 1))
+        return y.unflatten(0, x.shape[:2])
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> Once:
+    """Return a convolution and its norm."""
+    inner = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+    return Once(inner, nn.BatchNorm2d(outputs))
+
+
+class SEWBlock(nn.Module):
+    """A residual block whose shortcut adds spikes. Source: Fang et al. 2021, SEW-ResNet."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, neuron: Neuron) -> None:
+        super().__init__()
+        self.first = nn.Sequential(convolution(inputs, outputs, stride), neuron())
+        self.second = nn.Sequential(convolution(outputs, outputs), neuron())
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(convolution(inputs, outputs, stride, 1), neuron())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sums of spikes."""
+        y: Tensor = self.second(self.first(x)) + self.shortcut(x)
+        return y
+
+
+class SEWResNet18(nn.Module):
+    """SEW-ResNet-18 for images of 3 channels; ``width`` scales its channels."""
+
+    def __init__(self, neuron: Neuron, width: int = 64, classes: int = 1000) -> None:
+        super().__init__()
+        stem = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.stem = nn.Sequential(Once(stem, nn.BatchNorm2d(width)), neuron())
+        self.pool = Once(nn.MaxPool2d(3, 2, 1))
+        blocks, inputs = [], width
+        for stage, channels in enumerate(width * 2**k for k in range(4)):
+            for number in range(2):
+                stride = 2 if stage and not number else 1
+                blocks.append(SEWBlock(inputs, channels, stride, neuron))
+                inputs = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.mean = Once(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores [B, classes] of ``x`` [T, B, 3, H, W]."""
+        y = self.mean(self.blocks(self.pool(self.stem(x))))
+        scores: Tensor = self.head(y.mean(0))
+        return scores
+
+
+class VGG(nn.Module):
+    """The network of eight layers that is used for CIFAR10-DVS, with 2 channels of input."""
+
+    def __init__(self, neuron: Neuron, width: int = 64, classes: int = 10) -> None:
+        super().__init__()
+        widths = [width, 2 * width, "pool", 4 * width, 4 * width, "pool", *[8 * width] * 2, "pool"]
+        parts: list[nn.Module] = []
+        inputs = 2
+        for channels in (*widths, 8 * width, 8 * width, "pool"):
+            if channels == "pool":
+                parts.append(Once(nn.AvgPool2d(2)))
+            else:
+                parts += [convolution(inputs, int(channels)), neuron()]
+                inputs = int(channels)
+        self.features = nn.Sequential(*parts)
+        self.head = nn.LazyLinear(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores [B, classes] of ``x`` [T, B, 2, H, W]."""
+        scores: Tensor = self.head(self.features(x).flatten(2).mean(0))
+        return scores
+
+
+class SmallConvolutional(nn.Module):
+    """Two convolutions with norm and neurons, and a linear layer: D3."""
+
+    def __init__(self, neuron: Neuron, width: int = 64) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            convolution(3, width), neuron(), Once(nn.MaxPool2d(2)),
+            convolution(width, width), neuron(), Once(nn.MaxPool2d(2)), Once(nn.Flatten()),
+        )  # fmt: skip
+        self.head = nn.LazyLinear(1024)
+        self.last = neuron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return rates [B, 1024] of ``x`` [T, B, 3, H, W]."""
+        rates: Tensor = self.last(self.head(self.features(x))).mean(0)
+        return rates
+
+
+class LinearNeurons(nn.Module):
+    """A linear layer and its neurons: D1."""
+
+    def __init__(self, neuron: Neuron, neurons: int = 4096) -> None:
+        super().__init__()
+        self.layer, self.neuron = nn.Linear(neurons, neurons), neuron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the spikes of ``x`` [T, B, N]."""
+        spikes: Tensor = self.neuron(self.layer(x))
+        return spikes
+
+
+def _jelly_neuron() -> nn.Module:
+    try:
+        from spikingjelly.activation_based import neuron, surrogate
+    except ImportError as error:
+        raise layers.Missing(f"SpikingJelly is not importable: {error}") from error
+    node: nn.Module = neuron.LIFNode(
+        2.0, False, 1.0, 0.0, surrogate.ATan(layers.ALPHA), step_mode="m"
+    )
+    return node
+
+
+Network = Callable[[Neuron], nn.Module]
+
+
+def resnet(clock: Clock) -> Iterator[Record]:
+    """Yield times of a training step of SEW-ResNet-18 in bfloat16."""
+    for steps, batch in ((4, 32), (16, 8)):
+        clock.require(25.0)
+        width, side = (4, 32) if clock.tiny else (64, 224)
+        batch = 2 if clock.tiny else batch
+        x = torch.rand(steps, batch, 3, side, side)
+        make: Network = partial(SEWResNet18, width=width)
+        yield from compare(clock, f"SEW-ResNet-18, T={steps}, B={batch}", make, x, half=True)
+
+
+def compare(
+    clock: Clock, case: str, make: Network, x: Tensor, *, half: bool = False
+) -> Iterator[Record]:
+    """Yield the times of a training step of each variant of a network.
+
+    Weights are equal; ``half`` makes parameters, inputs and spikes bfloat16.
+    """
+    dtype = torch.bfloat16 if half else torch.float32
+    x = x.to(clock.device, dtype)
+    runs: dict[str, Run] = {}
+    more: dict[str, Record] = {}
+    weights: dict[str, Tensor] | None = None
+    for variant, neuron in (("snncc", layers.lif), ("spikingjelly", _jelly_neuron)):
+        try:
+            net = make(neuron)
+            net = net.to(clock.device, dtype)
+            _initialize(net, x)
+            weights = net.state_dict() if weights is None else weights
+            net.load_state_dict(weights, strict=False)
+            runs[variant] = _step(snncc.compile(net) if variant == "snncc" else net, net, x)
+            more[variant] = {"first_call_ms": clock.once(runs[variant]) * 1e3}
+            more[variant]["peak_mib"] = clock.memory(runs[variant])
+        except Exception as error:
+            runs.pop(variant, None)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            yield {"case": case, "variant": variant, "skipped": reason}
+    times = clock.measure(runs)
+    own = times.get("snncc", {}).get("host_ms")
+    for variant, record in times.items():
+        ratio = {} if own is None else {"this_over_snncc": record["host_ms"] / own}
+        yield {"case": case, "variant": variant} | record | more[variant] | ratio
+    runs.clear()
+    gc.collect()
+
+
+def _initialize(net: nn.Module, x: Tensor) -> None:
+    """Give lazy layers their sizes, and forget what the run left in norms and neurons."""
+    with torch.no_grad():
+        net(x[:2])
+    _reset(net)
+
+
+def _reset(net: nn.Module) -> None:
+    if any(hasattr(m, "_memories") for m in net.modules()):
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(net)
+
+
+def _step(run: Callable[[Tensor], Tensor], net: nn.Module, x: Tensor) -> Run:
+    def step() -> None:
+        _reset(net)
+        run(x).float().square().mean().backward()
+        for parameter in net.parameters():
+            parameter.grad = None
+
+    return step

@@ -1,0 +1,261 @@
+"""Parts of the GPU benchmark that are about one layer: its bits, its bandwidth, its peers."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import snncc
+from benchmarks.device import layers
+from benchmarks.device.clock import Clock, OutOfTimeError, Record, Run
+from snncc import nn as neurons
+
+# Bytes that no implementation can do without, for a neuron-step in float32: forward reads x and
+# writes s, backward reads x and the cotangent and writes the gradient.
+LEAST_BYTES = {"inference": 8, "forward": 8, "backward": 12}
+LANES = 2**20
+LENGTHS = (4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def make_input(clock: Clock, steps: int, lanes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return random currents [T, B, C] for which a part of the neurons fires."""
+    lanes = min(lanes, 2048) if clock.tiny else lanes
+    steps = min(steps, 6) if clock.tiny else steps
+    channels = layers.CHANNELS
+    x = torch.rand(steps, lanes // channels, channels, device=clock.device) * 1.5
+    return x.to(dtype).requires_grad_()
+
+
+# Values
+
+ZOO: dict[str, Callable[[], nn.Module]] = {
+    "if": neurons.IF,
+    "lif": layers.lif,
+    "soft reset": lambda: neurons.LIF(v_reset=None, surrogate=neurons.Sigmoid()),
+    "detached reset": lambda: neurons.LIF(detach_reset=True, surrogate=neurons.FastSigmoid()),
+    "plif": layers.plif,
+    "plif per channel": lambda: neurons.LIF(learnable=True, shape=(layers.CHANNELS,)),
+    "integrator": lambda: neurons.LI(learnable=True, shape=(layers.CHANNELS,)),
+    "current": lambda: neurons.CubaLIF(learnable=True, shape=(layers.CHANNELS,)),
+    "adaptive": lambda: neurons.AdaptiveLIF(learnable=True),
+    "two states": layers.TwoStates,
+}
+
+
+def values(clock: Clock) -> Iterator[Record]:
+    """Yield for each neuron and type whether the device gives the bits of the serial code.
+
+    The reference is the same Python, run eagerly on the same device and on the CPU.
+    """
+    for name, make in clock.some(ZOO.items()):
+        for dtype in (torch.float32, torch.float64):
+            for steps, lanes in ((5, 96), (37, 33 * 64)):
+                clock.require(2.0)
+                yield {"case": f"{name}, {str(dtype)[6:]}, T={steps}"} | _compare(
+                    clock, make().to(clock.device, dtype), make_input(clock, steps, lanes, dtype)
+                )
+
+
+def _compare(clock: Clock, neuron: nn.Module, x: Tensor) -> Record:
+    fast = snncc.compile(neuron, target="triton")
+    g = torch.randn_like(x)
+    leaves = [x, *neuron.parameters()]
+    spikes, serial, cpu = fast(x), neuron(x), _on_cpu(neuron, x)
+    got = torch.autograd.grad(spikes, leaves, g)
+    wanted = torch.autograd.grad(serial, leaves, g)
+    again = torch.autograd.grad(fast(x), leaves, g)
+    worst = max(
+        float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+        for a, b in zip(got, wanted, strict=True)
+    )
+    return {
+        "variant": "snncc",
+        "spikes_differ": int((spikes != serial).sum()),
+        "differ_from_cpu": int((spikes.cpu() != cpu).sum()),
+        "gradient_difference": worst,
+        "deterministic": all(torch.equal(a, b) for a, b in zip(got, again, strict=True)),
+    }
+
+
+def _on_cpu(neuron: nn.Module, x: Tensor) -> Tensor:
+    device = x.device
+    with torch.no_grad():
+        spikes: Tensor = neuron.to("cpu")(x.cpu())
+    neuron.to(device)
+    return spikes
+
+
+# Bandwidth
+
+
+def bandwidth(clock: Clock) -> Iterator[Record]:
+    """Yield times of forward and backward against T, and of a copy of the same input."""
+    for name in ("lif", "two states"):
+        for steps in clock.some(LENGTHS):
+            clock.require(4.0)
+            yield from _against_copy(clock, name, steps)
+
+
+def _against_copy(clock: Clock, name: str, steps: int) -> Iterator[Record]:
+    neuron = layers.NEURONS[name]().to(clock.device)
+    x = make_input(clock, steps, LANES)
+    fast = snncc.compile(neuron, target="triton")
+    g, leaves = torch.randn_like(x), [x, *neuron.parameters()]
+    spikes, source, target = fast(x), x.detach(), torch.empty_like(x)
+    times = clock.measure(
+        {
+            "copy": lambda: target.copy_(source),
+            "inference": _without_gradient(fast, source),
+            "forward": lambda: fast(x),
+            "backward": lambda: torch.autograd.grad(spikes, leaves, g, retain_graph=True),
+        }
+    )
+    case = f"{name}, T={x.shape[0]}, {x[0].numel()} neurons"
+    rate = 2 * source.nbytes / times["copy"]["median_ms"]
+    for variant, record in times.items():
+        record = {"case": case, "variant": variant} | record
+        if variant == "copy":
+            record["gigabytes_per_second"] = rate / 1e6
+        else:
+            least = LEAST_BYTES[variant] * x.numel()
+            record["of_copy"] = least / rate / record["median_ms"]
+        yield record
+
+
+def _without_gradient(layer: layers.Layer, x: Tensor) -> Run:
+    def run() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    return run
+
+
+# Peers
+
+SIZES = ((4, 2**20), (16, 2**20), (64, 2**18), (128, 2**18))
+
+
+def training(clock: Clock) -> Iterator[Record]:
+    """Yield times of a training step of LIF and PLIF layers, SpikingJelly's in the same rounds."""
+    for name in ("lif", "plif"):
+        for steps, lanes in clock.some(SIZES):
+            for dtype in (torch.float32, torch.float16):
+                clock.require(6.0)
+                x = make_input(clock, steps, lanes, dtype)
+                yield from against_peers(clock, f"{name}, {str(dtype)[6:]}", x, peers(name))
+
+
+def custom(clock: Clock) -> Iterator[Record]:
+    """Yield times of a training step of a neuron with two states, FlexSN's in the same rounds."""
+    for steps, lanes in clock.some(((16, 2**20), (32, 2**18), (128, 2**16))):
+        clock.require(8.0)
+        x = make_input(clock, steps, lanes)
+        yield from against_peers(clock, "two states", x, custom_peers())
+
+
+Makers = dict[str, Callable[[torch.device], layers.Layer]]
+
+
+def custom_peers() -> Makers:
+    """Return the variants of the neuron with two states."""
+    return {
+        "snncc": lambda d: snncc.compile(layers.TwoStates().to(d), target="triton"),
+        "flexsn": layers.flexsn,
+    }
+
+
+def peers(name: str) -> Makers:
+    """Return the variants of a neuron that SpikingJelly has by hand."""
+
+    def jelly(device: torch.device) -> layers.Layer:
+        return layers.spikingjelly(name, device)[0]
+
+    def compiled(device: torch.device) -> layers.Layer:
+        if device.type == "cpu":
+            raise layers.Missing("torch.compile of its kernels needs a GPU")
+        layer: layers.Layer = torch.compile(jelly(device))
+        return layer
+
+    return {
+        "snncc": lambda d: snncc.compile(layers.NEURONS[name]().to(d), target="triton"),
+        "spikingjelly": jelly,
+        "spikingjelly, torch.compile": compiled,
+    }
+
+
+def against_peers(clock: Clock, what: str, x: Tensor, makers: Makers) -> Iterator[Record]:
+    """Yield the times of a training step of each variant, and what each allocates."""
+    case, g = f"{what}, T={x.shape[0]}, {x[0].numel()} neurons", torch.randn_like(x)
+    runs: dict[str, Run] = {}
+    more: dict[str, Record] = {}
+    for variant, make in makers.items():
+        run = None
+        try:
+            run = _training_step(make(clock.device), x, g)
+            first = clock.once(run)
+        except OutOfTimeError:
+            raise
+        except Exception as error:  # a peer that fails is left out, with what it said
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            yield {"case": case, "variant": variant, "skipped": reason}
+            continue
+        runs[variant] = run
+        more[variant] = {"first_call_ms": first * 1e3, "peak_mib": clock.memory(run)}
+    times = clock.measure(runs)
+    own = times.get("snncc", {}).get("median_ms")
+    for variant, record in times.items():
+        ratio = {} if own is None else {"this_over_snncc": record["median_ms"] / own}
+        yield {"case": case, "variant": variant} | record | more[variant] | ratio
+    gc.collect()
+
+
+def _training_step(layer: layers.Layer, x: Tensor, g: Tensor) -> Run:
+    leaves = [x]
+    if isinstance(layer, nn.Module):
+        leaves += list(layer.parameters())
+
+    def run() -> None:
+        torch.autograd.grad(layer(x), leaves, g)
+
+    return run
+
+
+# First call
+
+LENGTHS_AND_BATCHES = (
+    (16, 256), (17, 256), (20, 128), (24, 300), (32, 256), (33, 64), (48, 512), (64, 100),
+    (100, 256), (128, 77),
+)  # fmt: skip
+
+
+def first_call(clock: Clock) -> Iterator[Record]:
+    """Yield the time of each call of a new layer with a new length or batch, from the first on.
+
+    The caches on disk are empty at the start; a binary in Triton's is a compilation.
+    """
+    torch.zeros(1, device=clock.device).sum()
+    neuron = layers.TwoStates(512 if not clock.tiny else 32).to(clock.device)
+    fast = snncc.compile(neuron, target="triton")
+    for number, (steps, batch) in enumerate(LENGTHS_AND_BATCHES):
+        clock.require(1.0)
+        steps, batch = (3 + number % 4, 2 + number) if clock.tiny else (steps, batch)
+        channels = neuron.decay.shape[0]
+        x = torch.rand(steps, batch, channels, device=clock.device).requires_grad_()
+        before = _binaries()
+        seconds = clock.once(lambda x=x: fast(x).sum().backward())
+        yield {
+            "case": f"call {number + 1}: T={steps}, B={batch}",
+            "variant": "snncc",
+            "first_call_ms": seconds * 1e3,
+            "compiled": _binaries() - before,
+        }
+
+
+def _binaries() -> int:
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    return len([*Path(folder).rglob("*.cubin")]) if folder else 0
