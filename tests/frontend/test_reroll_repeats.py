@@ -70,3 +70,12 @@ def test_a_period_comes_behind_its_parts() -> None:
     assert periods.index(2) < periods.index(6)
     assert sorted(periods) == sorted(candidate_periods(symbols(text)))
     assert next(finest_first(symbols("abab" + "z" + "abcabc"))) == 3
+
+
+def test_a_part_comes_behind_its_own_parts() -> None:
+    """A period that two loops have a multiple of together is taken apart in both of them."""
+    text = "abcdefghi" * 30 + "x" + "jklmnopqrst" * 30 + "y" + "uvw" * 30
+    periods = list(finest_first(symbols(text)))
+
+    assert candidate_periods(symbols(text))[0] == 99
+    assert periods.index(3) < periods.index(9) < periods.index(99)

@@ -57,11 +57,18 @@ def finest_first(symbols: Codes) -> Iterator[int]:
     """
     done: set[int] = set()
     for period in candidate_periods(symbols):
-        parts = {_part(symbols, repeat) for repeat in find_repeats(symbols, period)}
-        for each in (*sorted(parts), period):
-            if each not in done:
-                done.add(each)
-                yield each
+        yield from _behind_parts(symbols, period, done)
+
+
+def _behind_parts(symbols: Codes, period: int, done: set[int]) -> Iterator[int]:
+    """Yield a period behind the periods that make up its repeats, and those behind theirs."""
+    if period in done:
+        return
+    done.add(period)
+    parts = {_part(symbols, repeat) for repeat in find_repeats(symbols, period)}
+    for part in sorted(parts - {period}):
+        yield from _behind_parts(symbols, part, done)
+    yield period
 
 
 def _part(symbols: Codes, repeat: Repeat) -> int:
