@@ -30,6 +30,8 @@ from snncc.errors import (
 )
 from snncc.export.bundle import Bundle, BundleReport, read_bundle, verify_bundle
 from snncc.exporting import export
+from snncc.interchange.from_nir import NIRModel, from_nir
+from snncc.interchange.to_nir import to_nir
 from snncc.ir.numerics import Numerics
 from snncc.module import CompiledModule, compile_model
 from snncc.options import Options
@@ -54,6 +56,7 @@ __all__ = [
     "InternalError",
     "LaunchError",
     "Layer",
+    "NIRModel",
     "Numerics",
     "NumericsWarning",
     "OptionError",
@@ -70,7 +73,9 @@ __all__ = [
     "convergence",
     "explain",
     "export",
+    "from_nir",
     "read_bundle",
+    "to_nir",
     "verify",
     "verify_bundle",
 ]

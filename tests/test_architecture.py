@@ -27,6 +27,7 @@ FORBIDDEN = {
     "codegen": {"snncc.frontend", "snncc.passes", "snncc.runtime", "snncc.pipeline"},
     "runtime": {"snncc.frontend", "snncc.passes", "snncc.pipeline", "sympy", "networkx"},
     "export": {"snncc.pipeline", "snncc.module", "sympy", "networkx"},
+    "interchange": {"snncc.codegen", "snncc.runtime", "snncc.export", "sympy", "networkx"},
     "nn": {"snncc.frontend", "snncc.passes", "snncc.codegen", "snncc.runtime", "snncc.pipeline"},
 }
 # Libraries that one module alone may import.

@@ -1,0 +1,1 @@
+"""Networks of other tools: the Neuromorphic Intermediate Representation (NIR)."""

@@ -1,0 +1,236 @@
+"""Compiled models become NIR graphs that mean the same, or are refused with the line."""
+
+from __future__ import annotations
+
+import nir
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import snncc
+from snncc.errors import OptionError, UnsupportedError
+from snncc.nn import IF, LI, LIF, ATan, CubaLIF
+
+
+class Convolutional(nn.Module):
+    """A loop around all layers, with a convolution and a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, bias=False)
+        self.pool = nn.AvgPool2d(2)
+        self.fc1 = nn.Linear(4 * 3 * 3, 5)
+        self.fc2 = nn.Linear(5, 5)
+        self.decay = nn.Parameter(torch.randn(4, 1, 1))
+        self.spike = ATan()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros(x.shape[1], 4, 3, 3)
+        u = torch.zeros(x.shape[1], 5)
+        w = torch.zeros(x.shape[1], 5)
+        out = []
+        for x_t in x:
+            h = torch.sigmoid(self.decay) * v + self.pool(self.conv(x_t))
+            s = self.spike(h - 0.3)
+            v = torch.where(s > 0, -0.125, h)
+            first = self.fc1(s.flatten(1))
+            u = u + (first - u) / 4.0
+            z = self.spike(u - 0.05)
+            u = u * (1.0 - z)
+            w = 0.5 * w + (self.fc2(z) + 0.5 * first)
+            out.append(w)
+        return torch.stack(out)
+
+
+class Above(nn.Module):
+    """Fires above the threshold, which is a value of its own for each neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.rand(6) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        out = []
+        for x_t in x:
+            v = 0.75 * v + 0.5 * x_t + 0.125
+            s = (v > self.threshold).to(v.dtype)
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+
+MODELS = {
+    "layers": lambda: nn.Sequential(
+        nn.Linear(6, 9), LIF(0.9), nn.Linear(9, 4, bias=False), CubaLIF(0.5, 0.75), LI(0.9)
+    ),
+    "learnable": lambda: nn.Sequential(LIF(0.9, learnable=True, shape=(6,)), nn.Linear(6, 9), IF()),
+    "above": Above,
+    "at a value": lambda: LIF(0.875, v_threshold=0.75, v_reset=-0.5),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back(name, tmp_path):
+    """What is read back computes what was written: same spikes, through a file."""
+    torch.manual_seed(3)
+    model = MODELS[name]()
+    x = torch.rand(30, 5, 6) * 3
+    graph = snncc.to_nir(snncc.compile(model), x, dt=1e-3)
+    nir.write(tmp_path / "net.nir", graph)
+    again = snncc.from_nir(tmp_path / "net.nir", dt=1e-3)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(again(x), expected, rtol=1e-5, atol=1e-6)
+
+    assert expected.mean() > 0.01
+
+
+def test_convolutions_and_skips():
+    """Images keep their shapes; arrows into a node add up, one of them scaled."""
+    torch.manual_seed(0)
+    model = Convolutional()
+    x = torch.rand(12, 2, 1, 8, 8)
+    graph = snncc.to_nir(snncc.compile(model), x)
+    kinds = sorted(type(node).__name__ for node in graph.nodes.values())
+    with torch.no_grad():
+        torch.testing.assert_close(snncc.from_nir(graph)(x), model(x), rtol=1e-5, atol=1e-6)
+
+    assert kinds == [
+        *("Affine", "Affine", "AvgPool2d", "Conv2d", "Flatten"),
+        *("Input", "LI", "LIF", "LIF", "Output", "Scale"),
+    ]
+    graph.check_types()
+
+
+def test_numbers_of_a_neuron():
+    """decay 3/4, gain 1/2, rest 1/8 and steps of 1: tau 4, r 2, v_leak 1/2."""
+    model = Above()
+    node = snncc.to_nir(snncc.compile(model), torch.rand(9, 2, 6), dt=1.0).nodes["neuron1"]
+
+    assert isinstance(node, nir.LIF)
+    assert (node.tau == 4).all()
+    assert (node.r == 2).all()
+    assert (node.v_leak == 0.5).all()
+    assert np.array_equal(node.v_threshold, model.threshold.detach().double().numpy())
+
+
+def test_firing_at_the_threshold_is_firing_above_a_smaller_one():
+    """A potential that meets the threshold exactly fires after the way there and back."""
+    neuron = LIF(0.5, v_threshold=1.0)
+    x = torch.tensor([1.0, 0.5, 0.75]).reshape(3, 1, 1)
+    graph = snncc.to_nir(snncc.compile(neuron), x)
+
+    assert neuron(x).flatten().tolist() == [1.0, 0.0, 1.0]
+    assert snncc.from_nir(graph)(x).flatten().tolist() == [1.0, 0.0, 1.0]
+
+
+def test_the_importer_of_snntorch_reads_it():
+    """snnTorch makes a network with the same spikes of what was written."""
+    importer = pytest.importorskip("snntorch.import_nir")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), LIF(0.875), nn.Linear(9, 4), LIF(0.75))
+    x = torch.rand(30, 5, 6) * 6
+    peer = importer.import_from_nir(snncc.to_nir(snncc.compile(model), x, dt=1e-4))
+    state, spikes = None, []
+    for x_t in x:
+        s, state = peer(x_t, state)
+        spikes.append(s)
+
+    assert torch.equal(torch.stack(spikes), model(x))
+    assert model(x).any()
+
+
+class Soft(nn.Module):
+    """Subtracts the threshold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        out = []
+        for x_t in x:
+            v = 0.5 * v + x_t
+            s = ATan()(v - 1.0)
+            v = v - s
+            out.append(s)
+        return torch.stack(out)
+
+
+class Adaptive(nn.Module):
+    """Has a second state that raises the threshold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, a = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+        out = []
+        for x_t in x:
+            v = 0.5 * v + x_t
+            s = ATan()(v - 1.0 - a)
+            a = 0.9 * a + 0.1 * s
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+
+class Rest(nn.Module):
+    """Starts elsewhere than at 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.full_like(x[0], 0.25)
+        out = []
+        for x_t in x:
+            v = 0.5 * v + x_t
+            out.append(v)
+        return torch.stack(out)
+
+
+class Counted(nn.Module):
+    """Sums over time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return LIF()(x).sum(0)
+
+
+class Squared(nn.Module):
+    """Has an operator of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(LIF()(x), 2)
+
+
+class Counting(nn.Module):
+    """Weighs two inputs with weights of their own, in the neuron."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.unbind(1)
+        v = torch.zeros_like(first[0])
+        out = []
+        for t in range(x.shape[0]):
+            v = 0.5 * v + (0.25 * first[t] + 2.0 * second[t])
+            out.append(v)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Soft, "resets to a value"),
+        (Adaptive, "more than NIR has|potential alone|it is a"),
+        (Rest, "does not start at 0"),
+        (Counted, "no node for 'sum'"),
+        (Squared, "no node for 'softmax'"),
+        (Counting, "no node for 'select'|no node for 'unbind'|sees the time axis"),
+    ],
+)
+def test_what_nir_does_not_express_is_refused(model, reason):
+    """The reason is said, with the user's line."""
+    with pytest.raises(UnsupportedError, match=reason) as caught:
+        snncc.to_nir(snncc.compile(model()), torch.rand(7, 2, 6))
+
+    assert caught.value.code == "unsupported.nir"
+    assert "test_to_nir.py" in str(caught.value)
+
+
+def test_only_compiled_models_are_written():
+    """A serial model is refused."""
+    with pytest.raises(OptionError, match="not a compiled model"):
+        snncc.to_nir(LIF(), torch.rand(7, 2, 6))
