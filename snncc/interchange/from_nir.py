@@ -96,7 +96,7 @@ def from_nir(
     """
     if not dt > 0:
         raise OptionError(
-            "A step is longer than nothing.", code="option.nir", hints=["Give dt > 0."]
+            "The length of a step is not above 0.", code="option.nir", hints=["Give dt > 0."]
         )
     plan = Plan(flat(_read(graph)))
     reader = NodeReader(dt, surrogate or above)
