@@ -48,6 +48,7 @@ from snncc.pipeline import Compiled, executable
 from snncc.recurrent_layer import recurrent_layer
 from snncc.reporting.layers import layers_of
 from snncc.reporting.report import Layer
+from snncc.runtime import convolution
 from snncc.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 
 
@@ -120,8 +121,9 @@ def _products(compiled: Compiled, values: Sequence[Any]) -> list[Comparison]:
 
     def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         stepwise = call_stepwise(node, args, kwargs)
-        if is_product(node):
-            target: Any = node.target
+        if is_product(node) or node.meta.get("skips_zeros"):
+            skips = node.meta.get("skips_zeros")
+            target: Any = convolution.skipping(node.target) if skips else node.target
             batched = target(*args, **kwargs)
             allowed = OUTPUT_TOLERANCE.get(batched.dtype, 0.0)
             found.append(compare("product", node.name, stepwise, batched, allowed))

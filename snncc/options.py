@@ -25,6 +25,8 @@ class Options:
             ``"torch"`` is the reference interpreter.
         fallback: What happens to code that cannot be compiled: an error, or it runs serially.
         storage: What the backward pass needs is recomputed in cache, or saved in memory.
+        skip_zeros: Whether convolutions on the CPU may skip the zeros of spikes, and so add in
+            another order.
         num_threads: Threads of a CPU kernel; None means ``torch.get_num_threads()`` at each call.
         step: Whether the model is one time step, and the sequence of its calls is compiled.
         time_dim: The time axis of the sequences that a model of one step is called with.
@@ -38,6 +40,7 @@ class Options:
     target: TargetName = "auto"
     fallback: Fallback = "error"
     storage: StorageChoice = "auto"
+    skip_zeros: bool = True
     num_threads: int | None = None
     step: bool = False
     time_dim: int = 0

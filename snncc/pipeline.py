@@ -33,7 +33,7 @@ from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.stream_steps import stream_steps
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
-from snncc.runtime import products
+from snncc.runtime import convolution, products
 from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.runtime.operators import Neuron
 from snncc.runtime.recurrent import RecurrentLoop
@@ -119,8 +119,14 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
     graph = recording.rolled.graph
     requires = tuple(leaf.requires_grad for leaf in leaves)
     target = target_of(options, leaves)
-    on_gpu = target == "triton"
-    for each in passes_for(PLACES[options.storage], requires, form_of(options), on_gpu=on_gpu):
+    passes = passes_for(
+        PLACES[options.storage],
+        requires,
+        form_of(options),
+        on_gpu=target == "triton",
+        skip_zeros=options.skip_zeros and target == "c",
+    )
+    for each in passes:
         with _timed(recording.timings, each.name), _noting(each.name, name):
             after = each.run(graph)
         if isinstance(after, Rejection) and recording.flat:
@@ -219,6 +225,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
             node.target = RecurrentLoop(node.target, num_threads=options.num_threads)
         if node.target is sequence_ops.linear:
             node.target = products.linear
+        if node.meta.get("skips_zeros"):
+            node.target = convolution.skipping(node.target)
     return runnable
 
 

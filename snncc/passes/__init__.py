@@ -15,6 +15,7 @@ from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.plan_storage import PlanStorage
 from snncc.passes.separate_draws import SeparateDraws
 from snncc.passes.simplify_step import SimplifyStep
+from snncc.passes.skip_zeros import SkipZeros
 
 __all__ = ["Pass", "Rejection", "passes_for"]
 
@@ -25,6 +26,7 @@ def passes_for(
     form: Form | None = None,
     *,
     on_gpu: bool = False,
+    skip_zeros: bool = False,
 ) -> tuple[Pass, ...]:
     """Return the passes of a compilation.
 
@@ -33,6 +35,7 @@ def passes_for(
         leaves: For each placeholder of the graph whether its tensor requires gradients.
         form: The form of spiking neurons; None stands for fused time.
         on_gpu: Whether the kernels run on a GPU.
+        skip_zeros: Whether convolutions may skip the zeros of their input.
     """
     return (
         SeparateDraws(),
@@ -44,4 +47,5 @@ def passes_for(
         Differentiate(leaves),
         *(() if on_gpu else (DifferentiateLoops(),)),
         PlanStorage(place, on_gpu),
+        *((SkipZeros(),) if skip_zeros else ()),
     )

@@ -80,6 +80,10 @@ def plan_of(
             else "operators that combine or arrange"
         )
         notes += (f"and {count} {what} values",)
+    skipping = [node.meta.get("skips_zeros", False) for node in graph.nodes].count(True)
+    if skipping:
+        what = "convolution skips" if skipping == 1 else "convolutions skip"
+        notes += (f"{skipping} {what} the zeros of spikes (c) where that is faster than torch",)
     return Plan(
         layers=tuple(reader.layers.values()),
         specialized_on=specialized_on,
@@ -167,7 +171,7 @@ class _Reader:
             kind="hoisted" if hoisted else "operator",
             where=node.meta.get("where"),
             form="all steps at once" if hoisted else "once",
-            kernel="torch",
+            kernel="torch or c" if node.meta.get("skips_zeros") else "torch",
             numerics=node.meta.get("numerics", Numerics.BITWISE),
             operator=_spelled(node),
             lines=_lines([node]),
