@@ -14,13 +14,24 @@ from snncc.ir.numerics import Numerics
 from snncc.reporting.report import render
 
 # Relative error allowed to gradients that sum the same terms in another order, per dtype: a few
-# hundred roundings, the length of the longest sums here.
-GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+# hundred roundings, the length of the longest sums here; sums of half types are taken in float32
+# and rounded a few times.
+GRADIENT_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.float64: 1e-9,
+    torch.float16: 4 * torch.finfo(torch.float16).eps,
+    torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps,
+}
 # Errors of a gradient are relative to its own magnitude, or to this part of the largest gradient's.
 SMALL_GRADIENT = 1e-3
 # Relative error allowed to the outputs of a network whose products are batched over time, as long
 # as no spike differs.
-OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+OUTPUT_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.float64: 1e-9,
+    torch.float16: 2 * torch.finfo(torch.float16).eps,
+    torch.bfloat16: 2 * torch.finfo(torch.bfloat16).eps,
+}
 
 
 @dataclass(frozen=True, slots=True)

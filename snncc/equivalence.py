@@ -153,7 +153,7 @@ def _kernels(
     found: list[Comparison] = []
     for node, args in calls:
         wanted = [gradients and w for w in _wanted(node.target)]
-        reference, inputs = _run_alone(node.target, args, wanted)
+        reference, inputs = _run_alone(_reference(node.target), args, wanted)
         kernel, twins = _run_alone(_single(node, options), args, wanted)
         exact = _promise(node, runner)
         if exact is Numerics.ITERATED:
@@ -168,6 +168,12 @@ def _kernels(
             b = _differentiate(kernel, {f"{name} {k}": x for k, x in twins.items()}, seeds)
             found += compare_gradients("kernel", a, b)
     return found
+
+
+def _reference(target: Any) -> Callable[..., Any]:
+    """Return what a kernel is compared with, which rounds as kernels do."""
+    reference: Callable[..., Any] = target.wide if isinstance(target, NeuronCall) else target
+    return reference
 
 
 def _promise(node: torch.fx.Node, lines: dict[str, Layer]) -> Numerics:

@@ -26,6 +26,9 @@ from snncc.ir.nodes import (
     Var,
 )
 
+# Types in which serial code rounds after every operation, and kernels at the end of a step alone.
+HALVES = (torch.float16, torch.bfloat16)
+
 UNARY: Mapping[Op, Callable[[Tensor], Tensor]] = {
     Op.NEG: torch.neg,
     Op.ABS: torch.abs,
@@ -72,7 +75,8 @@ def run(
     Args:
         recurrence: The recurrence; its ``form`` is ignored.
         inputs: For each STEP input a tensor that broadcasts to [T, *lanes], for each LANE input
-            one that broadcasts to [*lanes]; all of one float dtype.
+            one that broadcasts to [*lanes]; all of one float dtype, or of a half type and wider
+            single numbers: then every operation is rounded to the half type, as by torch.
         length: T, needed only where the recurrence has no STEP input.
 
     Returns:
@@ -84,8 +88,11 @@ def run(
     shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
         *(x.shape[1:] for x in steps.values()), *(p.shape for p in lanes.values())
     )
-    like = next(iter(inputs.values()))
-    state = {s.name: evaluate(s.initial, lanes, like).expand(shape) for s in recurrence.states}
+    like = min(inputs.values(), key=lambda x: x.dtype.itemsize)
+    state = {
+        s.name: evaluate(s.initial, lanes, like).to(like.dtype).expand(shape)
+        for s in recurrence.states
+    }
     history: dict[str, list[Tensor]] = {name: [] for name in recurrence.outputs}
     order = range(length - 1, -1, -1) if recurrence.reverse else range(length)
     for t in order:
@@ -102,7 +109,7 @@ def run_step(
 ) -> dict[str, Tensor]:
     """Evaluate every let of one step and return all values by name."""
     values = {**inputs, **state}
-    like = next(iter(values.values()))
+    like = min(values.values(), key=lambda x: x.dtype.itemsize)
     for let in recurrence.lets:
         values[let.name] = evaluate_let(let, values, like)
     return values
@@ -153,8 +160,7 @@ def evaluate(expr: Expr, values: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """Evaluate an expression; literals take the dtype and device of ``like``."""
     match expr:
         case Const(value):
-            dtype = torch.bool if isinstance(value, bool) else like.dtype
-            return torch.tensor(value, dtype=dtype, device=like.device)
+            return _literal(value, like)
         case Var(name):
             return values[name]
         case Unary(Op.FLOAT, arg):
@@ -177,8 +183,18 @@ def evaluate(expr: Expr, values: Mapping[str, Tensor], like: Tensor) -> Tensor:
             assert_never(expr)
 
 
+def _literal(value: float | bool, like: Tensor) -> Tensor:
+    """Return a number; torch does not round one that stands beside a tensor of a half type."""
+    if isinstance(value, bool):
+        return torch.tensor(value, device=like.device)
+    if like.dtype in HALVES:
+        return torch.tensor(value, dtype=torch.float32)
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
+
+
 def _float(value: Tensor, like: Tensor) -> Tensor:
-    return value.to(like.dtype) if value.dtype == torch.bool else value
+    is_other = value.dtype == torch.bool or like.dtype in HALVES
+    return value.to(like.dtype) if is_other else value
 
 
 def _stack(seen: list[Tensor], recurrence: Recurrence, shape: torch.Size, like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from snncc.ir import interpret
@@ -17,7 +18,7 @@ class NeuronCall:
     Its arguments are T, one tensor for each STEP input (broadcastable to [T, *lanes]) and one for
     each LANE input (broadcastable to [*lanes]), in the order of the recurrence; its result is a
     tuple, the outputs [T, *lanes] followed by the finals [*lanes].  Calling it runs the reference
-    interpreter.
+    interpreter, which rounds as the serial code does; `wide` rounds as kernels do.
     """
 
     program: NeuronProgram
@@ -28,7 +29,23 @@ class NeuronCall:
 
     def __call__(self, length: int, *arguments: Tensor) -> tuple[Tensor, ...]:
         """Run the recurrence by the reference interpreter."""
+        if self.program.result in (torch.float32, torch.float64):
+            arguments = _as(self.program.result, arguments)
+        return self._interpret(length, arguments)
+
+    def wide(self, length: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Run the recurrence with its state in float32 where results are of a half type."""
+        result = self.program.result
+        if result not in interpret.HALVES:
+            return self(length, *arguments)
+        return _as(result, self._interpret(length, _as(torch.float32, arguments)))
+
+    def _interpret(self, length: int, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         forward = self.program.forward
         names = (*forward.step_inputs, *forward.lane_inputs)
         values = interpret.run(forward, dict(zip(names, arguments, strict=True)), length)
         return tuple(values[name] for name in (*forward.outputs, *forward.finals))
+
+
+def _as(dtype: torch.dtype, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(dtype) for tensor in tensors)

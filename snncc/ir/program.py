@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
+
 from snncc.ir.nodes import Recurrence
 
 
@@ -82,6 +84,7 @@ class NeuronProgram:
     ``sweeps`` are the programs of a fixed-point form, in order; the last is repeated.
     ``inexact`` says why results may differ from torch's in the last place though every operation
     rounds as written.  ``most_steps`` is the largest T for which integers are held exactly.
+    ``result`` is the type of outputs and finals; None stands for that of the inputs.
     """
 
     forward: Recurrence
@@ -91,6 +94,7 @@ class NeuronProgram:
     sweeps: tuple[Sweep, ...] = ()
     inexact: str = ""
     most_steps: int | None = None
+    result: torch.dtype | None = None
 
     @property
     def without_gradient(self) -> tuple[int, ...]:

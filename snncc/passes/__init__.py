@@ -40,7 +40,7 @@ def passes_for(
     return (
         SeparateDraws(),
         FoldMembraneNorm(),
-        HoistStateless(),
+        HoistStateless(halves=on_gpu and not isinstance(form, FixedPoint)),
         *(() if on_gpu else (FuseSteps(),)),
         SimplifyStep(),
         ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),

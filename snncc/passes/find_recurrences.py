@@ -27,6 +27,7 @@ import torch.fx
 
 from snncc.frontend.canonical import graft
 from snncc.ir.custom_gradient import CustomGradient
+from snncc.ir.interpret import HALVES
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
 from snncc.passes.complex_ops import COMPLEX_OPS
@@ -40,6 +41,8 @@ LANE_TYPES = {
     torch.float64: torch.float64,
     torch.complex64: torch.float32,
     torch.complex128: torch.float64,
+    torch.float16: torch.float16,
+    torch.bfloat16: torch.bfloat16,
 }
 
 
@@ -71,23 +74,31 @@ class Group:
     most_steps: int | None = None
 
 
-def find_recurrences(loop: TimeLoop) -> tuple[Group, ...]:
-    """Partition the body of a loop into groups, in an order in which they can run."""
-    return _Partition(loop).groups()
+def find_recurrences(loop: TimeLoop, halves: bool = False) -> tuple[Group, ...]:
+    """Partition the body of a loop into groups, in an order in which they can run.
+
+    Args:
+        loop: The loop.
+        halves: Whether neurons may have values of a half type.
+    """
+    return _Partition(loop, halves=halves).groups()
 
 
-def elementwise(node: torch.fx.Node, small: Container[torch.fx.Node]) -> Rejection | None:
+def elementwise(
+    node: torch.fx.Node, small: Container[torch.fx.Node], *, halves: bool = False
+) -> Rejection | None:
     """Tell why a body node cannot be part of a scalar recurrence; None where it can.
 
     Args:
         node: The node.
         small: The integers that floats hold exactly.
+        halves: Whether values may be of a half type.
     """
     if is_complex(node):
         if node.target not in COMPLEX_OPS or node.kwargs.get("alpha", 1) != 1:
             return Rejection("complex", f"'{_spelled(node)}' of complex numbers has no kernel")
         return _mixed(node)
-    for rejection in (pointwise(node), _not_small(node, small), _dtype_rejection(node)):
+    for rejection in (pointwise(node), _not_small(node, small), _dtype_rejection(node, halves)):
         if rejection is not None:
             return rejection
     return None
@@ -130,8 +141,8 @@ def _not_small(node: torch.fx.Node, small: Container[torch.fx.Node]) -> Rejectio
     return None
 
 
-def _dtype_rejection(node: torch.fx.Node) -> Rejection | None:
-    known = (*FLOATS, *INTEGERS, torch.bool)
+def _dtype_rejection(node: torch.fx.Node, halves: bool) -> Rejection | None:
+    known = (*FLOATS, *(HALVES if halves else ()), *INTEGERS, torch.bool)
     dtype = node.meta.get("dtype")
     if dtype not in known:
         return Rejection("dtype", f"'{_spelled(node)}' computes in {dtype}")
@@ -145,9 +156,13 @@ def _dtype_rejection(node: torch.fx.Node) -> Rejection | None:
 def _mixed(node: torch.fx.Node) -> Rejection | None:
     """Refuse an operator on floats of two types; a single number takes the other's."""
     seen = [n.meta.get("dtype") for n in node.all_input_nodes if n.meta.get("shape")]
-    floats = {LANE_TYPES[d] for d in (node.meta.get("dtype"), *seen) if d in LANE_TYPES}
+    own = node.meta.get("dtype")
+    if own in FLOATS:  # a half type is converted without rounding
+        seen = [d for d in seen if d not in HALVES]
+    floats = {LANE_TYPES[d] for d in (own, *seen) if d in LANE_TYPES}
     if len(floats) > 1:
-        return Rejection("mixed-dtype", f"'{_spelled(node)}' mixes float32 and float64")
+        names = " and ".join(sorted(str(d).removeprefix("torch.") for d in floats))
+        return Rejection("mixed-dtype", f"'{_spelled(node)}' mixes {names}")
     return None
 
 
@@ -165,8 +180,8 @@ class Lanes(NamedTuple):
 class _Partition:
     """The partition of one body; built once, then read by `groups`."""
 
-    def __init__(self, loop: TimeLoop) -> None:
-        self.loop = loop
+    def __init__(self, loop: TimeLoop, *, halves: bool) -> None:
+        self.loop, self.halves = loop, halves
         self.order = {node: i for i, node in enumerate(loop.body.nodes)}
         self.by_name = {node.name: node for node in loop.body.nodes}
         self.updates = {self.by_name[c.name]: self.by_name[c.update] for c in loop.carries}
@@ -175,7 +190,9 @@ class _Partition:
         self.parts = nx.condensation(self.flow)
         self.small = SmallIntegers(loop)
         self.rejections = {
-            n: elementwise(n, self.small) for n in self.flow if n.op == "call_function"
+            n: elementwise(n, self.small, halves=halves)
+            for n in self.flow
+            if n.op == "call_function"
         }
         self.lanes = {part: self._find_lanes(part) for part in self.parts}
         self._spread_dtypes()
@@ -302,6 +319,8 @@ class _Partition:
         """Tell whether a state can be held by floats."""
         dtype = self.updates[carry].meta.get("dtype")
         small = dtype in INTEGERS and carry in self.small
+        if dtype in HALVES:
+            return self.halves
         return small or dtype in LANE_TYPES or dtype is torch.bool
 
     def _lane_dtype(self, nodes: Iterable[torch.fx.Node]) -> torch.dtype | None:
@@ -316,6 +335,10 @@ class _Partition:
         carries = [n for n in nodes if n in self.updates]
         parts = {self.parts.graph["mapping"][n] for n in nodes}
         lanes = [self.lanes[p] for p in parts]
+        dtype = None if lanes[0] is None else lanes[0].dtype
+        counts = any(n.meta.get("dtype") in INTEGERS for n in nodes)
+        if carries and dtype in HALVES and counts:
+            return [Group(Kind.SERIAL, tuple(nodes), _counts_in(dtype), calls[0])]
         if carries and lanes[0] is not None and None not in lanes:
             return [self._neuron(tuple(nodes), lanes[0].dtype or torch.float32)]
         if not carries:
@@ -346,6 +369,10 @@ class _Partition:
             kind = "integers of any size" if seen in INTEGERS else "a tensor"
             return Rejection("state", f"its state is {kind}, in {seen}")
         return Rejection("state", "its values have several shapes at one step")
+
+
+def _counts_in(dtype: torch.dtype | None) -> Rejection:
+    return Rejection("integer", f"it counts, and its other values are {dtype}")
 
 
 def _parts_of_steps(flow: nx.DiGraph) -> list[tuple[torch.fx.Node, torch.fx.Node]]:

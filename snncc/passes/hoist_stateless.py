@@ -45,8 +45,12 @@ STEP_NUMBERS = Rejection("mapped", "it takes a number of its own at each step")
 
 @dataclass(frozen=True, slots=True)
 class HoistStateless:
-    """Replace every time loop by sequence operators, neuron calls and residual loops."""
+    """Replace every time loop by sequence operators, neuron calls and residual loops.
 
+    ``halves`` tells whether kernels can read and write values of half types.
+    """
+
+    halves: bool = False
     name = "hoist-stateless"
     numerics = Numerics.REASSOCIATED
 
@@ -59,7 +63,7 @@ class HoistStateless:
         result.output(result.graph_copy(graph, {}))
         for node in result.nodes:
             if isinstance(node.target, TimeLoop):
-                _Split(result, node, node.target).run()
+                _Split(result, node, node.target, halves=self.halves).run()
         result.eliminate_dead_code()
         result.lint()
         return result
@@ -76,6 +80,7 @@ class _Split:
     graph: torch.fx.Graph
     call: torch.fx.Node
     loop: TimeLoop
+    halves: bool = False
     env: dict[torch.fx.Node, Value] = field(default_factory=dict)
     tables: dict[torch.fx.Node, tuple[float, ...]] = field(default_factory=dict)
     serial: set[torch.fx.Node] = field(default_factory=set)
@@ -97,7 +102,7 @@ class _Split:
         with self.graph.inserting_before(self.call):
             self.length = self.emit_length()
             self.bind_inputs()
-            for group in find_recurrences(loop):
+            for group in find_recurrences(loop, self.halves):
                 self.emit_group(group)
             self.connect()
 

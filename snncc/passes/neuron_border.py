@@ -15,6 +15,7 @@ import torch.fx
 
 from snncc.frontend.canonical import cast
 from snncc.ir import sequence_ops
+from snncc.ir.interpret import HALVES
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import Carry
@@ -46,8 +47,9 @@ class NeuronBorder:
         neuron = scalarize(name, nodes, carries, split.is_stacked, split.needed(nodes))
         program = NeuronProgram(
             neuron.recurrence,
-            inexact=COMPLEX_PRODUCTS if neuron.has_products else "",
+            inexact=self.inexact(neuron),
             most_steps=self.group.most_steps,
+            result=self.result(neuron),
         )
         steps = [self.step(port, rank) for port in neuron.steps]
         lanes = [self.lane(port) for port in neuron.lanes]
@@ -55,6 +57,20 @@ class NeuronBorder:
         call.meta["dtype"] = self.group.dtype
         call.meta["folded"] = any(n.meta.get("folded") for n in nodes)
         self.bind_results(call, neuron)
+
+    def inexact(self, neuron: Neuron) -> str:
+        """Return why a kernel cannot round as the serial code does; nothing where it can."""
+        if self.group.dtype in HALVES:
+            name = str(self.group.dtype).removeprefix("torch.")
+            return f"its state is float32, where the serial code rounds each operation to {name}"
+        return COMPLEX_PRODUCTS if neuron.has_products else ""
+
+    def result(self, neuron: Neuron) -> torch.dtype | None:
+        """Return the type of the results, where it is not that of all inputs."""
+        values = [port.value for port in (*neuron.steps, *neuron.lanes)]
+        seen = {v.meta.get("dtype") for v in values if isinstance(v, torch.fx.Node)}
+        is_half = self.group.dtype in HALVES or not seen.isdisjoint(HALVES)
+        return self.group.dtype if is_half else None
 
     def bind_results(self, call: torch.fx.Node, neuron: Neuron) -> None:
         """Bind what the call returns, in the types that the values have outside."""
@@ -116,4 +132,8 @@ class NeuronBorder:
             return self.split.emit(torch.imag, value)
         if part == "imag":
             value = self.split.emit(torch.zeros_like, value)
-        return value if dtype in (None, target) else self.split.emit(cast, value, target)
+        # A kernel that computes in float32 reads half types, and those numbers of either type.
+        as_it_is = (None, target, *(HALVES if target is torch.float32 else ()))
+        if dtype in as_it_is or (target in HALVES and dtype is torch.float32):
+            return value
+        return self.split.emit(cast, value, target)

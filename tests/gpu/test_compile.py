@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import snncc
-from snncc.errors import TargetError
+from snncc.errors import TargetError, UnsupportedError
 from snncc.nn import IF, LI, LIF, AdaptiveLIF, CubaLIF, FastSigmoid, Rectangle, Sigmoid, Triangle
 from snncc.options import Options
 from snncc.pipeline import target_of
@@ -61,6 +61,102 @@ def test_networks(model, shape):
     fast = snncc.compile(net, target="triton")
 
     assert snncc.verify(net, fast, x).ok
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("name", ["lif", "plif-channels", "current", "integrator"])
+def test_half_types(name, dtype):
+    """A model in a half type keeps its states in float32, and says that this is not its own code.
+
+    Structure is compared with every operation rounded as the serial code rounds it.
+    """
+    make = {
+        "lif": lambda: LIF(0.9),
+        "plif-channels": lambda: LIF(learnable=True, shape=(4, 1, 1)),
+        "current": lambda: CubaLIF(learnable=True, shape=(4, 1, 1)),
+        "integrator": lambda: LI(learnable=True, shape=(3,)),
+    }[name]
+    neuron = make().to(dtype)
+    x = (torch.rand(18, 2, 4, 3, 3) * 1.5).to(dtype)
+    fast = snncc.compile(neuron, target="triton")
+    report = snncc.verify(neuron, fast, x)
+    (layer,) = fast.plans[0].neurons
+
+    assert report.ok, report
+    assert fast(x).dtype is dtype
+    assert layer.numerics is snncc.Numerics.REASSOCIATED
+    assert "its state is float32" in layer.note
+    assert layer.forward_bytes == 4.0
+
+
+def test_half_state_is_closer_to_the_real_numbers():
+    """A sum that a half type cannot hold is one that a kernel's state holds."""
+    x = torch.full((600, 3), 1.0, dtype=torch.bfloat16)
+    fast = snncc.compile(Sum(), target="triton")
+
+    assert torch.equal(fast(x), torch.full((3,), 600.0, dtype=torch.bfloat16))
+    assert torch.equal(Sum()(x), torch.full((3,), 256.0, dtype=torch.bfloat16))
+
+
+class Sum(torch.nn.Module):
+    def forward(self, x):
+        v = torch.zeros_like(x[0])
+        for t in range(x.shape[0]):
+            v = v + x[t]
+        return v
+
+
+class Wide(torch.nn.Module):
+    """Neurons with a state in float32 that read half inputs."""
+
+    def forward(self, x):
+        v = torch.zeros(x.shape[1:])
+        spikes = []
+        for t in range(x.shape[0]):
+            v = 0.9 * v + x[t]
+            s = (v > 1.0).float()
+            v = v * (1.0 - s)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_inputs_of_a_float32_state_are_exact(dtype):
+    """A half input is converted without rounding: the layer is bitwise, and nothing is copied."""
+    x = (torch.rand(9, 2, 40) * 1.5).to(dtype)
+    fast = snncc.compile(Wide(), target="triton")
+
+    assert torch.equal(fast(x), Wide()(x))
+    assert fast.plans[0].numerics is snncc.Numerics.BITWISE
+    assert snncc.verify(Wide(), fast, x).ok
+
+
+class Counting(torch.nn.Module):
+    def forward(self, x):
+        count = torch.zeros(x.shape[1:], dtype=torch.int64)
+        v = torch.zeros_like(x[0])
+        for t in range(x.shape[0]):
+            v = (v + x[t]) * (count < 300)
+            count = count + (v > 1.0).long()
+        return count
+
+
+def test_counts_beside_half_types_are_refused():
+    """A count over 256 is no bfloat16, in which the kernel would hand it out."""
+    x = torch.rand(9, 2, 40).bfloat16()
+    with pytest.raises(UnsupportedError, match="cannot be part of a neuron kernel") as error:
+        snncc.compile(Counting(), target="triton")(x)
+
+    assert "it counts" in str(error.value)
+
+
+def test_half_types_on_the_cpu_are_refused():
+    """C kernels compute in float32 and float64."""
+    with pytest.raises(UnsupportedError, match=r"computes in torch\.bfloat16"):
+        snncc.compile(LIF())(torch.rand(9, 2, 40).bfloat16())
 
 
 def test_state_between_calls():

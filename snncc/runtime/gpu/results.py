@@ -87,8 +87,9 @@ def types_of(resources: GpuResources, tensors: Sequence[Tensor], *, training: bo
     """Return the types of a forward call, and of the backward call that follows it."""
     program = resources.program
     steps = len(program.forward.step_inputs)
-    result = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-    working = torch.float64 if result is torch.float64 else torch.float32
+    promoted = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    result = program.result or promoted
+    working = torch.float64 if torch.float64 in (result, promoted) else torch.float32
     sizes = [result.itemsize, *(tensor.dtype.itemsize for tensor in tensors[:steps])]
     if training and resources.kept:
         sizes.append(working.itemsize)
