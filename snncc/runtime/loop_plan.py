@@ -12,8 +12,10 @@ from torch import Tensor
 
 from snncc.errors import LaunchError
 from snncc.ir.step_call import StepCall, step_inputs
+from snncc.runtime.cache import CACHE, KernelCache
 from snncc.runtime.loop_sketch import OUT, LoopSketch
-from snncc.runtime.loop_storage import in_order
+from snncc.runtime.loop_storage import in_order, is_aligned
+from snncc.runtime.row_loop import find_rows
 from snncc.runtime.step_kernel import BoundStep, Operand, StepKernel
 
 Node = torch.fx.Node
@@ -37,13 +39,17 @@ class LoopPlan:
         kernels: For each fused step its kernel.
         operands: Operands of these sizes; a sequence that is no tensor is a list.
         threads: The most threads of a kernel.
+        cache: Where kernels are kept.
 
     Attributes:
         length: T.
         like: For each value of the body a tensor without data of its sizes, strides and type; None
             where it is no tensor.
+        aligned: The names of values that start where the memory of a new tensor may.
         bound: For each fused step its kernel, bound to sizes.
+        seen: For each fused step what it reads.
         supplies: For each fused step how it gets its inputs.
+        rows: How the loop is run by rows; None where it is run step by step.
     """
 
     def __init__(
@@ -52,11 +58,15 @@ class LoopPlan:
         kernels: Mapping[StepCall, StepKernel],
         operands: Sequence[Any],
         threads: int,
+        cache: KernelCache = CACHE,
     ) -> None:
         self.sketch = sketch
         self.length = sketch.loop.length(tuple(operands))
-        self.like = rehearse(sketch, operands, self.length)
+        values = rehearse(sketch, operands, self.length)
+        self.like = {name: _without_data(value) for name, value in values.items()}
+        self.aligned = {name for name, value in values.items() if is_aligned(value)}
         self.bound: dict[Node, BoundStep] = {}
+        self.seen: dict[Node, dict[str, Operand]] = {}
         self.supplies: dict[Node, dict[str, Supply]] = {}
         for call in sketch.calls:
             if isinstance(call.target, StepCall):
@@ -69,6 +79,8 @@ class LoopPlan:
                     if supplies[name] is Supply.ROWS:
                         supplies[name] = Supply.COPY
                 self.supplies[call] = supplies
+                self.seen[call] = seen
+        self.rows = find_rows(self, kernels, threads, cache)
 
     def sizes(self, node: Node) -> tuple[int, ...]:
         """Return the sizes of a value at one step."""
@@ -79,6 +91,10 @@ class LoopPlan:
         """Return the type of a value."""
         like = self.like[node.name]
         return torch.get_default_dtype() if like is None else like.dtype
+
+    def copies_steps(self, call: Node) -> bool:
+        """Tell whether an input of a fused step is copied at each step."""
+        return Supply.COPY in self.supplies[call].values()
 
     def is_array(self, value: Node) -> bool:
         """Tell whether a value is written into rows of an array of ours."""
@@ -109,8 +125,8 @@ class LoopPlan:
         return Operand.of(self.sizes(node), strides, fixed=supply is Supply.FIXED)
 
 
-def rehearse(sketch: LoopSketch, operands: Sequence[Any], length: int) -> dict[str, Tensor | None]:
-    """Run a few steps by the reference, and return what every value of the body looks like.
+def rehearse(sketch: LoopSketch, operands: Sequence[Any], length: int) -> dict[str, Any]:
+    """Run a few steps by the reference, and return every value of the body.
 
     They are as many as it takes until nothing is left of what the carries start as.  It leaves no
     trace in buffers and in the random generator.
@@ -134,7 +150,7 @@ def rehearse(sketch: LoopSketch, operands: Sequence[Any], length: int) -> dict[s
             carried = {c.name: values[c.update] for c in loop.carries}
             for node in sketch.calls:
                 _require_equal_shapes(node, before.get(node.name), values[node.name])
-    return {name: _without_data(value) for name, value in values.items()}
+    return values
 
 
 def _without_data(value: Any) -> Tensor | None:

@@ -20,6 +20,8 @@ from snncc.runtime.launch import with_lanes
 from snncc.runtime.loop_plan import LoopPlan, Supply
 from snncc.runtime.loop_sketch import OUT
 from snncc.runtime.loop_storage import Cells, Items, Read, Rows, allocate_ring, in_order
+from snncc.runtime.row_loop import row_product
+from snncc.runtime.row_plan import packed
 from snncc.runtime.step_kernel import Addresses
 
 Node = torch.fx.Node
@@ -46,7 +48,6 @@ class _Call:
 
     def run(self) -> list[Any]:
         """Run all steps and return the results."""
-        calls: list[Run] = []
         for call in self.sketch.calls:
             values = [call]
             if isinstance(call.target, StepCall):
@@ -55,12 +56,18 @@ class _Call:
                 self.cells[value] = self.allocate(value)
         for carry in self.sketch.carries:
             self.initials[carry] = self.start(carry)
-        for call in self.sketch.calls:
-            calls += self.prepare(call)
+        if self.plan.rows is not None:
+            self.plan.rows.run(self.length, [self.locate(call) for call in self.sketch.calls])
+        else:
+            self.run_steps()
+        return [self.result(r.node, stacked=r.stacked) for r in self.sketch.loop.results]
+
+    def run_steps(self) -> None:
+        """Make the calls of one step after another."""
+        calls = [function for call in self.sketch.calls for function in self.prepare(call)]
         for k in range(self.length):
             for function in calls:
                 function(k)
-        return [self.result(r.node, stacked=r.stacked) for r in self.sketch.loop.results]
 
     def run_fixed(self) -> dict[Node, Any]:
         """Return the values that are the same at all steps."""
@@ -138,6 +145,12 @@ class _Call:
         if 0 in bound.lanes:
             return []
         copies: list[Run] = []
+        addresses = self.locate_step(call, step, copies)
+        return [*copies, bound.launches(addresses, self.length)]
+
+    def locate_step(self, call: Node, step: StepCall, copies: list[Run]) -> dict[str, Addresses]:
+        """Return where a fused step reads and writes; add the copies that this takes."""
+        bound = self.plan.bound[call]
         addresses: dict[str, Addresses] = {}
         for name, node in step_inputs(call).items():
             if name in bound.slots:
@@ -148,7 +161,32 @@ class _Call:
             addresses[name] = cells.addresses()
         for name in bound.slots.keys() - addresses.keys():
             addresses[name] = self.hold(torch.empty(bound.lanes, dtype=step.dtype))
-        return [*copies, bound.launches(addresses, self.length)]
+        return addresses
+
+    def locate(self, call: Node) -> dict[str, Addresses]:
+        """Return what a call of a loop that is run by rows reads and writes."""
+        if isinstance(call.target, StepCall):
+            return self.locate_step(call, call.target, [])
+        product, cells = row_product(self.sketch, call), self.cells[call]
+        assert product is not None
+        assert isinstance(cells, Rows)
+        weight = self.fixed[product.weight]
+        found: dict[str, Addresses] = {
+            "x": self.sequence(product.x),
+            "weight": self.hold(packed(weight.t() if product.transposed else weight)),
+            "out": cells.addresses(),
+            # A zero times infinity is no zero.
+            "skip": int(weight.isfinite().all()),
+        }
+        if product.bias is not None:
+            found["bias"] = self.hold(packed(self.fixed[product.bias]))
+        return found
+
+    def sequence(self, node: Node) -> list[int]:
+        """Return the addresses of a value that lies in rows, or was given, step by step."""
+        if node in self.sketch.given:
+            return self.rows(self.operands[self.sketch.given[node].operand])
+        return self.delayed(node, Rows.addresses, Tensor.data_ptr)
 
     def supply(self, call: Node, name: str, node: Node, copies: list[Run]) -> Addresses:
         """Return where a fused step finds an input; add the copies that this takes."""
@@ -170,7 +208,7 @@ class _Call:
                     sequence = sequence.contiguous()
                 return self.rows(sequence)
             case Supply.ROWS:
-                return self.delayed(node, Rows.addresses, Tensor.data_ptr)
+                return self.sequence(node)
             case Supply.COPY:
                 buffer = torch.empty(whole or self.plan.sizes(node), dtype=dtype)
                 copies.append(_copy(self.reader(node, in_place=True), buffer))

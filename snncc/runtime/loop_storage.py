@@ -88,6 +88,11 @@ class Items:
 Cells: TypeAlias = Rows | Items
 
 
+def is_aligned(value: Any) -> bool:
+    """Tell whether a value is a tensor that starts where a new one may."""
+    return isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT == 0
+
+
 def allocate_ring(count: int, sizes: Sequence[int], dtype: torch.dtype, length: int) -> Rows:
     """Return buffers that the steps use in turn."""
     values, unit = math.prod(sizes), ALIGNMENT // dtype.itemsize

@@ -23,6 +23,7 @@ from snncc.runtime.cache import CACHE, KernelCache
 from snncc.runtime.loop_plan import LoopPlan
 from snncc.runtime.loop_run import run_loop
 from snncc.runtime.loop_sketch import LoopSketch
+from snncc.runtime.loop_storage import is_aligned
 from snncc.runtime.step_kernel import StepKernel
 from snncc.runtime.tracing import is_traced, no_second_derivative
 
@@ -37,7 +38,7 @@ class CompiledLoop:
         self, loop: TimeLoop, num_threads: int | None = None, cache: KernelCache = CACHE
     ) -> None:
         self.sketch = LoopSketch(loop)
-        self._num_threads = num_threads
+        self._num_threads, self._cache = num_threads, cache
         steps = [n.target for n in loop.body.nodes if isinstance(n.target, StepCall)]
         self._kernels = {step: StepKernel(step, cache) for step in steps}
         self._plans: dict[object, LoopPlan] = {}
@@ -51,14 +52,15 @@ class CompiledLoop:
         return run_loop(self.plan(operands), operands)
 
     def plan(self, operands: Sequence[Any]) -> LoopPlan:
-        """Return the plan for operands of these sizes and strides."""
+        """Return the plan for operands of these sizes, strides and alignments."""
         threads = self._num_threads or torch.get_num_threads()
-        key = (*map(_signature, operands), threads)
+        # The order in which torch adds up a product depends on its threads and on alignment.
+        key = (*map(_signature, operands), threads, torch.get_num_threads())
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = LoopPlan(self.sketch, self._kernels, operands, threads)
+            plan = LoopPlan(self.sketch, self._kernels, operands, threads, self._cache)
             self._plans[key] = plan
         return plan
 
@@ -80,7 +82,7 @@ class Collected:
 
 def _signature(operand: Any) -> object:
     if isinstance(operand, Tensor):
-        return (operand.shape, operand.stride(), operand.dtype)
+        return (operand.shape, operand.stride(), operand.dtype, is_aligned(operand))
     return len(operand)
 
 

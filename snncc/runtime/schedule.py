@@ -16,7 +16,7 @@ _AHEAD_BYTES = 8 * 1024
 # kernel gains up to a half, and a matrix product that reads the result does not lose.
 _STREAM_PART = 4
 # Fewer lane-steps than this do not pay for waking a second thread (measured: equal at 40,000).
-_LEAST_WORK = 1 << 16
+LEAST_WORK = 1 << 16
 # Tiles for each thread where there are lanes enough, so that threads finish together.
 _TILES_PER_THREAD = 4
 # A tile narrower than this spends its time in the loop around the blocks.
@@ -84,7 +84,7 @@ def make_schedule(
         scratch_bytes = machine.second_level // 2
     rows0, rows1, lanes = layout.extents
     work = layout.steps * rows0 * rows1 * lanes
-    threads = threads if work >= _LEAST_WORK else 1
+    threads = threads if work >= LEAST_WORK else 1
     size = signature.dtype.size
     step_bytes = signature.scratch * size
     most = signature.tile

@@ -117,12 +117,27 @@ class BoundStep:
             addresses: For each input and output its address.
             length: How many steps there are.
         """
-        table = array("q", self.values) * length
-        for name, slot in self.slots.items():
-            given = addresses[name]
-            column = [given] * length if isinstance(given, int) else given
-            table[slot :: len(self.values)] = array("q", column)
+        table = argument_table(self.values, self.slots, addresses, length)
         return Launches(self.function, table, len(self.values) * table.itemsize)
+
+
+def argument_table(
+    values: Sequence[int], slots: Mapping[str, int], given: Mapping[str, Addresses], length: int
+) -> array[int]:
+    """Return the argument structures of a kernel at all steps, one behind another.
+
+    Args:
+        values: A structure without addresses.
+        slots: Where the addresses belong.
+        given: The addresses.
+        length: How many steps there are.
+    """
+    table = array("q", values) * length
+    for name, slot in slots.items():
+        value = given[name]
+        column = [value] * length if isinstance(value, int) else value
+        table[slot :: len(values)] = array("q", column)
+    return table
 
 
 class Launches:
