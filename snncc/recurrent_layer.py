@@ -15,6 +15,8 @@ from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
 from snncc.passes.start_shapes import uneven_starts
 from snncc.reporting.report import Layer
+from snncc.runtime.loop_sketch import LoopSketch
+from snncc.runtime.row_loop import row_products
 
 
 def recurrent_layer(node: torch.fx.Node, call: LoopCall, name: str, target: str) -> Layer:
@@ -23,7 +25,7 @@ def recurrent_layer(node: torch.fx.Node, call: LoopCall, name: str, target: str)
     remarks = list(_remarks(node, call.forward, steps))
     others = [n for n in _calls(call.forward) if not isinstance(n.target, StepCall)]
     spelled = dict.fromkeys(_spelled(n) for n in others if n.target is not operator.getitem)
-    at_each_step = [f"torch runs {', '.join(spelled)} at each step"] if spelled else []
+    at_each_step = [_runner(call.forward, ", ".join(spelled))] if spelled else []
     lines = [n.meta.get("where") for n in others]
     lines += [let.where for step in steps for let in step.recurrence.lets]
     return Layer(
@@ -40,6 +42,13 @@ def recurrent_layer(node: torch.fx.Node, call: LoopCall, name: str, target: str)
         operator="loop",
         lines=tuple(dict.fromkeys(where for where in lines if where is not None)),
     )
+
+
+def _runner(loop: TimeLoop, spelled: str) -> str:
+    """Say who computes what is no fused step."""
+    if row_products(LoopSketch(loop)) is None:
+        return f"torch runs {spelled} at each step"
+    return f"one call for all steps, {spelled} included, where torch adds in the same order"
 
 
 def _calls(loop: TimeLoop) -> list[torch.fx.Node]:

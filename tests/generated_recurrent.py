@@ -40,28 +40,39 @@ class RecurrentDesign:
         return self.spike != "straight_through"
 
 
-recurrent_designs = st.builds(
-    RecurrentDesign,
-    feedback=st.lists(
+# What a design is drawn from.
+CHOICES: dict[str, st.SearchStrategy[Any]] = {
+    "feedback": st.lists(
         st.sampled_from(["linear", "matrix", "mean", "sum", "norm", "dropout", "attention", "max"]),
         min_size=1,
         max_size=3,
     ).map(tuple),
-    source=st.sampled_from(["spikes", "potential", "detached", "both"]),
-    delay=st.integers(0, 2),
-    reset=st.sampled_from(["zero", "subtract", "none", "where"]),
-    spike=st.sampled_from(["class", "bound", "straight_through"]),
-    decay=st.sampled_from(["constant", "scalar", "channel", "per_step"]),
-    adaptive=st.booleans(),
-    synapse=st.booleans(),
-    late=st.booleans(),
-    second=st.sampled_from(["none", "up", "coupled"]),
-    start=st.sampled_from(["zeros", "number", "given", "learned"]),
-    output=st.sampled_from(["stack", "last", "two", "sum", "potential"]),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-    length=st.integers(5, 8),
-    batch=st.integers(1, 4),
-    features=st.integers(1, 5),
+    "source": st.sampled_from(["spikes", "potential", "detached", "both"]),
+    "delay": st.integers(0, 2),
+    "reset": st.sampled_from(["zero", "subtract", "none", "where"]),
+    "spike": st.sampled_from(["class", "bound", "straight_through"]),
+    "decay": st.sampled_from(["constant", "scalar", "channel", "per_step"]),
+    "adaptive": st.booleans(),
+    "synapse": st.booleans(),
+    "late": st.booleans(),
+    "second": st.sampled_from(["none", "up", "coupled"]),
+    "start": st.sampled_from(["zeros", "number", "given", "learned"]),
+    "output": st.sampled_from(["stack", "last", "two", "sum", "potential"]),
+    "dtype": st.sampled_from([torch.float32, torch.float64]),
+    "length": st.integers(5, 8),
+    "batch": st.integers(1, 4),
+    "features": st.integers(1, 5),
+}
+recurrent_designs = st.builds(RecurrentDesign, **CHOICES)
+# Rows that only products and elementwise operators see, and enough of them for blocks.
+row_designs = st.builds(
+    RecurrentDesign,
+    **CHOICES
+    | {
+        "feedback": st.sampled_from([("linear",), ("matrix",), ("linear", "matrix")]),
+        "batch": st.integers(1, 13),
+        "features": st.sampled_from([1, 7, 16, 33, 70]),
+    },
 )
 
 
