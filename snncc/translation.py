@@ -17,6 +17,7 @@ from snncc.errors import InternalError
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.loop_call import LoopAdjoint, LoopCall
 from snncc.ir.numerics import Numerics
+from snncc.ir.sequence_ops import time_view
 from snncc.passes.base import Pass
 
 # Relative error allowed to a pass that reassociates, for operators that sum in another order even
@@ -115,15 +116,22 @@ def interpret_graph(graph: torch.fx.Graph, values: Sequence[Any], call: Call) ->
 
 
 def call_stepwise(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run one node; a product over time step by step."""
+    """Run one node; a product over time step by step.
+
+    What the serial code computes itself begins where an allocation does, as a step of a sequence
+    need not: products may add in an order that depends on it.
+    """
     target: Any = node.target
     if not is_product(node):
         return target(*args, **kwargs)
     stacked = node.meta["stacked"]
     length = next(a.shape[0] for a, s in zip(args, stacked, strict=False) if s)
+    pairs = zip(node.args, stacked, strict=False)
+    moves = [s and getattr(n, "target", None) is not time_view for n, s in pairs]
     steps = []
     for t in range(length):
         at_t = [a[t : t + 1] if s else a for a, s in zip(args, stacked, strict=False)]
+        at_t = [a.clone() if move else a for a, move in zip(at_t, moves, strict=True)]
         steps.append(target(*at_t, *args[len(stacked) :], **kwargs))
     return torch.cat(steps)
 

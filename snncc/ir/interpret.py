@@ -80,8 +80,17 @@ def run(
         length: T, needed only where the recurrence has no STEP input.
 
     Returns:
-        For each output a tensor of shape [T, *lanes], for each final one of shape [*lanes].
+        For each output a tensor of shape [T, *lanes], for each final one of shape [*lanes]; the
+        final where a state is both.
     """
+    names = (*recurrence.outputs, *recurrence.finals)
+    return dict(zip(names, run_in_order(recurrence, inputs, length), strict=True))
+
+
+def run_in_order(
+    recurrence: Recurrence, inputs: Mapping[str, Tensor], length: int | None = None
+) -> list[Tensor]:
+    """Run a recurrence like `run`; return its outputs in order, then its finals."""
     steps = {name: inputs[name] for name in recurrence.step_inputs}
     lanes = {name: inputs[name] for name in recurrence.lane_inputs}
     length = next(iter(steps.values())).shape[0] if steps else int(length or 0)
@@ -100,8 +109,8 @@ def run(
         for name, seen in history.items():
             seen.append(_float(values[name], like).expand(shape))
         state = {s.name: values[s.update] for s in recurrence.states}
-    results = {name: _stack(seen, recurrence, shape, like) for name, seen in history.items()}
-    return results | {name: state[name].expand(shape) for name in recurrence.finals}
+    outputs = [_stack(history[name], recurrence, shape, like) for name in recurrence.outputs]
+    return outputs + [state[name].expand(shape) for name in recurrence.finals]
 
 
 def run_step(

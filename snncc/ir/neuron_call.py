@@ -43,8 +43,8 @@ class NeuronCall:
     def _interpret(self, length: int, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         forward = self.program.forward
         names = (*forward.step_inputs, *forward.lane_inputs)
-        values = interpret.run(forward, dict(zip(names, arguments, strict=True)), length)
-        return tuple(values[name] for name in (*forward.outputs, *forward.finals))
+        inputs = dict(zip(names, arguments, strict=True))
+        return tuple(interpret.run_in_order(forward, inputs, length))
 
 
 def _as(dtype: torch.dtype, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -5,7 +5,8 @@ One rule for each operator that knows the time axis: from the call at one step t
 one call a step, which is always exact.
 
 Numerics: a rule that changes how many rows a matrix product has is listed in ``REASSOCIATED``,
-because the library may then sum in another order; all others are bitwise.
+because the library may then sum in another order; `is_inexact` tells as well of maths functions
+that torch rounds in one way in the middle of a tensor and in another at its end.
 """
 
 from __future__ import annotations
@@ -371,3 +372,22 @@ REASSOCIATED = frozenset(
         *FOLDED[16:19],
     }
 )
+
+# Torch computes these with vectors, and with other code where less than a vector is left.
+_ROUNDED_BY_PLACE = frozenset(
+    {
+        *(torch.sigmoid, torch.sinh, torch.cosh, torch.atan2, torch.hypot),
+        *(F.gelu, F.silu, F.softplus, F.elu),
+    }
+)
+_EXACT_POWERS = (0.5, 2, 3, -1)
+
+
+def is_inexact(node: torch.fx.Node) -> bool:
+    """Tell whether an operator may round in another way when all steps are one tensor."""
+    dtype = node.meta.get("dtype")
+    if dtype is not None and dtype.is_complex and node.target in (torch.mul, torch.div):
+        return True
+    if node.target is torch.pow:
+        return node.args[1] not in _EXACT_POWERS
+    return node.target in REASSOCIATED or node.target in _ROUNDED_BY_PLACE

@@ -6,8 +6,8 @@ through a matrix product or a reduction is left as a (smaller) loop.  It is lega
 the body reads, at step t, only values of step t and carries; the groups of `find_recurrences` are
 closed under those dependencies, so running them one after another over all t computes the same.
 
-Numerics: bitwise, except for matrix products and reductions over more rows than one step has
-(`batch_rules.REASSOCIATED`).
+Numerics: bitwise, except for matrix products and reductions over more rows than one step has, and
+for maths functions that torch rounds by their place in memory (`batch_rules.is_inexact`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from snncc.passes.base import Rejection
 from snncc.passes.batch_rules import (
     MAPPED,
     MAY_BE_PURE,
-    REASSOCIATED,
     RULES,
     Rule,
     Value,
     elementwise_rule,
+    is_inexact,
 )
 from snncc.passes.find_recurrences import IN_ORDER, Group, Kind, find_recurrences, pointwise
 from snncc.passes.neuron_border import NeuronBorder
@@ -187,7 +187,7 @@ class _Split:
         if isinstance(result, Rejection):
             self.emit_serial((node, *_parts(node)), result, node)
             return
-        if node.target in REASSOCIATED:
+        if is_inexact(node):
             result.meta["numerics"] = Numerics.REASSOCIATED
             result.meta["stacked"] = tuple(isinstance(a, Value) and a.stacked for a in args)
         self.bind(node, result, stacked=True)

@@ -279,8 +279,7 @@ class Neuron:
             name: x.expand(longest, *x.shape[1:]) if index < self._steps else x
             for index, (name, x) in enumerate(zip(self._names, tensors, strict=True))
         }
-        results = interpret.run(forward, values, length)
-        return [results[name] for name in (*forward.outputs, *forward.finals)]
+        return interpret.run_in_order(forward, values, length)
 
     def _kernel(self, spec: KernelSpec) -> LoadedKernel:
         kernel = self._kernels.get(spec)

@@ -182,9 +182,25 @@ class Bounded(nn.Module):
         return torch.stack(out)
 
 
+class BeforeAndAfter(nn.Module):
+    """A layer reads the potential before each step; the one after the last is returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        v = torch.zeros_like(x[0])
+        before = []
+        for x_t in x:
+            before.append(self.fc(v))
+            v = 0.5 * v + x_t
+        return torch.stack(before), v
+
+
 NETWORKS: tuple[Callable[[], nn.Module], ...] = (
     Residual, Reversed, TwoLoops, Delayed, Refractory, Buffers, Tokens, StaticInput, BatchFirst,
-    Bounded,
+    Bounded, BeforeAndAfter,
 )  # fmt: skip
 
 
@@ -198,12 +214,13 @@ def results(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor | No
     return values, list(torch.autograd.grad(sum(live), leaves, allow_unused=True))
 
 
+@pytest.mark.parametrize("target", ["c", "torch"])
 @pytest.mark.parametrize("make", NETWORKS, ids=lambda n: n.__name__)
-def test_network(make: Callable[[], nn.Module]) -> None:
+def test_network(make: Callable[[], nn.Module], target: str) -> None:
     """Results and gradients are those of the serial code at each size."""
     torch.manual_seed(0)
     model = make()
-    fast = snncc.compile(copy.deepcopy(model))
+    fast = snncc.compile(copy.deepcopy(model), target=target)
     for size in SIZES:
         x = (torch.randn(size) * 1.5).requires_grad_()
         expected, wanted = results(model, x)
