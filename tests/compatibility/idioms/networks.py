@@ -285,11 +285,11 @@ class AttentionOfMergedSteps(nn.Module):
         self.neuron = Layer()
 
     def forward(self, x: Tensor) -> Tensor:
-        T, B, L, C = x.shape
+        T, B, n, C = x.shape
         h = self.norm(self.qkv(x.flatten(0, 1)).transpose(-1, -2)).transpose(-1, -2)
-        s = self.neuron(h.reshape(T, B, L, 3 * C).contiguous())
-        q, k, v = s.reshape(T, B, L, 3, 2, C // 2).permute(3, 0, 1, 4, 2, 5)
-        h = (q @ k.transpose(-2, -1) @ v).transpose(2, 3).reshape(T, B, L, C)
+        s = self.neuron(h.reshape(T, B, n, 3 * C).contiguous())
+        q, k, v = s.reshape(T, B, n, 3, 2, C // 2).permute(3, 0, 1, 4, 2, 5)
+        h = (q @ k.transpose(-2, -1) @ v).transpose(2, 3).reshape(T, B, n, C)
         return self.neuron(h).mean((0, 2)) + x.mean((0, 2))
 
 
