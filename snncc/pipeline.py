@@ -33,7 +33,7 @@ from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.stream_steps import stream_steps
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
-from snncc.runtime import convolution, products
+from snncc.runtime import convolution, norms, products
 from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.runtime.operators import Neuron
 from snncc.runtime.recurrent import RecurrentLoop
@@ -225,6 +225,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
             node.target = RecurrentLoop(node.target, num_threads=options.num_threads)
         if node.target is sequence_ops.linear:
             node.target = products.linear
+        if isinstance(node.target, TimeLoop) and options.target != "torch":
+            node.target = norms.steps_of_norm(node.target)
         if node.meta.get("skips_zeros"):
             node.target = convolution.skipping(node.target)
     return runnable
