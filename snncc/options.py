@@ -10,9 +10,12 @@ from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 from snncc.errors import OptionError
 
 Mode: TypeAlias = Literal["fused", "fpt", "dynamic_decay", "serial", "online", "async", "auto"]
-TargetName: TypeAlias = Literal["auto", "c", "triton", "torch"]
+TargetName: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 Fallback: TypeAlias = Literal["error", "serial"]
 StorageChoice: TypeAlias = Literal["auto", "recompute", "save"]
+
+# Languages whose kernels run on GPUs.
+GPU_TARGETS = frozenset({"triton", "cuda"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +24,8 @@ class Options:
 
     Attributes:
         mode: How the time axis is executed.
-        target: The language of the kernels; ``"auto"`` is C on the CPU and Triton on a GPU, and
-            ``"torch"`` is the reference interpreter.
+        target: The language of the kernels; ``"auto"`` is C on the CPU and Triton on a GPU,
+            ``"cuda"`` is CUDA C++, and ``"torch"`` is the reference interpreter.
         fallback: What happens to code that cannot be compiled: an error, or it runs serially.
         storage: What the backward pass needs is recomputed in cache, or saved in memory.
         skip_zeros: Whether convolutions on the CPU may skip the zeros of spikes, and so add in

@@ -26,7 +26,7 @@ from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
-from snncc.options import Options, TargetName, settings
+from snncc.options import GPU_TARGETS, Options, TargetName, settings
 from snncc.passes import Rejection, passes_for
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
@@ -123,7 +123,7 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
         PLACES[options.storage],
         requires,
         form_of(options),
-        on_gpu=target == "triton",
+        on_gpu=target in GPU_TARGETS,
         skip_zeros=options.skip_zeros and target == "c",
     )
     for each in passes:

@@ -30,8 +30,11 @@ from snncc.ir.nodes import Binary, Const, Let, Op, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram
 from snncc.nn import LIF, ATan
 from snncc.runtime.gpu.binaries import compile_offline
+from snncc.runtime.gpu.cuda_build import compile_units
+from snncc.runtime.gpu.cuda_driver import Driver, open_driver
 from snncc.runtime.launch import check_arguments
 from snncc.runtime.operators import Neuron
+from tests.gpu.emulated import Library
 from tests.neuron_programs import lif, without_adjoint
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
@@ -153,6 +156,26 @@ def _old_triton(folder: Path) -> None:
         Neuron(lif(), target="triton")([torch.ones(3, 8)], [torch.ones(8)])
 
 
+def _no_nvcc(folder: Path) -> None:
+    with mock.patch.dict(os.environ, {"SNNCC_NVCC": "no-such-nvcc"}):
+        compile_units({"kernel": ""}, "sm_90", folder, ())
+
+
+def _broken_nvcc(folder: Path) -> None:
+    with mock.patch.dict(os.environ, {"SNNCC_NVCC": "false"}):
+        compile_units({"kernel": ""}, "sm_90", folder, ())
+
+
+def _no_driver(folder: Path) -> None:
+    missing = OSError("libcuda.so.1: cannot open shared object file: No such file or directory")
+    with mock.patch("ctypes.CDLL", side_effect=missing):
+        open_driver.__wrapped__()
+
+
+def _refusing_driver(folder: Path) -> None:
+    Driver(Library(refuse={"cuInit": 999})).load(0, b"", "kernel")
+
+
 def _many_steps(folder: Path) -> None:
     program = replace(without_adjoint(lif()), most_steps=1 << 24)
     like = torch.zeros(1, 3)
@@ -165,7 +188,11 @@ SHELL: dict[str, Callable[[Path], None]] = {
     "build.unloadable": _wrong_library,
     "launch.device": _other_device,
     "launch.steps": _many_steps,
+    "build.nvcc-failed": _broken_nvcc,
     "build.triton-failed": _broken_triton,
+    "launch.driver": _refusing_driver,
+    "target.no-driver": _no_driver,
+    "target.no-nvcc": _no_nvcc,
     "target.no-triton": _no_triton,
     "target.triton-version": _old_triton,
 }

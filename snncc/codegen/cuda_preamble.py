@@ -11,7 +11,7 @@ from snncc.codegen.kernel_ir import Kernel
 from snncc.ir.nodes import Op, Rank
 
 # Sizes that any arrays can be run with.
-_DEFAULTS = {SlotKind.GROUP: "8", SlotKind.CHUNK: "8", SlotKind.FOLD: "1"}
+_DEFAULTS = {SlotKind.GROUP: "8", SlotKind.CHUNK: "8"}
 # Holds eight steps of a bool.
 WORD = "signed char"
 
@@ -158,7 +158,7 @@ INLINE void snncc_fold(
 
 
 def element_type(argument: Argument) -> str:
-    """Return the macro that names the type of an argument's elements."""
+    """Return the name of the type of an argument's elements."""
     return f"{argument.name}_type"
 
 
@@ -187,8 +187,17 @@ def _variant(kernel: Kernel, slots: Iterable[Slot], real: str) -> str:
     """Return what a binary is made for where nothing is said before the text."""
     sizes = {"LANE": "long long", "BLOCK": "128", "VECTOR": "1", "ALIGNED": "0"}
     sizes |= {slot.name: _DEFAULTS[slot.kind] for slot in slots if slot.kind in _DEFAULTS}
-    for argument in kernel.arguments:
-        sizes[element_type(argument)] = WORD if argument.packed else real
+    types = []
+    for position, argument in enumerate(kernel.arguments):
+        sizes[f"TYPE_{position}"] = WORD if argument.packed else real
+        types.append(f"typedef TYPE_{position} {element_type(argument)};")
+        if argument.folded:
+            sizes[fold_name(argument, kernel)] = "1"
     defined = [f"#define {name} {value}" for name, value in sizes.items()]
     lines = ["/* Sizes and types that a binary is made for; these suit any arrays. */"]
-    return "\n".join(["", *lines, "#ifndef VARIANT", *defined, "#endif", ""])
+    return "\n".join(["", *lines, "#ifndef VARIANT", *defined, "#endif", *types, ""])
+
+
+def fold_name(argument: Argument, kernel: Kernel) -> str:
+    """Return the constant that says how many lanes an argument holds the sum of."""
+    return f"FOLD_{kernel.arguments.index(argument)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from snncc.codegen.base import Access, Argument, SlotKind
-from snncc.codegen.cuda_preamble import element_type, is_dense
+from snncc.codegen.cuda_preamble import element_type, fold_name, is_dense
 from snncc.codegen.cuda_variables import Variables, indent
 from snncc.codegen.gpu import (
     CONSTANTS,
@@ -212,12 +212,11 @@ class Writer:
         """Return the lines of one step of all lanes of a thread."""
         step = sweep.step
         rows = [s for s in step.stores if s.argument is not None and not s.argument.packed]
-        lines = [f"{self.vars.real} {self.vars.array(s.name, 'now')}[VECTOR];" for s in rows]
+        written = dict.fromkeys(self.vars.array(store.name, "now") for store in rows)
+        lines = [f"{self.vars.real} {array}[VECTOR];" for array in written]
         inside = [*self.step_values(sweep, index), *self.lets(step)]
-        for store in step.stores:
-            inside.append(self.result(store, step))
-        held = guarded(self.kernel, sweep)
-        inside += self.advance(step.carries, held)
+        inside += dict.fromkeys(self.result(store, step) for store in step.stores)
+        inside += self.advance(step.carries, guarded(self.kernel, sweep))
         lines += _each_lane(inside)
         for store in rows:
             argument, now = store.argument, self.vars.array(store.name, "now")
@@ -364,7 +363,7 @@ class Writer:
             argument, carry = final.argument, self.vars.array(final.name, "carry")
             assert argument is not None
             if argument.folded:
-                fold = f"snncc_fold<{argument.name.upper()}_FOLD>"
+                fold = f"snncc_fold<{fold_name(argument, self.kernel)}>"
                 lines.append(f"{fold}({argument.name}, {carry}, live, lanes);")
             else:
                 lines.append(self.write(argument, argument.name, carry, "true"))

@@ -20,6 +20,7 @@ from snncc.ir.program import NeuronProgram, Place
 from snncc.ir.tape import Source, SourceKind
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
+from snncc.options import GPU_TARGETS
 from snncc.passes.batch_rules import REASSOCIATED
 from snncc.passes.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
 from snncc.recurrent_layer import recurrent_layer
@@ -323,7 +324,7 @@ def _transfers(
 
     # A bit is a bit in every type, and states are no smaller than in float32.
     least = {BIT_BYTES: (1.0, 1.0), FLOAT_BYTES: (0.0, 8.0)}
-    costs = GPU if target == "triton" else CPU
+    costs = GPU if target in GPU_TARGETS else CPU
     return tuple(
         Transfer(sweep, spelled(what), count * _bounded(_scale(dtype), least.get(count)))
         for sweep, what, count in transfers(program, costs)

@@ -29,8 +29,7 @@ class Compiler:
 
     Attributes:
         command: The program, by its full path, and arguments that it always gets.
-        identity: Path, size and time of the program file: they change with its version, and
-            reading them takes no process.
+        identity: Path, size and time of the program file.
     """
 
     command: tuple[str, ...]
@@ -55,14 +54,18 @@ def find_compiler() -> Compiler:
     for words in [shlex.split(chosen)] if chosen else [["cc"], ["gcc"], ["clang"]]:
         program = shutil.which(words[0]) if words else None
         if program is not None:
-            file = Path(program).resolve()
-            stat = file.stat()
-            identity = f"{file} {stat.st_size} {stat.st_mtime_ns}"
-            return Compiler((program, *words[1:]), identity)
+            return Compiler((program, *words[1:]), program_identity(program))
     headline = "There is no C compiler on this machine."
     if chosen:
         headline = f"The C compiler '{chosen}' that SNNCC_CC names is not there."
     raise TargetError(headline, code="target.no-compiler", hints=_HINTS)
+
+
+def program_identity(program: str) -> str:
+    """Return what changes with the version of a program; reading it takes no process."""
+    file = Path(program).resolve()
+    stat = file.stat()
+    return f"{file} {stat.st_size} {stat.st_mtime_ns}"
 
 
 @functools.cache

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from snncc.codegen.base import KernelSource, KernelSpec
+from snncc.codegen.base import KernelSource, KernelSpec, Target
 from snncc.codegen.c import CTarget
+from snncc.codegen.cuda import CudaTarget
 from snncc.codegen.lower import lower, saved_values
 from snncc.codegen.triton import TritonTarget
 from snncc.errors import LaunchError, UnsupportedError
@@ -23,6 +24,7 @@ from snncc.ir import interpret
 from snncc.ir.printer import print_recurrence
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
+from snncc.options import GPU_TARGETS
 from snncc.runtime.cache import CACHE, KernelCache
 from snncc.runtime.gpu.engine import GpuEngine
 from snncc.runtime.gpu.plans import GpuBackwardPlan, GpuForwardPlan
@@ -31,7 +33,7 @@ from snncc.runtime.layout import Sizes
 from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_results
 from snncc.runtime.tracing import is_traced, no_second_derivative
 
-NeuronTarget: TypeAlias = Literal["auto", "c", "triton", "torch"]
+NeuronTarget: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 
 # Plans of one layer that are remembered; a layer sees few sizes, but T may vary with the data.
 _MOST_PLANS = 256
@@ -45,8 +47,8 @@ class Neuron:
 
     Args:
         program: The neuron.
-        target: ``"c"``, ``"triton"``, or ``"torch"`` for the reference interpreter; ``"auto"`` is
-            C on the CPU and Triton elsewhere.
+        target: ``"c"``, ``"triton"``, ``"cuda"``, or ``"torch"`` for the reference interpreter;
+            ``"auto"`` is C on the CPU and Triton elsewhere.
         num_threads: Threads of a kernel; None means ``torch.get_num_threads()`` at each call.
         scratch_bytes: Scratch of one thread of a backward kernel; None leaves it to the machine.
         cache: Where kernels are kept.
@@ -126,9 +128,13 @@ class Neuron:
         """Return the source of a kernel of this layer."""
         source = self._sources.get(spec)
         if source is None:
-            target = CTarget() if spec.gpu is None else TritonTarget()
-            source = self._sources[spec] = target.emit(lower(self.program, spec))
+            source = self._sources[spec] = self._language(spec).emit(lower(self.program, spec))
         return source
+
+    def _language(self, spec: KernelSpec) -> Target:
+        if spec.gpu is None:
+            return CTarget()
+        return CudaTarget() if self.target == "cuda" else TritonTarget()
 
     def specs(self) -> tuple[KernelSpec, ...]:
         """Return what kernels the calls so far have asked for, in order."""
@@ -161,7 +167,7 @@ class Neuron:
 
     def _runs_on_gpu(self, tensors: Sequence[Tensor]) -> bool:
         if self.target != "auto" or not tensors:
-            return self.target == "triton"
+            return self.target in GPU_TARGETS
         return tensors[0].device.type not in ("cpu", "meta")
 
     def _prepare_backward(self, plan: ForwardPlan, tensors: Sequence[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Whole models with Triton kernels, in the interpreter."""
+"""Whole models with kernels for GPUs, in an interpreter or on the CPU."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,6 @@ from snncc.pipeline import target_of
 from tests.models import Convolutional, Feedforward, Stateful
 
 pytestmark = [
-    pytest.mark.usefixtures("interpreted"),
     # Triton 3.6 turns arrays of one element into numbers in a way that NumPy deprecates.
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]
@@ -41,24 +40,24 @@ NEURONS = {
 
 @pytest.mark.parametrize("storage", ["auto", "save"])
 @pytest.mark.parametrize("name", NEURONS)
-def test_neurons(name, storage):
+def test_neurons(name, storage, target):
     """Every neuron gives the results of its serial code bit for bit, and its gradients."""
     neuron, x = NEURONS[name], torch.rand(18, 2, 4, 3, 3) * 1.5
-    fast = snncc.compile(neuron, target="triton", storage=storage)
+    fast = snncc.compile(neuron, target=target, storage=storage)
     report = snncc.verify(neuron, fast, x)
 
     assert report.ok, report
-    assert [layer.kernel for layer in fast.plans[0].neurons] == ["triton"]
+    assert [layer.kernel for layer in fast.plans[0].neurons] == [target]
     assert {layer.numerics for layer in fast.plans[0].neurons} <= set(snncc.Numerics)
 
 
 @pytest.mark.parametrize(
     ("model", "shape"), [(Feedforward, (6, 2, 5)), (Convolutional, (5, 3, 2, 4, 4))]
 )
-def test_networks(model, shape):
+def test_networks(model, shape, target):
     """A network gives what its serial code gives, training included."""
     net, x = model().eval(), torch.randn(shape)
-    fast = snncc.compile(net, target="triton")
+    fast = snncc.compile(net, target=target)
 
     assert snncc.verify(net, fast, x).ok
 
@@ -68,7 +67,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("name", ["lif", "plif-channels", "current", "integrator"])
-def test_half_types(name, dtype):
+def test_half_types(name, dtype, target):
     """A model in a half type keeps its states in float32, and says that this is not its own code.
 
     Structure is compared with every operation rounded as the serial code rounds it.
@@ -81,7 +80,7 @@ def test_half_types(name, dtype):
     }[name]
     neuron = make().to(dtype)
     x = (torch.rand(18, 2, 4, 3, 3) * 1.5).to(dtype)
-    fast = snncc.compile(neuron, target="triton")
+    fast = snncc.compile(neuron, target=target)
     report = snncc.verify(neuron, fast, x)
     (layer,) = fast.plans[0].neurons
 
@@ -92,10 +91,10 @@ def test_half_types(name, dtype):
     assert layer.forward_bytes == 4.0
 
 
-def test_half_state_is_closer_to_the_real_numbers():
+def test_half_state_is_closer_to_the_real_numbers(target):
     """A sum that a half type cannot hold is one that a kernel's state holds."""
     x = torch.full((600, 3), 1.0, dtype=torch.bfloat16)
-    fast = snncc.compile(Sum(), target="triton")
+    fast = snncc.compile(Sum(), target=target)
 
     assert torch.equal(fast(x), torch.full((3,), 600.0, dtype=torch.bfloat16))
     assert torch.equal(Sum()(x), torch.full((3,), 256.0, dtype=torch.bfloat16))
@@ -124,10 +123,10 @@ class Wide(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_half_inputs_of_a_float32_state_are_exact(dtype):
+def test_half_inputs_of_a_float32_state_are_exact(dtype, target):
     """A half input is converted without rounding: the layer is bitwise, and nothing is copied."""
     x = (torch.rand(9, 2, 40) * 1.5).to(dtype)
-    fast = snncc.compile(Wide(), target="triton")
+    fast = snncc.compile(Wide(), target=target)
 
     assert torch.equal(fast(x), Wide()(x))
     assert fast.plans[0].numerics is snncc.Numerics.BITWISE
@@ -144,11 +143,11 @@ class Counting(torch.nn.Module):
         return count
 
 
-def test_counts_beside_half_types_are_refused():
+def test_counts_beside_half_types_are_refused(target):
     """A count over 256 is no bfloat16, in which the kernel would hand it out."""
     x = torch.rand(9, 2, 40).bfloat16()
     with pytest.raises(UnsupportedError, match="cannot be part of a neuron kernel") as error:
-        snncc.compile(Counting(), target="triton")(x)
+        snncc.compile(Counting(), target=target)(x)
 
     assert "it counts" in str(error.value)
 
@@ -159,36 +158,37 @@ def test_half_types_on_the_cpu_are_refused():
         snncc.compile(LIF())(torch.rand(9, 2, 40).bfloat16())
 
 
-def test_state_between_calls():
+def test_state_between_calls(target):
     """State that a module keeps is carried on."""
     model, other, x = Stateful(), Stateful(), torch.rand(9, 4, 5)
-    fast = snncc.compile(model, target="triton")
+    fast = snncc.compile(model, target=target)
 
     assert torch.equal(torch.cat([fast(x[:5]), fast(x[5:])]), other(x))
 
 
 @pytest.mark.parametrize(
-    ("target", "device", "chosen"),
+    ("wanted", "device", "chosen"),
     [
         ("auto", "cpu", "c"),
         ("auto", "cuda:1", "triton"),
         ("triton", "cuda", "triton"),
         ("triton", "cpu", "triton"),
+        ("cuda", "cuda:0", "cuda"),
         ("torch", "cuda", "torch"),
     ],
 )
-def test_target_follows_the_device(target, device, chosen):
+def test_target_follows_the_device(wanted, device, chosen):
     """Left alone, the target is C for tensors of the CPU and Triton for those of a GPU."""
     leaf = SimpleNamespace(device=torch.device(device))
 
-    assert target_of(Options(target=target), [leaf]) == chosen
+    assert target_of(Options(target=wanted), [leaf]) == chosen
 
 
-@pytest.mark.parametrize(("target", "device"), [("c", "cuda"), ("auto", "mps"), ("triton", "xpu")])
-def test_device_without_kernels(target, device):
+@pytest.mark.parametrize(("wanted", "device"), [("c", "cuda"), ("auto", "mps"), ("triton", "xpu")])
+def test_device_without_kernels(wanted, device):
     """A device that the target has no kernels for is refused."""
     leaf = SimpleNamespace(device=torch.device(device))
     with pytest.raises(TargetError, match=f"A tensor is on '{device}'") as error:
-        target_of(Options(target=target), [leaf])
+        target_of(Options(target=wanted), [leaf])
 
     assert error.value.code == "target.device"

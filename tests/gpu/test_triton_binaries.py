@@ -26,7 +26,7 @@ from snncc.runtime.gpu.binaries import (
 )
 from snncc.runtime.gpu.calls import Call
 from tests.gpu.offline import Calls, calls_of, empty, engine, program_of
-from tests.gpu.test_triton_values import curves
+from tests.gpu.test_values import curves
 from tests.neuron_programs import lif
 
 pytestmark = pytest.mark.usefixtures("triton_cache")

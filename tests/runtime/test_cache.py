@@ -265,7 +265,7 @@ def test_read_only_entries_are_used(tmp_path, monkeypatch, calls):
     """A cache that cannot be written still serves what it holds."""
     run_layer(tmp_path)
     calls.clear()
-    monkeypatch.setattr("snncc.runtime.cache.is_writable", lambda folder: False)
+    monkeypatch.setattr("snncc.runtime.entries.is_writable", lambda folder: False)
     run_layer(tmp_path)
 
     assert not calls

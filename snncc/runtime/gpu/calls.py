@@ -12,8 +12,8 @@ from torch import Tensor
 
 from snncc.codegen.base import Access, Argument, GpuSpec, Role, Slot, SlotKind
 from snncc.ir.nodes import Rank
+from snncc.runtime.gpu.kernels import GpuKernel
 from snncc.runtime.gpu.layout import Seen, densify_steps, extents, group_lanes, is_sparse, see
-from snncc.runtime.gpu.triton_kernels import TritonKernel
 from snncc.runtime.gpu.variants import (
     ALIGNMENT,
     Blocks,
@@ -89,7 +89,7 @@ class Call:
 
     def __init__(
         self,
-        kernel: TritonKernel,
+        kernel: GpuKernel,
         inputs: Inputs,
         arrays: Arrays,
         blocks: Blocks,

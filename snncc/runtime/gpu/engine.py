@@ -13,9 +13,9 @@ from snncc.errors import LaunchError
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
 from snncc.runtime.gpu.calls import Machine
+from snncc.runtime.gpu.kernels import GpuKernel, kernel_of
 from snncc.runtime.gpu.plans import GpuForwardPlan
 from snncc.runtime.gpu.results import GpuResources, plan_gpu_results
-from snncc.runtime.gpu.triton_kernels import TritonKernel
 from snncc.runtime.launch import check_layouts, check_presence, dtype_name
 from snncc.runtime.plans import Results
 
@@ -41,7 +41,7 @@ class GpuEngine:
         forward = program.forward
         self._names = (*forward.step_inputs, *forward.lane_inputs)
         self._steps = len(forward.step_inputs)
-        self._kernels: dict[KernelSpec, TritonKernel] = {}
+        self._kernels: dict[KernelSpec, GpuKernel] = {}
         self._resources = GpuResources(
             program=program,
             kernels=self._kernel,
@@ -67,9 +67,9 @@ class GpuEngine:
         """Return what kernels the calls so far have asked for, in order."""
         return tuple(self._kernels)
 
-    def _kernel(self, spec: KernelSpec) -> TritonKernel:
+    def _kernel(self, spec: KernelSpec) -> GpuKernel:
         if spec not in self._kernels:
-            self._kernels[spec] = TritonKernel(self._source(spec))
+            self._kernels[spec] = kernel_of(self._source(spec))
         return self._kernels[spec]
 
     def _check(self, tensors: Sequence[Tensor]) -> None:

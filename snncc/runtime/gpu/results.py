@@ -15,7 +15,7 @@ from snncc.codegen.base import WORD_STEPS, FloatType, KernelSpec
 from snncc.ir.chunks import chunk_steps, kept_values
 from snncc.ir.program import NeuronProgram
 from snncc.runtime.gpu.calls import Machine, machine_of
-from snncc.runtime.gpu.triton_kernels import TritonKernel
+from snncc.runtime.gpu.kernels import GpuKernel
 from snncc.runtime.gpu.variants import (
     ALIGNMENT,
 )
@@ -23,7 +23,7 @@ from snncc.runtime.launch import broadcast_sizes
 from snncc.runtime.layout import Layout
 from snncc.runtime.plans import Results, Shape, input_order
 
-Kernels: TypeAlias = Callable[[KernelSpec], TritonKernel]
+Kernels: TypeAlias = Callable[[KernelSpec], GpuKernel]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,13 +44,7 @@ class TritonKernel:
         self._loaded: Loaded | None = None
 
     def launch(self, variant: Variant, arrays: Sequence[Tensor], values: Sequence[int]) -> None:
-        """Call the kernel.
-
-        Args:
-            variant: What it is compiled for.
-            arrays: The tensors of its array slots, in order, all on one device.
-            values: The numbers of the other slots that are no constants, in order.
-        """
+        """Call the kernel, see `GpuKernel`."""
         device = arrays[0].device
         programs = -(-values[1] // variant.blocks.lanes)
         constants = constants_of(self.slots, variant.blocks).values()

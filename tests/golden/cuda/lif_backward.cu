@@ -28,15 +28,22 @@
 #define ALIGNED 0
 #define GROUP 8
 #define CHUNK 8
-#define V_NEXT_BAR_FINAL_FOLD 1
-#define x_in_type float
-#define v0_in_type float
-#define s_bar_in_type float
-#define v_bar_in_type float
-#define h_bar_out_type float
-#define v_next_bar_final_type float
-#define v_checkpoint_type float
+#define TYPE_0 float
+#define TYPE_1 float
+#define TYPE_2 float
+#define TYPE_3 float
+#define TYPE_4 float
+#define TYPE_5 float
+#define FOLD_5 1
+#define TYPE_6 float
 #endif
+typedef TYPE_0 x_in_type;
+typedef TYPE_1 v0_in_type;
+typedef TYPE_2 s_bar_in_type;
+typedef TYPE_3 v_bar_in_type;
+typedef TYPE_4 h_bar_out_type;
+typedef TYPE_5 v_next_bar_final_type;
+typedef TYPE_6 v_checkpoint_type;
 
 /* Lanes of one block are BLOCK; those of a thread lie side by side, or THREADS apart. */
 #define THREADS (BLOCK / VECTOR)
@@ -275,5 +282,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) lif_backward(
       }
     }
   }
-  snncc_fold<V_NEXT_BAR_FINAL_FOLD>(v_next_bar_final, v_next_bar_carry, live, lanes);
+  snncc_fold<FOLD_5>(v_next_bar_final, v_next_bar_carry, live, lanes);
 }

@@ -24,12 +24,17 @@
 #define ALIGNED 0
 #define GROUP 8
 #define CHUNK 8
-#define x_in_type float
-#define v0_in_type float
-#define s_out_type float
-#define v_final_type float
-#define v_checkpoint_type float
+#define TYPE_0 float
+#define TYPE_1 float
+#define TYPE_2 float
+#define TYPE_3 float
+#define TYPE_4 float
 #endif
+typedef TYPE_0 x_in_type;
+typedef TYPE_1 v0_in_type;
+typedef TYPE_2 s_out_type;
+typedef TYPE_3 v_final_type;
+typedef TYPE_4 v_checkpoint_type;
 
 /* Lanes of one block are BLOCK; those of a thread lie side by side, or THREADS apart. */
 #define THREADS (BLOCK / VECTOR)

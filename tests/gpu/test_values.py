@@ -1,4 +1,4 @@
-"""Triton kernels in Triton's interpreter: bitwise equality with eager PyTorch."""
+"""Kernels for GPUs, in an interpreter or on the CPU: bitwise equality with eager PyTorch."""
 
 import math
 from importlib.metadata import PackageNotFoundError
@@ -27,7 +27,6 @@ from tests.neuron_programs import eager_lif, lif
 from tests.runtime.test_neuron import LAYOUTS, STORAGES, compare, make_neuron
 
 pytestmark = [
-    pytest.mark.usefixtures("interpreted"),
     # Triton 3.6 turns arrays of one element into numbers in a way that NumPy deprecates.
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]
@@ -41,53 +40,53 @@ def _seed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4, 33), (9,), (2, 1500), (37, 3, 50)], ids=str)
-def test_equals_eager(shape, storage, dtype):
+def test_equals_eager(shape, storage, dtype, target):
     """Every storage gives the results of eager PyTorch: one program and several, T over a chunk."""
     x, v0 = torch.rand(shape, dtype=dtype) * 1.5, torch.rand(shape[1:], dtype=dtype)
 
-    compare(make_neuron(storage, target="triton"), x, v0)
+    compare(make_neuron(storage, target=target), x, v0)
 
 
 @pytest.mark.parametrize("storage", ["scratch", "bits"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout, storage):
+def test_layouts(layout, storage, target):
     """Inputs may lie in memory in any way."""
     x = LAYOUTS[layout](6, 5, 40)
 
-    compare(make_neuron(storage, target="triton"), x, torch.rand(5, 40))
+    compare(make_neuron(storage, target=target), x, torch.rand(5, 40))
 
 
 @pytest.mark.parametrize("layout", ["batch-first", "gaps", "rows-with-gaps", "every-second-step"])
-def test_inputs_are_read_where_they_lie(layout, monkeypatch):
+def test_inputs_are_read_where_they_lie(layout, monkeypatch, target):
     """No input is copied unless its lanes lie a sector of memory apart."""
     monkeypatch.setattr("snncc.runtime.gpu.calls.densify_steps", None)
     x = LAYOUTS[layout](6, 5, 40)
 
-    compare(make_neuron(target="triton"), x, torch.rand(40))
+    compare(make_neuron(target=target), x, torch.rand(40))
 
 
 @pytest.mark.parametrize("v0", [(), (40,), (5, 1), (1, 40), (5, 40)], ids=str)
 @pytest.mark.parametrize("storage", ["scratch", "bits"])
-def test_broadcast_parameters(v0, storage):
+def test_broadcast_parameters(v0, storage, target):
     """Lane inputs broadcast from the right; their gradients are sums over lanes."""
-    compare(make_neuron(storage, target="triton"), torch.rand(6, 5, 40), torch.rand(v0))
+    compare(make_neuron(storage, target=target), torch.rand(6, 5, 40), torch.rand(v0))
 
 
 @pytest.mark.parametrize("size", [4, 5])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_channels(size, memory_format):
+def test_channels(size, memory_format, target):
     """One value a channel, whether neighbouring lanes share it or not."""
     x = torch.rand(3 * 2, 8, size, size).contiguous(memory_format=memory_format)
 
-    compare(make_neuron(target="triton"), x.unflatten(0, (3, 2)), torch.rand(8, 1, 1))
+    compare(make_neuron(target=target), x.unflatten(0, (3, 2)), torch.rand(8, 1, 1))
 
 
-def test_parameter_gradients_are_deterministic():
+def test_parameter_gradients_are_deterministic(target):
     """Equal calls give equal bits."""
     x, v0 = torch.rand(5, 3000), torch.rand((), requires_grad=True)
     gradients = []
     for _ in range(2):
-        _, (v,) = make_neuron(target="triton")([x], [v0])
+        _, (v,) = make_neuron(target=target)([x], [v0])
         gradients += torch.autograd.grad(v.sum(), v0)
 
     assert torch.equal(*gradients)
@@ -95,11 +94,11 @@ def test_parameter_gradients_are_deterministic():
 
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 0)], ids=str)
 @pytest.mark.parametrize("storage", ["scratch", "bits"])
-def test_empty(shape, storage):
+def test_empty(shape, storage, target):
     """No steps leave the initial state; no lanes leave nothing."""
     x = torch.rand(shape, requires_grad=True)
     v0 = torch.rand(shape[1:], requires_grad=True)
-    (s,), (v,) = make_neuron(storage, target="triton")([x], [v0])
+    (s,), (v,) = make_neuron(storage, target=target)([x], [v0])
     (s.sum() + v.sum()).backward()
 
     assert s.shape == shape
@@ -109,10 +108,10 @@ def test_empty(shape, storage):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_special_numbers():
+def test_special_numbers(target):
     """NaN and infinity behave as in eager PyTorch."""
     x = torch.tensor([0.5, math.inf, -math.inf, math.nan, 1.0]).repeat(4, 20)
-    (s,), (v,) = make_neuron(target="triton")([x], [torch.zeros(())])
+    (s,), (v,) = make_neuron(target=target)([x], [torch.zeros(())])
     s_ref, v_ref = eager_lif(x, torch.zeros(()))
 
     assert torch.equal(s, s_ref)
@@ -121,11 +120,11 @@ def test_special_numbers():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("storage", STORAGES)
-def test_half_inputs_have_a_state_in_float32(storage, dtype):
+def test_half_inputs_have_a_state_in_float32(storage, dtype, target):
     """Half types are what is read and written; in between the numbers are those of float32."""
     x = (torch.rand(19, 3, 40) * 1.5).to(dtype).requires_grad_()
     v0 = torch.rand(40).to(dtype).requires_grad_()
-    (s,), (v,) = make_neuron(storage, target="triton")([x], [v0])
+    (s,), (v,) = make_neuron(storage, target=target)([x], [v0])
     wide = [leaf.detach().float().requires_grad_() for leaf in (x, v0)]
     s_ref, v_ref = eager_lif(*wide)
     seeds = torch.rand(19, 3, 40).to(dtype), torch.rand(3, 40).to(dtype)
@@ -143,10 +142,10 @@ def test_half_inputs_have_a_state_in_float32(storage, dtype):
     assert torch.allclose(gradients[1].float(), expected[1], rtol=torch.finfo(dtype).eps)
 
 
-def test_mixed_types():
+def test_mixed_types(target):
     """A half input with a float32 parameter computes in float32, as torch promotes it."""
     x, v0 = torch.rand(5, 3, 40).half(), torch.rand(40)
-    (s,), (v,) = make_neuron(target="triton")([x], [v0])
+    (s,), (v,) = make_neuron(target=target)([x], [v0])
     s_ref, v_ref = eager_lif(x, v0)
 
     assert s.dtype == v.dtype == torch.float32
@@ -202,12 +201,12 @@ def curves():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_operation(dtype):
+def test_every_operation(dtype, target):
     """Each operation gives what torch gives, whatever the user's names are."""
     recurrence = curves()
     x = torch.tensor([0.5, 1.5, -2.5, -0.3, 0.0, 7.0], dtype=dtype).repeat(5, 3)
     p = torch.rand(18, dtype=dtype)
-    outputs, finals = Neuron(NeuronProgram(recurrence), target="triton")([x], [p])
+    outputs, finals = Neuron(NeuronProgram(recurrence), target=target)([x], [p])
     expected = interpret.run(recurrence, {"x": x, "p": p})
     names = (*recurrence.outputs, *recurrence.finals)
 
@@ -224,7 +223,7 @@ def test_every_operation(dtype):
         )
 
 
-def test_cpu_tensors_need_the_interpreter(monkeypatch):
+def test_cpu_tensors_need_the_interpreter(interpreted, monkeypatch):
     """Without the interpreter a Triton kernel is refused on the CPU."""
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(TargetError, match="cannot run on the CPU") as error:
@@ -265,17 +264,17 @@ def test_old_triton(monkeypatch):
     ],
     ids=["dtype", "device", "rank", "sizes"],
 )
-def test_arguments_are_checked(x, v0, text, code):
+def test_arguments_are_checked(x, v0, text, code, target):
     """A message names the argument and both values."""
     with pytest.raises(LaunchError, match=text) as error:
-        make_neuron(target="triton")([x], [v0])
+        make_neuron(target=target)([x], [v0])
 
     assert error.value.code == code
 
 
-def test_new_sizes_need_no_new_kernel():
+def test_new_sizes_need_no_new_kernel(target):
     """Lengths, batches and lane counts are run-time numbers."""
-    neuron = Neuron(lif(Place.MEMORY, saved=("h",)), target="triton")
+    neuron = Neuron(lif(Place.MEMORY, saved=("h",)), target=target)
     for shape in [(4, 8), (5, 3, 7), (33, 2, 1000)]:
         x = torch.rand(shape, requires_grad=True)
         (s,), _ = neuron([x], [torch.zeros(())])

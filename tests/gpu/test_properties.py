@@ -1,4 +1,4 @@
-"""Random recurrences: Triton kernels in the interpreter against the reference interpreter."""
+"""Random recurrences: kernels for GPUs against the reference interpreter."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ DTYPES = st.sampled_from([torch.float32, torch.float64])
 # The interpreter is slow: few examples, all small; the C kernels have many.
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-@pytest.mark.usefixtures("interpreted")
 @settings(
     deadline=None,
     max_examples=12,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(recurrences(max_lets=5), st.data())
-def test_triton_kernels_equal_the_interpreter(recurrence: Recurrence, data: st.DataObject) -> None:
+@given(recurrence=recurrences(max_lets=5), data=st.data())
+def test_kernels_equal_the_interpreter(
+    target: str, recurrence: Recurrence, data: st.DataObject
+) -> None:
     """Outputs, finals and gradients are bitwise those of the reference."""
     lanes, length = data.draw(SHAPES), data.draw(LENGTHS)
     dtype, seed = data.draw(DTYPES), data.draw(st.integers(0, 999))
@@ -44,7 +45,7 @@ def test_triton_kernels_equal_the_interpreter(recurrence: Recurrence, data: st.D
     expected = interpret.run(recurrence, inputs, length)
     names = (*recurrence.outputs, *recurrence.finals)
 
-    outputs, finals = Neuron(program, target="triton")(leaves[: len(steps)], leaves[len(steps) :])
+    outputs, finals = Neuron(program, target=target)(leaves[: len(steps)], leaves[len(steps) :])
 
     ends = [*outputs, *finals]
     for name, end in zip(names, ends, strict=True):

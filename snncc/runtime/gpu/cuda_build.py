@@ -1,0 +1,149 @@
+"""Compile CUDA C++ by nvcc, for a GPU that need not be there."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from snncc.codegen.base import KernelSource
+from snncc.errors import BuildError, TargetError
+from snncc.options import settings
+from snncc.runtime.build import program_identity
+from snncc.runtime.entries import FORMAT, Entries
+
+# Where nvcc lies if it is not on the search path.
+_USUAL = "/usr/local/cuda/bin/nvcc"
+_STDERR_TAIL = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Nvcc:
+    """A CUDA compiler: the words that start it, and what tells one version from another."""
+
+    command: tuple[str, ...]
+    identity: str
+
+
+def find_nvcc() -> Nvcc:
+    """Find nvcc: SNNCC_NVCC, else ``nvcc`` on the search path, else where it usually lies.
+
+    Raises:
+        TargetError: There is none.
+    """
+    chosen = settings().nvcc
+    for words in [shlex.split(chosen)] if chosen else [["nvcc"], [_USUAL]]:
+        program = shutil.which(words[0]) if words else None
+        if program is not None:
+            return Nvcc((program, *words[1:]), program_identity(program))
+    headline = "There is no CUDA compiler on this machine."
+    if chosen:
+        headline = f"The CUDA compiler '{chosen}' that SNNCC_NVCC names is not there."
+    raise TargetError(
+        headline,
+        code="target.no-nvcc",
+        notes=["Kernels in CUDA C++ are compiled by nvcc."],
+        hints=[
+            "Install the CUDA toolkit, or name nvcc in the environment variable SNNCC_NVCC.",
+            "Or leave out target='cuda': Triton brings a compiler along.",
+        ],
+    )
+
+
+def compile_units(units: Mapping[str, str], arch: str, folder: Path, flags: tuple[str, ...]) -> str:
+    """Compile texts in one run of nvcc: ``name.cu`` to ``name.cubin`` and ``name.ptx``.
+
+    Args:
+        units: The texts by name.
+        arch: What they are compiled for.
+        folder: Where all files go.
+        flags: What their numerics need.
+
+    Returns:
+        The command and what the assembler says of registers.
+
+    Raises:
+        TargetError: There is no nvcc.
+        BuildError: It failed.
+    """
+    nvcc = find_nvcc()
+    for name, text in units.items():
+        (folder / f"{name}.cu").write_text(text)
+    files = [f"{name}.cu" for name in units]
+    # Intermediate files are kept, of which the .ptx is one.
+    options = [f"-arch={arch}", *flags, "-cubin", "-keep", "-Xptxas=-v"]
+    command = [*nvcc.command, *options, *files]
+    try:
+        run = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise _failed(command, f"it could not be started: {error}", "") from error
+    if run.returncode:
+        raise _failed(command, f"it ended with status {run.returncode}", run.stdout + run.stderr)
+    return "\n".join([shlex.join(command), run.stdout + run.stderr])
+
+
+def _failed(command: list[str], what: str, said: str) -> BuildError:
+    return BuildError(
+        f"The CUDA compiler '{command[0]}' failed: {what}.",
+        code="build.nvcc-failed",
+        notes=[f"Command: {shlex.join(command)}", *said.splitlines()[-_STDERR_TAIL:]],
+        hints=["Name another nvcc in the environment variable SNNCC_NVCC."],
+    )
+
+
+_BINARIES: Entries[bytes] = Entries("kernel.cubin", lambda file, _: file.read_bytes())
+
+
+def cubin_of(source: KernelSource, arch: str) -> bytes:
+    """Return the binary of a specialised kernel, compiling it where it is not there yet.
+
+    Raises:
+        TargetError: There is no nvcc.
+        BuildError: It failed, or the disk is full.
+    """
+    nvcc = find_nvcc()
+    made_from = (str(FORMAT), nvcc.identity, *nvcc.command[1:], arch, *source.flags)
+    key = hashlib.sha256("\0".join([*made_from, source.anonymous]).encode()).hexdigest()
+
+    def make(folder: Path) -> str:
+        log = compile_units({"kernel": source.anonymous}, arch, folder, source.flags)
+        for file in folder.iterdir():
+            if file.suffix not in (".cu", ".ptx", ".cubin"):
+                file.unlink()
+        return log
+
+    return _BINARIES.load(key, source.name, make)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one thread and one block of a kernel take.
+
+    Attributes:
+        registers: Registers of a thread.
+        local: Bytes of local memory of a thread: its stack, and registers that were spilled.
+        shared: Bytes of shared memory of a block.
+    """
+
+    registers: int
+    local: int
+    shared: int
+
+
+def read_usage(log: str, name: str) -> Usage:
+    """Return what the assembler said of a function."""
+    said = log.split(f"Compiling entry function '{name}'", 1)[1].split("Compiling entry", 1)[0]
+
+    def number(pattern: str) -> int:
+        found = re.search(pattern, said)
+        return int(found[1]) if found else 0
+
+    local = number(r"(\d+) bytes stack frame") + number(r"(\d+) bytes spill stores")
+    return Usage(number(r"Used (\d+) registers"), local, number(r"(\d+) bytes smem"))

@@ -1,0 +1,55 @@
+"""Call kernels that are written in CUDA C++.
+
+Layers whose kernels differ in nothing but the names of the user share one binary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from snncc.codegen.base import KernelSource
+from snncc.runtime.gpu.cuda_build import cubin_of
+from snncc.runtime.gpu.cuda_driver import Device, Function, open_device
+from snncc.runtime.gpu.cuda_source import specialize, threads_of
+from snncc.runtime.gpu.variants import Variant
+
+
+class CudaKernel:
+    """A kernel that can be compiled and called.
+
+    Args:
+        source: The kernel.
+    """
+
+    def __init__(self, source: KernelSource) -> None:
+        self.source = source
+        self.slots = source.signature.slots
+        self._functions: dict[tuple[Variant, torch.device], tuple[Device, Function]] = {}
+
+    def launch(self, variant: Variant, arrays: Sequence[Tensor], values: Sequence[int]) -> None:
+        """Call the kernel, see `GpuKernel`."""
+        device, function = self._function(variant, arrays[0].device)
+        blocks = -(-values[1] // variant.blocks.lanes)
+        parameters = [*(array.data_ptr() for array in arrays), *values]
+        shape = blocks, threads_of(variant)
+        device.driver.launch(function, shape, parameters, device.stream())
+
+    def _function(self, variant: Variant, where: torch.device) -> tuple[Device, Function]:
+        key = variant, where
+        if key not in self._functions:
+            device = open_device(where)
+            source = specialize(self.source, variant)
+            image, name = cubin_of(source, device.arch), entry_name(source.anonymous)
+            self._functions[key] = device, device.driver.load(device.ordinal, image, name)
+        return self._functions[key]
+
+
+def entry_name(text: str) -> str:
+    """Return the name of the kernel in a text."""
+    found = re.search(r"__launch_bounds__\(THREADS\) (\w+)\(", text)
+    assert found is not None
+    return found[1]
