@@ -36,6 +36,7 @@ from snncc.certificate import (
 )
 from snncc.errors import EquivalenceError, OptionError
 from snncc.frontend.objects import opened
+from snncc.frontend.precision import without_autocast
 from snncc.frontend.results import returned
 from snncc.frontend.sources import gather, named_tensors, preserved, walk
 from snncc.ir.loop_call import LoopCall
@@ -93,13 +94,13 @@ def verify(
     expected = _observe(serial, serial, (args, kwargs), leaves[0], seeds)
     actual = _observe(fast, twin, (args, kwargs), leaves[1], seeds)
     values = gather(compiled.recording.tape, twin, args, kwargs)
-    with preserved(twin, args, kwargs), torch.no_grad():
+    with without_autocast(), preserved(twin, args, kwargs), torch.no_grad():
         outputs = run_stepwise(compiled.graph, values)
         tape = compiled.recording.tape
         stepwise = _flat(returned(tape, twin, outputs, args, kwargs), _held(twin, args, kwargs))
     allowed = _structural_tolerance(compiled, expected.outputs)
     comparisons = [*compare_all("structure", "output", expected.outputs, stepwise, allowed)]
-    with preserved(twin, args, kwargs):
+    with without_autocast(), preserved(twin, args, kwargs):
         comparisons += _products(compiled, values)
         comparisons += _kernels(compiled, values, fast.options, seeds, gradients)
     network = _network(compiled, expected, actual)

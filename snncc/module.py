@@ -10,6 +10,7 @@ from torch import nn
 
 from snncc.errors import OptionError, UnsupportedError
 from snncc.frontend.placement import placed
+from snncc.frontend.precision import without_autocast
 from snncc.frontend.results import apart, returned, write_back
 from snncc.frontend.session import is_recording
 from snncc.frontend.stepping import OverTime
@@ -96,14 +97,17 @@ class CompiledModule(nn.Module):
         """Run the model; record and compile it first where this is a new specialisation."""
         if is_recording():  # by the compilation of a model around this one
             return self.program(*args, **kwargs)
-        if torch._C._is_any_autocast_enabled():
-            raise _under_autocast()
+        if torch.compiler.is_dynamo_compiling():
+            return _call_uncompiled(self, args, kwargs)
         compiled = self.specialize(*args, **kwargs)
         tape = compiled.recording.tape
         values = self._specializations.gather(compiled, args, kwargs)
         if self.options.mode == "serial":
             stream = self._stream_of(compiled, args, kwargs)
             outputs = tuple(stream.whole_sequence(args, kwargs))
+        elif torch._C._is_any_autocast_enabled():
+            with without_autocast():  # its casts are part of the program
+                outputs = compiled.run(*apart(tape, values))
         else:
             outputs = compiled.run(*apart(tape, values))
         outputs = placed(tape, values, outputs)
@@ -127,6 +131,7 @@ class CompiledModule(nn.Module):
         """
         if not args and not kwargs:
             args, kwargs = self._last_arguments()
+        _require_no_autocast()
         with torch.no_grad():
             compiled = self.specialize(*args, **kwargs)
         return open_stream(self.program, compiled, self.options, args, kwargs)
@@ -145,6 +150,7 @@ class CompiledModule(nn.Module):
     def _stream_of(
         self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Stream:
+        _require_no_autocast()
         streams: dict[int, Stream] = self.__dict__["_streams"]
         if id(compiled) not in streams:
             streams[id(compiled)] = open_stream(self.program, compiled, self.options, args, kwargs)
@@ -188,13 +194,22 @@ class CompiledModule(nn.Module):
         return "\n".join([head, *map(str, plans)])
 
 
-def _under_autocast() -> UnsupportedError:
-    return UnsupportedError(
-        "A compiled model is called under automatic mixed precision.",
-        code="unsupported.autocast",
-        notes=["Products would run in another type than those that it was compiled for."],
-        hints=["Leave 'torch.autocast' around the call, or cast inputs and parameters yourself."],
-    )
+def _require_no_autocast() -> None:
+    if torch._C._is_any_autocast_enabled():
+        raise UnsupportedError(
+            "A stream is opened under automatic mixed precision.",
+            code="unsupported.autocast",
+            notes=["A step of it may be taken where autocast is off."],
+            hints=["Leave 'torch.autocast' around it, or cast inputs and parameters yourself."],
+        )
+
+
+def _call_outside(fast: CompiledModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return fast.forward(*args, **kwargs)
+
+
+# Dynamo cannot see on what a specialisation depends, so the call is no part of its graph.
+_call_uncompiled: Any = torch.compiler.disable(_call_outside)  # type: ignore[no-untyped-call]
 
 
 def _name_of(model: Callable[..., Any]) -> str:

@@ -87,12 +87,26 @@ def record(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         CaptureError: The model's Python cannot be captured.
     """
     timings = Timings()
-    with _timed(timings, "capture"):
+    with _timed(timings, "capture"), _own_saving():
         tape = capture(model, args, kwargs)
         tape.result = None  # it holds the graph of autograd, and with it all of the run's values
     with _timed(timings, "reroll"):
         rolled = reroll(tape)
     return Recording(tape, rolled, timings, pytree.tree_map_only(Tensor, _zeros, (args, kwargs)))
+
+
+@contextmanager
+def _own_saving() -> Iterator[None]:
+    """Keep what autograd saves in a recording from hooks, as of a checkpoint around the call.
+
+    They would count it as a part of the call, and it is none when the call is repeated.
+    """
+    hooks: Any = torch._C._autograd  # has no types
+    if not hooks._saved_tensors_hooks_is_enabled():
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        yield
 
 
 def _zeros(like: Tensor) -> Tensor:

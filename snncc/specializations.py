@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from snncc.frontend.generalize import least_sizes, same_outcome, same_program
+from snncc.frontend.precision import autocast_state
 from snncc.frontend.signature import Shape, Shapes, describe_arguments
 from snncc.frontend.sources import gather, holds
 from snncc.frontend.watch import StateWatcher, flatten
@@ -50,7 +51,7 @@ class Specializations:
         leaves, spec = flatten(args, kwargs)
         state, held = self._watcher.state()
         given, sizes = describe_arguments(self.program, args, kwargs, leaves)
-        shapes, key = (*sizes, *held), (spec, given, state)
+        shapes, key = (*sizes, *held), (spec, given, state, autocast_state())
         family = self._families.setdefault(key, _Family())
         for member in family.members:
             if member.serves(shapes) and holds(member.tape, self.program, args, kwargs):

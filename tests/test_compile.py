@@ -293,18 +293,6 @@ def test_dump_writes_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Any)
     assert len(fast.plans) == 1
 
 
-def test_autocast_around_a_call_is_refused() -> None:
-    """Products in half precision are not what was compiled; it is said before anything runs."""
-    fast = snncc.compile(Feedforward())
-    x = torch.randn(4, 2, 5)
-    before = fast(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(snncc.UnsupportedError) as no:
-        fast(x)
-
-    assert no.value.code == "unsupported.autocast"
-    assert torch.equal(fast(x), before)
-
-
 def test_labels_do_not_hide_the_time_axis() -> None:
     """A short sequence next to an argument with one value for each sample compiles."""
 

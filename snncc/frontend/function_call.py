@@ -21,6 +21,7 @@ from snncc.frontend.canonical import cast
 from snncc.frontend.draft import carries_gradient, needed_for
 from snncc.frontend.functionalize import View
 from snncc.frontend.paths import Variables
+from snncc.frontend.precision import without_autocast
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session, quiet
 from snncc.frontend.traced import TracedInt
@@ -232,7 +233,8 @@ class FunctionCall:
         """Run the user's backward."""
         with quiet():
             seeds = [self.cotangent(x) for x in self.results]
-        found = self.call_backward(seeds)
+        with without_autocast():  # as autograd does, which calls it after the forward pass
+            found = self.call_backward(seeds)
         with quiet():
             places = self.arguments.places[: len(self.operands)]
             self.gradients = tuple(map(self.gradient, found, self.operands, places))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snncc.errors import SnnccError, UnsupportedError
@@ -26,6 +27,7 @@ from snncc.frontend import calls, departures, factories
 from snncc.frontend.functionalize import Edge
 from snncc.frontend.invocation import Invocation
 from snncc.frontend.location import CallSites
+from snncc.frontend.precision import Casts, Precision, apply_casts, types_of, without_autocast
 from snncc.frontend.recorder import Recorder
 
 _DISPATCH_KEYS = DispatchKeySet(DispatchKey.Python) | DispatchKeySet(DispatchKey.PythonTLSSnapshot)
@@ -72,6 +74,7 @@ class Session:
         self.functions: set[type] = set()
         self._thread = threading.get_ident()
         self._is_inside = False
+        self._precision = Precision()
         # Tensors that came into being without a call of torch's Python interface, by id.
         self._made: dict[int, weakref.ref[Tensor]] = {}
 
@@ -89,11 +92,14 @@ class Session:
         recorder = self.recorder
         recorder.start_call(sys._getframe(2))
         self._is_inside = True
+        call = Invocation(function, args, kwargs)
         try:
+            casts = self._casts(call) if torch._C._is_any_autocast_enabled() else None
             with torch._C._ExcludeDispatchKeyGuard(_DISPATCH_KEYS):
-                if torch._C._is_any_autocast_enabled():
-                    self._refuse_autocast()
-                result = calls.handle(recorder, Invocation(function, args, kwargs))
+                if casts is None:
+                    result = calls.handle(recorder, call)
+                else:
+                    result = self._call_with(casts, call)
             if function is torch._C._set_grad_enabled:
                 self.grad = torch.is_grad_enabled()
             return result
@@ -104,13 +110,36 @@ class Session:
             recorder.start_call()  # a frame keeps what its variables hold
             self._is_inside = False
 
-    def _refuse_autocast(self) -> None:
-        raise UnsupportedError(
-            "The model runs under automatic mixed precision.",
+    def _casts(self, call: Invocation) -> Casts | None:
+        """Return the casts that autocast inserts into a call."""
+        if not any(isinstance(x, Tensor) for x in pytree.tree_leaves((call.args, call.kwargs))):
+            return None
+        try:
+            return self._precision.casts(call)
+        except Exception as error:
+            raise self._under_autocast(call, f"{type(error).__name__}: {error}") from error
+
+    def _call_with(self, casts: Casts, call: Invocation) -> Any:
+        """Record casts and then a call without autocast."""
+        changes = call.kwargs.get("out") is not None or call.name.endswith("_")
+        if changes and any(casts.types):
+            raise self._under_autocast(call, "it writes into a tensor")
+        with without_autocast():
+            result = calls.handle(self.recorder, apply_casts(call, casts, self._cast))
+        if types_of(result) != casts.results:
+            raise self._under_autocast(call, f"its result is {types_of(result)} without autocast")
+        return result
+
+    def _cast(self, x: Tensor, dtype: torch.dtype) -> Any:
+        return calls.handle(self.recorder, Invocation(torch.Tensor.to, (x, dtype), {}))
+
+    def _under_autocast(self, call: Invocation, reason: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"What automatic mixed precision makes of '{call.name}' is not known.",
             code="unsupported.autocast",
             location=self.recorder.where,
-            notes=["The casts that autocast inserts are not part of the recorded program."],
-            hints=["Leave 'torch.autocast', or cast inputs and parameters yourself."],
+            notes=[reason.splitlines()[0]],
+            hints=["Switch it off around this line: 'with torch.autocast(..., enabled=False)'."],
         )
 
     def dispatch(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

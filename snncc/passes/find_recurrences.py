@@ -144,11 +144,12 @@ def _not_small(node: torch.fx.Node, small: Container[torch.fx.Node]) -> Rejectio
 def _dtype_rejection(node: torch.fx.Node, halves: bool) -> Rejection | None:
     known = (*FLOATS, *(HALVES if halves else ()), *INTEGERS, torch.bool)
     dtype = node.meta.get("dtype")
+    read = (*known, *HALVES) if dtype in FLOATS else known
     if dtype not in known:
         return Rejection("dtype", f"'{_spelled(node)}' computes in {dtype}")
     for operand in node.all_input_nodes:
         seen = operand.meta.get("dtype")
-        if "shape" in operand.meta and seen not in known:
+        if "shape" in operand.meta and seen not in read:
             return Rejection("dtype", f"'{_spelled(node)}' reads a tensor of {seen}")
     return _mixed(node)
 

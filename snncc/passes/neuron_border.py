@@ -69,7 +69,7 @@ class NeuronBorder:
         """Return the type of the results, where it is not that of all inputs."""
         values = [port.value for port in (*neuron.steps, *neuron.lanes)]
         seen = {v.meta.get("dtype") for v in values if isinstance(v, torch.fx.Node)}
-        is_half = self.group.dtype in HALVES or not seen.isdisjoint(HALVES)
+        is_half = self.split.halves and not {self.group.dtype, *seen}.isdisjoint(HALVES)
         return self.group.dtype if is_half else None
 
     def bind_results(self, call: torch.fx.Node, neuron: Neuron) -> None:
@@ -133,7 +133,8 @@ class NeuronBorder:
         if part == "imag":
             value = self.split.emit(torch.zeros_like, value)
         # A kernel that computes in float32 reads half types, and those numbers of either type.
-        as_it_is = (None, target, *(HALVES if target is torch.float32 else ()))
+        read = self.split.halves and target is torch.float32
+        as_it_is = (None, target, *(HALVES if read else ()))
         if dtype in as_it_is or (target in HALVES and dtype is torch.float32):
             return value
         return self.split.emit(cast, value, target)

@@ -23,6 +23,7 @@ class Split(Protocol):
         tables: The numbers of each step, by placeholder.
         lasts: What the last values of body nodes are outside of the loop.
         length: The number of steps.
+        halves: Whether kernels read and write values of half types.
     """
 
     loop: TimeLoop
@@ -33,6 +34,7 @@ class Split(Protocol):
     tables: dict[torch.fx.Node, tuple[float, ...]]
     lasts: dict[torch.fx.Node, torch.fx.Node]
     length: Any
+    halves: bool
 
     def emit(self, target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
         """Add a call to the sequence graph."""

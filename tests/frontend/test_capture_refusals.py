@@ -94,7 +94,7 @@ def lazy_layer(x: Tensor) -> Tensor:
 
 def autocast(x: Tensor) -> Tensor:
     with torch.autocast("cpu"):
-        return x @ x.t()
+        return torch.nonzero(x)
 
 
 def generator(x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ CASES = [
     (hook_of_node, "capture.tensor-hook", "y.grad_fn.register_hook(lambda *gradients: None)"),
     (parameter, "capture.parameter-inside", "nn.Parameter(torch.ones(4))"),
     (lazy_layer, "capture.parameter-inside", "nn.Linear(4, 4)"),
-    (autocast, "unsupported.autocast", "x.t()"),
+    (autocast, "unsupported.autocast", "torch.nonzero(x)"),
     (generator, "unsupported.generator", "torch.rand(4, generator=torch.Generator())"),
     (as_strided, "unsupported.memory", "torch.as_strided(x, (2, 2), (1, 2))"),
     (new_data, "unsupported.memory", "y.data"),
