@@ -15,7 +15,7 @@ import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from snncc.ir.adjoint_ops import collected
+from snncc.ir.adjoint_ops import collected, rows_product
 from snncc.ir.loop_call import LoopAdjoint, LoopCall
 from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import TimeLoop
@@ -24,6 +24,7 @@ from snncc.runtime.loop_plan import LoopPlan
 from snncc.runtime.loop_run import run_loop
 from snncc.runtime.loop_sketch import LoopSketch
 from snncc.runtime.loop_storage import is_aligned
+from snncc.runtime.outer_products import outer_product
 from snncc.runtime.step_kernel import StepKernel
 from snncc.runtime.tracing import is_traced, no_second_derivative
 
@@ -130,9 +131,15 @@ class _Gradient:
         for node in graph.nodes:
             if isinstance(node.target, LoopCall):
                 node.target = Collected(CompiledLoop(node.target.forward, num_threads, cache))
+            elif node.target is rows_product:
+                node.target = _rows_product
         self.backward = torch.fx.GraphModule(torch.nn.Module(), graph).forward
         places = (node for node in graph.nodes if node.op == "placeholder")
         self.needed = [bool(place.users) for place in places]
+
+
+def _rows_product(g: Tensor, x: Tensor) -> Tensor:
+    return outer_product(g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]))
 
 
 class _LoopFunction(torch.autograd.Function):
