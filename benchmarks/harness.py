@@ -189,16 +189,31 @@ def version(package: str) -> str | None:
 def write(name: str, records: Sequence[Record], arguments: argparse.Namespace) -> Path:
     """Write the records of a benchmark as JSON and return the path without its suffix."""
     machine = describe_machine() | {"malloc": arguments.malloc}
-    default = f"{machine['cpu']} {machine['cores']} cores"
-    folder = re.sub(r"[^a-z0-9]+", "-", (arguments.machine or default).lower()).strip("-")
-    kept = "-memory-reused" if arguments.malloc == "reused" else ""
-    stem = arguments.results / folder / f"{name}{kept}{'-quick' if arguments.quick else ''}"
+    stem = stem_of(name, arguments)
     stem.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"benchmark": name, "machine": machine, "records": list(records)}, indent=1)
     stem.with_suffix(".json").write_text(text + "\n")
     if machine["busy"]:
         print(f"The machine was busy (load {LOAD_AT_START:.1f}): these ratios mean nothing.")
     return stem
+
+
+def stem_of(name: str, arguments: argparse.Namespace) -> Path:
+    """Return the path of the results of a benchmark without its suffix."""
+    default = f"{cpu_name()} {os.cpu_count()} cores"
+    folder = re.sub(r"[^a-z0-9]+", "-", (arguments.machine or default).lower()).strip("-")
+    kept = "-memory-reused" if arguments.malloc == "reused" else ""
+    found: Path = arguments.results / folder
+    return found / f"{name}{kept}{'-quick' if arguments.quick else ''}"
+
+
+def stored(name: str, arguments: argparse.Namespace) -> list[Record]:
+    """Return the records that a benchmark has written before, or none."""
+    file = stem_of(name, arguments).with_suffix(".json")
+    if not file.exists():
+        return []
+    records: list[Record] = json.loads(file.read_text())["records"]
+    return records
 
 
 def is_busy() -> bool:

@@ -8,7 +8,8 @@ inside of an operator of its own. "snncc, step by step" and "snncc, multi-step" 
 modules compiled, unmodified. In training the two differ: a norm in the loop takes statistics of one
 step, behind it of all steps. "products alone" runs the convolutions and linear layers over all
 steps at once as torch does them, forward and backward, on the spikes that the network has, with
-nothing in the place of all else.
+nothing in the place of all else; "products, skipping zeros" does the same as compiled code does.
+The latter over the time of a compiled step is the share that products have in it.
 
 Before anything is timed, each compiled module is compared with its eager twin in double precision,
 where no rounding decides on a spike: outputs and all gradients must agree.  snnTorch's neurons know
@@ -32,10 +33,12 @@ import snncc
 from benchmarks import harness
 from benchmarks import library_networks as networks
 from benchmarks.harness import Record
+from snncc.runtime.convolution import convolve
 
 # Sums in another order: a few roundings of double precision, relative to the largest value.
 TOLERANCE = 1e-9
 REFERENCE = "step by step"
+SKIPPING = "products, skipping zeros"
 PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
@@ -156,13 +159,17 @@ class Product:
     layer: nn.Module
     x: Tensor
 
-    def __call__(self) -> Tensor:
-        """Return the product over all steps, as torch computes it."""
+    def __call__(self, *, skip_zeros: bool) -> Tensor:
+        """Return the product over all steps, as torch computes it or as compiled code does."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return nn.functional.linear(self.x, layer.weight, layer.bias)
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        return layer._conv_forward(self.x, layer.weight, layer.bias)
+        # Compiled code tries it with spikes alone: an image is not counted.
+        if not skip_zeros or not self.x.requires_grad:
+            return layer._conv_forward(self.x, layer.weight, layer.bias)
+        options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return convolve(self.x, layer.weight, layer.bias, *options)
 
 
 def products_of(model: nn.Module, x: Tensor) -> list[Product]:
@@ -190,20 +197,22 @@ def _folded(layer: nn.Module, calls: list[Tensor]) -> Tensor:
     return torch.cat([x.flatten(0, x.dim() - rank[kind]) for x in calls])
 
 
-def products_alone(products: Sequence[Product], x: Tensor) -> Callable[[], object]:
+def products_alone(
+    products: Sequence[Product], x: Tensor, *, skip_zeros: bool
+) -> Callable[[], object]:
     """Return the products of one step, forward and backward."""
     inputs = []
     for product in products:
         # The gradient of the input of the network is not needed, that of every other layer is.
         first = product.x.data_ptr() == x.data_ptr() or product is products[0]
         inputs.append(Product(product.layer, product.x.clone().requires_grad_(not first)))
-    grads = [torch.randn_like(product()) for product in inputs]
+    grads = [torch.randn_like(product(skip_zeros=False)) for product in inputs]
 
     def run() -> None:
         for product in inputs:
             product.x.grad = None
             product.layer.zero_grad(set_to_none=True)
-        torch.autograd.backward([product() for product in inputs], grads)
+        torch.autograd.backward([p(skip_zeros=skip_zeros) for p in inputs], grads)
 
     return run
 
@@ -229,7 +238,8 @@ def measure(case: Case, budget: harness.Budget) -> list[Record]:
         products = products_of(copy.deepcopy(model), x)
         runs[name] = training_step(copy.deepcopy(model), x, labels)
         runs[f"snncc, {name}"] = training_step(snncc.compile(model), x, labels)
-    runs["products alone"] = products_alone(products, x)
+    runs["products alone"] = products_alone(products, x, skip_zeros=False)
+    runs[SKIPPING] = products_alone(products, x, skip_zeros=True)
     seconds = harness.interleave(runs, budget)
     medians = {name: harness.summarize(seconds[name])["median_ms"] for name in runs}
     fastest = min(medians[name] for name in case.variants)
@@ -239,6 +249,8 @@ def measure(case: Case, budget: harness.Budget) -> list[Record]:
         record |= harness.summarize(seconds[name])
         record["fastest_over_this"] = fastest / medians[name]
         record["over_products"] = medians[name] / medians["products alone"]
+        if name.startswith("snncc"):
+            record["products_share"] = medians[SKIPPING] / medians[name]
         records.append(record)
     records[0]["input_densities"] = densities(products)
     return records
@@ -255,22 +267,29 @@ COLUMNS = {
     "min_ms": ".1f",
     "fastest_over_this": ".2f",
     "over_products": ".2f",
+    "products_share": ".0%",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> list[Record]:
     """Run the benchmark, print the tables and write the results."""
-    arguments = harness.parser("Training step of library networks.").parse_args(argv)
+    parser = harness.parser("Training step of library networks.")
+    parser.add_argument("--only", type=int, help="measure this case, keep the stored others")
+    arguments = parser.parse_args(argv)
     cases = QUICK_CASES if arguments.quick else CASES
     if arguments.case is not None:
         rows = measure(cases[arguments.case], harness.budget(arguments))
         print(json.dumps({"records": rows}))
         return rows
-    records: list[Record] = []
-    for number in range(len(cases)):
+    measured: dict[str, list[Record]] = {}
+    if arguments.only is not None:
+        for record in harness.stored("libraries", arguments):
+            measured.setdefault(record["case"], []).append(record)
+    for number in range(len(cases)) if arguments.only is None else (arguments.only,):
         rows = harness.run_case("benchmarks.libraries", number, arguments)
         harness.show(rows[0]["case"], rows, COLUMNS)
-        records += rows
+        measured[rows[0]["case"]] = rows
+    records = [row for case in cases for row in measured.get(case.name, ())]
     stem = harness.write("libraries", records, arguments)
     picture = harness.plot_bars(records, stem, "median_ms")
     print(f"results: {stem.with_suffix('.json')}, {picture}")

@@ -44,7 +44,8 @@ PARALLEL = """One layer of 64 neurons without reset, one sample, forward and bac
 """
 LIBRARIES = """One training step of networks of library neurons and layers, without the optimizer.
 "Fastest / this" is the time of the library's own fastest path over that of the variant.
-"Over products" is the time over that of the convolutions and linear layers as torch does them.
+"Over products" is the time over that of the convolutions and linear layers as torch does them,
+"share of products" that of the same products as compiled code does them over the time of a step.
 """
 GPU = """Variants take turns, and before each the cache of the device is filled with other bytes.
 "Median" is the time on the device, "host" what a caller waits for, Python and launches included.
@@ -157,6 +158,7 @@ COLUMNS = {
     "fastest_over_this": "fastest / this",
     "of_copy": "of copy",
     "over_products": "over products",
+    "products_share": "share of products",
     "first_step_mib": "first step MiB",
     "peak_mib": "peak MiB",
     "step_us": "us a step",
@@ -203,7 +205,7 @@ def cell(record: dict[str, Any], column: str) -> str:
     value = record.get(column)
     if value is None:
         return ""
-    if column == "of_copy":
+    if column in ("of_copy", "products_share"):
         return f"{100 * value:.0f} %"
     if column == "gradient_difference":
         return f"{value:.1e}"

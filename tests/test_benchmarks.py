@@ -147,6 +147,7 @@ def test_library_networks_are_compared_before_they_are_timed(case, capsys):
     assert [row["variant"] for row in rows] == [
         *(name for path in paths for name in (path, f"snncc, {path}")),
         "products alone",
+        "products, skipping zeros",
     ]
     assert max(rows[0]["input_densities"][1:]) > 0.01
 
@@ -189,3 +190,16 @@ def test_recurrent_layers_fire(kind):
         pytest.skip(model.reason)
 
     assert 0.005 < recurrent.firing_rate(model, x) < 0.5
+
+
+def test_one_case_is_measured_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
+    """A long benchmark can be run in pieces; cases stay in order."""
+    names = [case.name for case in libraries.QUICK_CASES]
+    rows = [{"case": name, "variant": "a", "median_ms": 1.0} for name in names]
+    monkeypatch.setattr(harness, "run_case", lambda module, number, given: [rows[number]])
+    options = ["--quick", "--results", str(tmp_path), "--machine", "m"]
+    for number in (2, 0):
+        libraries.main([*options, "--only", str(number)])
+
+    stored = json.loads((tmp_path / "m" / "libraries-quick.json").read_text())["records"]
+    assert stored == [rows[0], rows[2]]

@@ -39,7 +39,8 @@ _FLAGS = (
 # The fields of the argument structure, in order; the runtime packs them.
 SIZES = (
     "images", "channels", "height", "width", "filters", "taps_y", "taps_x", "out_height",
-    "out_width", "stride_y", "stride_x", "pad_y", "pad_x", "threads", "group", "thread_bytes",
+    "out_width", "stride_y", "stride_x", "pad_y", "pad_x", "threads", "group", "chunk",
+    "thread_bytes",
 )  # fmt: skip
 ARRAYS = ("input", "weight", "output", "packed", "scratch")
 MOST_KINDS = 16

@@ -23,22 +23,20 @@ static border border_of(const arguments *a)
   return b;
 }
 
-/* Cotangents [images][filters][out] to [images][block][height][width][ROW] with the border. */
-static void pack_cotangent(const arguments *a, border b)
+/* One row of a cotangent [filters][out] to [width][ROW], with the border. */
+static void pack_row(const arguments *a, border b, const REAL *cotangent, int64_t filters,
+                     int64_t y, REAL *to)
 {
-  const int64_t blocks = (a->filters + ROW - 1) / ROW, outputs = a->out_height * a->out_width;
-  const int64_t size = b.height * b.width * ROW;
-#pragma omp parallel for collapse(2) num_threads((int)a->threads)
-  for (int64_t m = 0; m < a->images; m++) {
-    for (int64_t block = 0; block < blocks; block++) {
-      REAL *to = a->packed + (m * blocks + block) * size;
-      const REAL *from = a->output + (m * a->filters + block * ROW) * outputs;
-      memset(to, 0, (size_t)size * sizeof(REAL));
-      for (int64_t y = 0; y < a->out_height; y++) {
-        transpose(from + y * a->out_width, outputs, to + ((b.above + y) * b.width + b.left) * ROW,
-                  ROW, smaller(ROW, a->filters - block * ROW), a->out_width);
-      }
-    }
+  const int64_t outputs = a->out_height * a->out_width, behind = b.left + a->out_width;
+  const int64_t row = y - b.above;
+  if (row < 0 || row >= a->out_height || filters < ROW) {
+    memset(to, 0, (size_t)(b.width * ROW) * sizeof(REAL));
+  }
+  if (row >= 0 && row < a->out_height) {
+    memset(to, 0, (size_t)(b.left * ROW) * sizeof(REAL));
+    transpose(cotangent + row * a->out_width, outputs, to + b.left * ROW, ROW, filters,
+              a->out_width);
+    memset(to + behind * ROW, 0, (size_t)((b.width - behind) * ROW) * sizeof(REAL));
   }
 }
 
@@ -149,10 +147,9 @@ void convolve_gradient(const arguments *a)
   const border b = border_of(a);
   const int64_t pixels = a->height * a->width, taps = a->taps_y * a->taps_x;
   const int64_t blocks = (a->filters + ROW - 1) / ROW, columns = a->channels * taps;
-  const int64_t step = blocks * b.height * b.width * ROW;
-  const int64_t kinds_ = a->stride_y * a->stride_x;
-  REAL *sums = a->packed + a->images * step;
-  pack_cotangent(a, b);
+  const int64_t line = b.width * ROW, plane = b.height * line, step = blocks * plane;
+  const int64_t kinds_ = a->stride_y * a->stride_x, outputs = a->out_height * a->out_width;
+  REAL *sums = a->packed + a->chunk * step;
 #pragma omp parallel num_threads((int)a->threads)
   {
     entry *lists[MOST_KINDS], *ends[MOST_KINDS];
@@ -162,21 +159,35 @@ void convolve_gradient(const arguments *a)
     }
     int32_t *places_ = (int32_t *)(void *)((entry *)(void *)own + kinds_ * a->group * pixels);
     find_places(a, b, places_, places_ + pixels);
-    for (int64_t first = 0; first < a->images; first += a->group) {
-      const int64_t images = smaller(a->group, a->images - first);
-      /* A channel belongs to one thread: the order of its sums is always the same. */
-#pragma omp for schedule(static) nowait
-      for (int64_t c = 0; c < a->channels; c++) {
-        REAL *sum = sums + c * taps * ROW;
-        for (int64_t block = 0; block < blocks && first == 0; block++) {
-          memset(sum + block * columns * ROW, 0, (size_t)(taps * ROW) * sizeof(REAL));
+    for (int64_t chunk = 0; chunk < a->images; chunk += a->chunk) {
+      const int64_t last = smaller(chunk + a->chunk, a->images);
+      /* [images][block][height][width][ROW] of this chunk: all threads read all of it. */
+#pragma omp for collapse(3)
+      for (int64_t m = chunk; m < last; m++) {
+        for (int64_t block = 0; block < blocks; block++) {
+          for (int64_t y = 0; y < b.height; y++) {
+            pack_row(a, b, a->output + (m * a->filters + block * ROW) * outputs,
+                     smaller(ROW, a->filters - block * ROW), y,
+                     a->packed + (m - chunk) * step + block * plane + y * line);
+          }
         }
-        list_channel(a, a->input + (first * a->channels + c) * pixels, images, places_,
-                     places_ + pixels, step, lists, ends);
-        add_taps(a, b, a->packed + first * step, lists, ends, sum, columns * ROW);
       }
-    }
+      for (int64_t first = chunk; first < last; first += a->group) {
+        const int64_t images = smaller(a->group, last - first);
+        /* A channel belongs to one thread: the order of its sums is always the same. */
+#pragma omp for schedule(static) nowait
+        for (int64_t c = 0; c < a->channels; c++) {
+          REAL *sum = sums + c * taps * ROW;
+          for (int64_t block = 0; block < blocks && first == 0; block++) {
+            memset(sum + block * columns * ROW, 0, (size_t)(taps * ROW) * sizeof(REAL));
+          }
+          list_channel(a, a->input + (first * a->channels + c) * pixels, images, places_,
+                       places_ + pixels, step, lists, ends);
+          add_taps(a, b, a->packed + (first - chunk) * step, lists, ends, sum, columns * ROW);
+        }
+      }
 #pragma omp barrier
+    }
 #pragma omp for collapse(2)
     for (int64_t block = 0; block < blocks; block++) {
       for (int64_t j = 0; j < columns; j += STRIP) {

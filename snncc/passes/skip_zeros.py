@@ -27,7 +27,7 @@ from snncc.passes.neurons import copy_graph
 
 CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, torch.conv1d, torch.conv2d})
 # With fewer there is too little to skip.
-FEWEST_CHANNELS = 16
+FEWEST_FILTERS, FEWEST_CHANNELS = 16, 8
 
 # What only arranges values, or takes one of several.
 ARRANGING = frozenset(
@@ -82,7 +82,7 @@ def _is_worthwhile(node: torch.fx.Node) -> bool:
     """Tell whether the sizes that are known leave a kernel enough to do."""
     weight = _node(node.args[1]) if len(node.args) > 1 else None
     shape: Sequence[Any] = () if weight is None else weight.meta.get("shape", ())
-    return len(shape) > 2 and min(shape[:2]) >= FEWEST_CHANNELS
+    return len(shape) > 2 and shape[0] >= FEWEST_FILTERS and shape[1] >= FEWEST_CHANNELS
 
 
 def _results(

@@ -30,17 +30,20 @@ from snncc.runtime.tracing import is_traced
 _SAMPLE = 1 << 14
 # Bytes of cotangents that stay in a second-level cache, and pixels that share weights in it.
 _CACHED_BYTES = 512 * 1024
+# Bytes of cotangents that all threads share in a last cache.
+_SHARED_BYTES = 8 << 20
 _GROUP_PIXELS = 1024
 _MOST_ELEMENTS = 2**31 - 1
 # Fewer filters than this fill no row; fewer pixels do not pay for packing the weights.
 _FEWEST_FILTERS = 16
-_FEWEST_CHANNELS = 16
+_FEWEST_CHANNELS = 8
 _FEWEST_PIXELS = 64
 
-# What a kernel costs besides, in products of the dense library: for each input, output and weight,
-# and for each product that is not skipped, with rows of 64 filters.  Measured on two cores with
-# AVX-512 on 16 images; forward and the gradient of the weights together.
-_INPUT, _OUTPUT, _WEIGHT, _PRODUCT = 60, 20, 100, 2.0
+# What skipping zeros costs, in products of the dense library: for each product that is not skipped,
+# input, output with its border, and weight.  Measured on two cores with AVX-512, 16 to 32 images
+# and 1,600 small ones; forward and the gradient of the weights together.
+_PRODUCT, _INPUT, _OUTPUT, _WEIGHT = 2.0, 40, 15, 60
+_SHORT_ROW = 16  # a vector for each entry of a list: half as fast
 
 Pair = tuple[int, int]
 
@@ -87,10 +90,10 @@ class Shape:
     def pays(self, density: float) -> bool:
         """Tell whether skipping zeros is faster than the library at a density of the input."""
         inputs = self.images * self.channels * math.prod(self.size)
-        outputs = self.images * self.filters * math.prod(self.out)
+        outputs = self.images * self.filters * self.bordered
         weights = self.filters * self.channels * math.prod(self.taps)
         dense = weights * self.images * math.prod(self.out)
-        kept = density * dense * _PRODUCT * 64 / self.row
+        kept = density * dense * _PRODUCT * (2 if self.row == _SHORT_ROW else 1)
         return kept + _INPUT * inputs + _OUTPUT * outputs + _WEIGHT * weights < dense
 
     @property
@@ -221,7 +224,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Te
     own = sums + entries + ((group + 1) * pixels + 1) * 4
     packed = shape.padded_filters * shape.channels * math.prod(shape.taps)
     result = memory.empty((shape.images, shape.filters, *shape.out), x.dtype)
-    launch = _Launch(shape, x.dtype, packed, group, own, backward=False)
+    launch = _Launch(shape, x.dtype, packed, (group, group), own, backward=False)
     launch.run(x, weight.contiguous(), result)
     return result if bias is None else result.add_(bias.view(-1, 1, 1))
 
@@ -231,9 +234,13 @@ def _weight_gradient(x: Tensor, cotangent: Tensor, shape: Shape) -> Tensor:
     pixels = math.prod(shape.size)
     own = math.prod(shape.stride) * group * pixels * 2 * x.itemsize + 2 * pixels * 4
     weights = shape.channels * math.prod(shape.taps)
-    packed = (shape.images * shape.bordered + weights) * shape.padded_filters
+    cotangents = shape.bordered * shape.padded_filters
+    groups = max(1, _SHARED_BYTES // (group * cotangents * x.itemsize))
+    chunk = min(shape.images, groups * group)
+    packed = chunk * cotangents + weights * shape.padded_filters
     result = torch.empty((shape.filters, shape.channels, *shape.taps), dtype=x.dtype)
-    _Launch(shape, x.dtype, packed, group, own, backward=True).run(x, result, cotangent)
+    launch = _Launch(shape, x.dtype, packed, (group, chunk), own, backward=True)
+    launch.run(x, result, cotangent)
     return result
 
 
@@ -245,7 +252,7 @@ class _Launch:
         shape: The sizes.
         dtype: The working type.
         packed: Elements that all threads share.
-        group: Images that a thread takes at a time.
+        group: Images that a thread takes at a time, and that all threads share.
         thread_bytes: What each thread has of its own.
         backward: Whether it is the gradient of the weights.
     """
@@ -253,7 +260,7 @@ class _Launch:
     shape: Shape
     dtype: torch.dtype
     packed: int
-    group: int
+    group: Pair
     thread_bytes: int
     backward: bool
 
@@ -267,7 +274,7 @@ class _Launch:
         work = memory.POOL.buffer(max(threads * own, memory.SMALLEST), torch.uint8)
         sizes = (
             shape.images, shape.channels, *shape.size, shape.filters, *shape.taps, *shape.out,
-            *shape.stride, *shape.padding, threads, self.group, own,
+            *shape.stride, *shape.padding, threads, *self.group, own,
         )  # fmt: skip
         addresses = [t.data_ptr() for t in (x, weight, output, packed, work)]
         _kernel(self.dtype, shape.row, self.backward)(_PACK(*sizes, *addresses))
