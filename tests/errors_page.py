@@ -30,7 +30,7 @@ from snncc.ir.nodes import Binary, Const, Let, Op, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram
 from snncc.nn import LIF, ATan
 from snncc.runtime.gpu.binaries import compile_offline
-from snncc.runtime.gpu.cuda_build import compile_units
+from snncc.runtime.gpu.cuda_build import compile_unit
 from snncc.runtime.gpu.cuda_driver import Driver, open_driver
 from snncc.runtime.launch import check_arguments
 from snncc.runtime.operators import Neuron
@@ -158,12 +158,12 @@ def _old_triton(folder: Path) -> None:
 
 def _no_nvcc(folder: Path) -> None:
     with mock.patch.dict(os.environ, {"SNNCC_NVCC": "no-such-nvcc"}):
-        compile_units({"kernel": ""}, "sm_90", folder, ())
+        compile_unit("", "sm_90", folder, ())
 
 
 def _broken_nvcc(folder: Path) -> None:
     with mock.patch.dict(os.environ, {"SNNCC_NVCC": "false"}):
-        compile_units({"kernel": ""}, "sm_90", folder, ())
+        compile_unit("", "sm_90", folder, ())
 
 
 def _no_driver(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -269,6 +270,39 @@ def test_emit_for_a_gpu(
     assert {row["spilled_bytes"] for row in rows} == {0}
     assert rows[0]["loaded_bytes_per_neuron_step"] == rows[0]["stored_bytes_per_neuron_step"] == 4
     assert "neuron1_backward" in out
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on this machine")
+def test_emit_cuda(run: Callable[..., tuple[int, str, str]]) -> None:
+    """A text is written with the sizes that its binary was made for."""
+    status, out, _ = run("emit", "net.py:factory", "--output", "kernels", "--target", "cuda")
+    written = {path.suffix[1:] for path in Path("kernels").iterdir()}
+    rows = json.loads(Path("kernels/resources.json").read_text())
+    text = Path("kernels/neuron1_backward.cu").read_text()
+
+    assert status == 0
+    assert written == {"cu", "json", "ptx", "cubin"}
+    assert [row["kernel"].rpartition("_")[2] for row in rows] == [
+        "inference",
+        "training",
+        "backward",
+    ]
+    assert {row["spilled_bytes"] for row in rows} == {0}
+    assert rows[0]["loaded_bytes_per_neuron_step"] == rows[0]["stored_bytes_per_neuron_step"] == 4
+    assert text.startswith("#define VARIANT\n#define LANE int\n")
+    assert "neuron1_backward" in out
+
+
+def test_emit_without_a_cuda_compiler(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nvcc is missing the error says so, and nothing is written."""
+    monkeypatch.setenv("SNNCC_NVCC", "no-such-nvcc")
+    status, _, err = run("emit", "net.py:factory", "--output", "kernels", "--target", "cuda")
+
+    assert status == 2
+    assert "The CUDA compiler 'no-such-nvcc' that SNNCC_NVCC names is not there." in err
+    assert not Path("kernels").exists()
 
 
 def test_emit_c(run: Callable[..., tuple[int, str, str]]) -> None:

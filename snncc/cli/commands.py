@@ -130,7 +130,7 @@ def export_command(
 def emit_command(
     factory: Factory,
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
-    target: Annotated[str, typer.Option(help="The language: 'c' or 'triton'.")] = "triton",
+    target: Annotated[str, typer.Option(help="'c', 'triton' or 'cuda'.")] = "triton",
     arch: Annotated[str, typer.Option(help="A GPU, such as sm_90 or gfx942.")] = "sm_90",
     option: Choices = None,
 ) -> None:

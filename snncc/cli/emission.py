@@ -24,21 +24,23 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
 from snncc.module import CompiledModule
+from snncc.options import GPU_TARGETS
 from snncc.runtime.gpu.binaries import (
     Binary,
     bytes_of_a_step,
+    check_arch,
     compile_offline,
-    find_target,
     machine_of_arch,
 )
 from snncc.runtime.gpu.calls import Call
+from snncc.runtime.gpu.cuda_source import specialize
 from snncc.runtime.gpu.engine import GpuEngine
 from snncc.runtime.launch import LoadedKernel
 from snncc.runtime.operators import Neuron
 from snncc.runtime.plans import ForwardPlan, Resources
 from snncc.translation import interpret_graph
 
-SUFFIXES = {"c": "c", "triton": "py"}
+SUFFIXES = {"c": "c", "triton": "py", "cuda": "cu"}
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,16 @@ def emit(
     Returns:
         The kernels, in the order of the network.
     """
-    if fast.options.target != "c":
-        find_target(arch)
+    target = fast.options.target
+    if target in GPU_TARGETS:
+        check_arch(arch, target)
     found: list[Emitted] = []
     for program, tensors, length in _neurons(fast, inputs):
-        if fast.options.target == "c":
-            found += (Emitted(source) for source in _c_sources(program, tensors, length))
+        if target in GPU_TARGETS:
+            neuron = Neuron(program, target=target)
+            found += (_compile(call, arch) for call in _gpu_calls(neuron, tensors, length, arch))
         else:
-            found += (_compile(call, arch) for call in _gpu_calls(program, tensors, length, arch))
+            found += (Emitted(source) for source in _c_sources(program, tensors, length))
     folder.mkdir(parents=True, exist_ok=True)
     for kernel in found:
         _write(kernel, folder)
@@ -128,11 +132,9 @@ def _c_sources(
     yield from sources.values()
 
 
-def _gpu_calls(
-    program: NeuronProgram, tensors: list[Tensor], length: int, arch: str
-) -> Iterator[Call]:
+def _gpu_calls(neuron: Neuron, tensors: list[Tensor], length: int, arch: str) -> Iterator[Call]:
     """Yield the calls of a neuron on a GPU: inference, training if it keeps values, backward."""
-    neuron = Neuron(program, target="triton")
+    program = neuron.program
     engine = GpuEngine(program, neuron.source, machine_of_arch(arch))
     yield engine.plan(tensors, length, training=False).call
     if program.adjoint is not None:
@@ -156,8 +158,11 @@ def _seeds(
 
 
 def _compile(call: Call, arch: str) -> Emitted:
-    binary = compile_offline(call.kernel.source, call.variant, arch)
-    return Emitted(call.kernel.source, binary, *bytes_of_a_step(binary, call))
+    source = call.kernel.source
+    binary = compile_offline(source, call.variant, arch)
+    if source.target == "cuda":
+        source = specialize(source, call.variant)
+    return Emitted(source, binary, *bytes_of_a_step(binary, call))
 
 
 def _write(kernel: Emitted, folder: Path) -> None:

@@ -39,9 +39,9 @@ def program_of(neuron: nn.Module, x: Tensor, **options: object) -> NeuronProgram
     return node.target.program
 
 
-def engine(program: NeuronProgram, arch: str = "sm_90") -> GpuEngine:
+def engine(program: NeuronProgram, arch: str = "sm_90", target: str = "triton") -> GpuEngine:
     """Return the GPU side of a layer."""
-    return GpuEngine(program, Neuron(program, target="triton").source, machine_of_arch(arch))
+    return GpuEngine(program, Neuron(program, target=target).source, machine_of_arch(arch))
 
 
 def calls_of(
@@ -49,9 +49,10 @@ def calls_of(
     tensors: list[Tensor],
     cotangents: list[Tensor],
     arch: str = "sm_90",
+    target: str = "triton",
 ) -> Calls:
     """Return the calls of a program; the tensors give sizes, strides and types alone."""
-    gpu = engine(program, arch)
+    gpu = engine(program, arch, target)
     training = gpu.plan(tensors, None, training=True)
     needs = [True] * len(tensors)
     backward = training.differentiate(program.adjoint, tensors, cotangents, needs)

@@ -1,4 +1,4 @@
-"""Compile Triton kernels for a GPU that need not be there, and read what came out.
+"""Compile kernels for a GPU that need not be there, and read what came out.
 
 The loops of a kernel are the steps of time, so that the accesses to memory inside loops, divided by
 the lanes of a thread and the steps of one round, are what the kernel moves for each neuron-step.
@@ -17,13 +17,20 @@ from typing import Any
 from snncc.codegen.base import Argument, KernelSource, Role, SlotKind
 from snncc.errors import OptionError
 from snncc.runtime.gpu.calls import Call, Machine
+from snncc.runtime.gpu.cuda_build import compile_unit, read_usage
+from snncc.runtime.gpu.cuda_source import specialize
 from snncc.runtime.gpu.triton_kernels import compile_kernel, load, require_triton
-from snncc.runtime.gpu.variants import (
-    Variant,
-)
+from snncc.runtime.gpu.variants import Variant
 
 # Threads of a warp by the start of an architecture's name.
 _THREADS = {"sm": 32, "gf": 64}
+
+
+# What an architecture is called, and what is said where it is called something else.
+_ARCHES = {
+    "triton": (r"sm_\d+|gfx\w+", "Name one as 'sm_90' (NVIDIA) or 'gfx942' (AMD)."),
+    "cuda": (r"sm_\d+[af]?", "Name one of NVIDIA's, such as 'sm_90'."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +107,35 @@ class Binary:
     accesses: Accesses
 
 
+def check_arch(arch: str, target: str) -> None:
+    """Check that kernels in a language can be compiled for an architecture.
+
+    Raises:
+        OptionError: There is no such architecture, or it is none of NVIDIA's and the language is
+            CUDA C++.
+    """
+    pattern, hint = _ARCHES[target]
+    if not re.fullmatch(pattern, arch):
+        raise OptionError(
+            f"There is no architecture '{arch}' for target '{target}'.",
+            code="option.arch",
+            hints=[hint],
+        )
+
+
 def find_target(arch: str) -> Any:
     """Return Triton's name of an architecture such as ``sm_90`` or ``gfx942``.
 
     Raises:
         OptionError: The architecture is not known.
     """
+    check_arch(arch, "triton")
     require_triton()
     from triton.backends.compiler import GPUTarget
 
-    if re.fullmatch(r"sm_\d+", arch):
+    if arch.startswith("sm_"):
         return GPUTarget("cuda", int(arch.removeprefix("sm_")), _THREADS["sm"])
-    if re.fullmatch(r"gfx\w+", arch):
-        return GPUTarget("hip", arch, _THREADS["gf"])
-    raise OptionError(
-        f"There is no architecture '{arch}'.",
-        code="option.arch",
-        hints=["Name one as 'sm_90' (NVIDIA) or 'gfx942' (AMD)."],
-    )
+    return GPUTarget("hip", arch, _THREADS["gf"])
 
 
 def machine_of_arch(arch: str) -> Machine:
@@ -133,6 +151,8 @@ def compile_offline(source: KernelSource, variant: Variant, arch: str) -> Binary
         variant: What it is compiled for.
         arch: The architecture.
     """
+    if source.target == "cuda":
+        return _compile_cuda(source, variant, arch)
     target = find_target(arch)
     compiled = compile_kernel(source, load(source).function, variant, target)
     stages = {suffix: text for suffix, text in compiled.asm.items() if suffix != "source"}
@@ -142,6 +162,18 @@ def compile_offline(source: KernelSource, variant: Variant, arch: str) -> Binary
         usage, accesses = _amd_usage(stages["amdgcn"]), read_accesses(stages["amdgcn"], AMDGCN)
     shared = int(compiled.metadata.shared)
     return Binary(source.name, arch, stages, *usage, shared, accesses)
+
+
+def _compile_cuda(source: KernelSource, variant: Variant, arch: str) -> Binary:
+    check_arch(arch, source.target)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        log = compile_unit(specialize(source, variant).text, arch, folder, source.flags)
+        ptx, cubin = (folder / "kernel.ptx").read_text(), (folder / "kernel.cubin").read_bytes()
+    usage = read_usage(log, source.name)
+    accesses = read_accesses(ptx, PTX)
+    used = usage.registers, usage.local, usage.shared
+    return Binary(source.name, arch, {"ptx": ptx, "cubin": cubin}, *used, accesses)
 
 
 def read_accesses(assembly: str, language: Assembly) -> Accesses:

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +54,14 @@ def find_nvcc() -> Nvcc:
     )
 
 
-def compile_units(units: Mapping[str, str], arch: str, folder: Path, flags: tuple[str, ...]) -> str:
-    """Compile texts in one run of nvcc: ``name.cu`` to ``name.cubin`` and ``name.ptx``.
+def compile_unit(text: str, arch: str, folder: Path, flags: tuple[str, ...]) -> str:
+    """Compile a text, as ``kernel.cu``, to ``kernel.cubin`` and ``kernel.ptx``.
 
     Args:
-        units: The texts by name.
-        arch: What they are compiled for.
-        folder: Where all files go.
-        flags: What their numerics need.
+        text: A complete unit.
+        arch: What it is compiled for.
+        folder: Where all files go; nvcc leaves others of its own.
+        flags: What its numerics need.
 
     Returns:
         The command and what the assembler says of registers.
@@ -72,12 +71,10 @@ def compile_units(units: Mapping[str, str], arch: str, folder: Path, flags: tupl
         BuildError: It failed.
     """
     nvcc = find_nvcc()
-    for name, text in units.items():
-        (folder / f"{name}.cu").write_text(text)
-    files = [f"{name}.cu" for name in units]
+    (folder / "kernel.cu").write_text(text)
     # Intermediate files are kept, of which the .ptx is one.
     options = [f"-arch={arch}", *flags, "-cubin", "-keep", "-Xptxas=-v"]
-    command = [*nvcc.command, *options, *files]
+    command = [*nvcc.command, *options, "kernel.cu"]
     try:
         run = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
@@ -113,7 +110,7 @@ def cubin_of(source: KernelSource, arch: str) -> bytes:
     key = hashlib.sha256("\0".join([*made_from, source.anonymous]).encode()).hexdigest()
 
     def make(folder: Path) -> str:
-        log = compile_units({"kernel": source.anonymous}, arch, folder, source.flags)
+        log = compile_unit(source.anonymous, arch, folder, source.flags)
         for file in folder.iterdir():
             if file.suffix not in (".cu", ".ptx", ".cubin"):
                 file.unlink()

@@ -162,17 +162,19 @@ INLINE void snncc_fold(
 #pragma unroll 1
   for (int width = FOLD / 2; width > 0; width /= 2) {
     __syncthreads();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < BLOCK / FOLD * width; i += THREADS) {
-      const int first = i / width * FOLD + i % width;
-      part[first] += part[first + width];
+    EACH_LANE {
+      const int i = threadIdx.x + k * THREADS;
+      if (i < BLOCK / FOLD * width) {
+        const int first = i / width * FOLD + i % width;
+        part[first] += part[first + width];
+      }
     }
   }
   __syncthreads();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < BLOCK / FOLD; i += THREADS) {
+  EACH_LANE {
+    const int i = threadIdx.x + k * THREADS;
     const LANE sum = (LANE)blockIdx.x * (BLOCK / FOLD) + i;
-    if (sum * FOLD < lanes) {
+    if (i < BLOCK / FOLD && sum * FOLD < lanes) {
       snncc_set(sums[sum], part[i * FOLD]);
     }
   }
