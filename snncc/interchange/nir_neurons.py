@@ -151,6 +151,8 @@ class _Translator:
             raise InexpressibleError(f"its spikes are {spike.values.value}")
         if spike.membrane != membrane.name or spike.threshold is None or spike.is_adaptive:
             raise InexpressibleError("its spikes do not follow from its potential alone")
+        if spike.is_early:
+            raise InexpressibleError("it fires by what the step before left")
         if membrane.reset is not Reset.HARD or membrane.is_delayed or membrane.amount is None:
             raise InexpressibleError("NIR resets to a value, in the step of the spike")
         threshold = self._value(spike.threshold)

@@ -121,6 +121,7 @@ class SpikeClass:
         surrogate: Name of the gradient that the user gave it, or None.
         is_adaptive: Whether the threshold depends on a state.
         is_gated: Whether something else can forbid it where the comparison holds.
+        is_early: Whether it looks at the potential that the step before left, not at the charge.
     """
 
     name: str
@@ -134,6 +135,7 @@ class SpikeClass:
     surrogate: str | None = None
     is_adaptive: bool = False
     is_gated: bool = False
+    is_early: bool = False
 
 
 @dataclass(frozen=True, slots=True)

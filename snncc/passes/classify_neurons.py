@@ -92,6 +92,7 @@ def _spike(step: Step, spike: Spike, states: list[StateClass]) -> SpikeClass:
                 membrane=membrane.name,
                 is_adaptive=is_adaptive,
                 is_gated=is_gated(step, spike),
+                is_early=potential == Var(membrane.name),
             )
     if readings:
         potential, comparison, threshold = readings[-2]
@@ -109,7 +110,7 @@ def _membrane(
 ) -> StateClass | None:
     """Return the state whose potential a spike's comparison looks at, apart from the threshold."""
     if not {*names_read(potential)} & {*step.recurrence.step_inputs}:
-        return None
+        return next((state for state in states if potential == Var(state.name)), None)
     outcomes = step.outcomes(spike.decisions)
     quiet = next(o for o in outcomes if constant(simplified(spike.value, o)) == 0.0)
     for state in states:

@@ -138,13 +138,12 @@ def _is_excess(step: Step, decision: str, seen: set[Expr]) -> bool:
 def firing(step: Step, spike: Spike) -> Binary | None:
     """Return the comparison about this step's input that alone makes a spike fire (upwards).
 
-    Other decisions may forbid it, as a refractory period does.
+    Other decisions may forbid it, as a refractory period does.  A spike that no input decides is
+    fired by a comparison about what the step before left.
     """
-    about_input = [
-        d
-        for d in sorted(spike.decisions)
-        if d.startswith("?") and {*names_read(step.decisions[d])} & {*step.recurrence.step_inputs}
-    ]
+    compared = [d for d in sorted(spike.decisions) if d.startswith("?")]
+    inputs = {*step.recurrence.step_inputs}
+    about_input = [d for d in compared if {*names_read(step.decisions[d])} & inputs] or compared
     for outcome in step.outcomes(spike.decisions):
         if constant(simplified(spike.value, outcome)) != 0.0:
             continue

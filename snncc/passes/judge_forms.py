@@ -68,6 +68,8 @@ def can_jump(neuron: NeuronClass) -> Rejection | None:
     memory = [s for s in neuron.states if s.role in (Role.ADAPTATION, Role.REFRACTORY)]
     if memory:
         return Rejection("memory", f"'{_shown(memory[0])}' remembers earlier spikes")
+    if neuron.spikes[0].is_early:
+        return Rejection("memory", "it fires by what the step before left")
     if neuron.spikes[0].is_gated:
         return Rejection("memory", f"something else can forbid '{neuron.spikes[0].name}'")
     return None

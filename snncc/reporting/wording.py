@@ -114,7 +114,8 @@ class _Speaker:
             condition = f"{left} {COMPARED[spike.comparison]} {self.spell(spike.threshold)}"
             adaptive = ", which adapts" if spike.is_adaptive else ""
             only = "only where" if spike.is_gated else "where"
-            yield f"fires {only} {condition}{adaptive}"
+            early = ", before the input counts" if spike.is_early else ""
+            yield f"fires {only} {condition}{adaptive}{early}"
         elif spike.potential is not None:
             yield f"{self.spell(spike.potential)}, rounded"
         yield "no surrogate" if spike.surrogate is None else f"gradient {spike.surrogate}"

@@ -145,6 +145,11 @@ def recomputed_spike(x: Tensor, v: Tensor) -> Any:
     return SPIKE(v - 1.0), v
 
 
+def fires_first(x: Tensor, v: Tensor, i: Tensor) -> Any:
+    s = SPIKE(v - 0.5)
+    return s, (0.75 * v + i) * (1.0 - s.detach()), 0.5 * i + x
+
+
 def refractory(x: Tensor, v: Tensor, wait: Tensor) -> Any:
     h = 0.5 * v + x
     s = SPIKE(h - 1.0) * (wait <= 0.0).float()
@@ -258,6 +263,11 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
         {"is_delayed": True, "is_detached": True, "amount": "0.5", "roles": "MEMBRANE SPIKE"},
     ),
     ("recomputed", looped(recomputed_spike), {"is_delayed": True, "amount": "1.0"}),
+    (
+        "early",
+        looped(fires_first, 2),
+        {"name": "current-based LIF", "is_early": True, "reset": Reset.HARD, "is_detached": True},
+    ),
     (
         "refractory",
         looped(refractory, 2),
