@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 
 
@@ -75,6 +76,13 @@ def draw(
     result = torch.empty_permuted(sizes, order, dtype=dtype, device=device)
     getattr(result, method)(*args)
     return result
+
+
+@torch.fx.has_side_effect
+def put_back(rows: Tensor, *tensors: Tensor) -> None:
+    """Write the rows of a tensor into the memory of tensors, one row into each."""
+    with torch.no_grad():
+        torch._foreach_copy_(tensors, rows.unbind(0))
 
 
 class _Graft(torch.autograd.Function):

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 
+from snncc.frontend.canonical import put_back
 from snncc.frontend.reroll.item import Item, map_leaves
 from snncc.frontend.reroll.patterns import (
     Back,
@@ -30,11 +32,15 @@ from snncc.ir.time_loop import Carry, Fill, Invariant, Step, Table, TimeLoop, Tr
 
 @dataclass(eq=False)
 class Built:
-    """A loop without results yet, the items that it is called with, and those made for them."""
+    """A loop without results yet, the items that it is called with, and those made for them.
+
+    ``made`` comes before the call, ``after`` behind it.
+    """
 
     loop: TimeLoop
     operands: list[Item]
     made: list[Item]
+    after: list[Item]
     nodes: dict[int, torch.fx.Node]
 
 
@@ -53,6 +59,18 @@ def build(sequence: Sequence, proof: Proof, starts: Starts, name: str) -> Built:
     return _Body(sequence, proof, starts).build(name)
 
 
+def changed_lists(sequence: Sequence, proof: Proof) -> list[Listed]:
+    """Return the lists of buffers into which the body of a loop writes: norms' statistics."""
+    start = proof.start + proof.period
+    norms = [
+        place
+        for place, item in enumerate(sequence.items[start : start + proof.period])
+        if item.impure and item.target in (F.batch_norm, F.instance_norm)
+    ]
+    read = [pattern for place in norms for pattern in proof.operands(place)[1:3]]
+    return [pattern for pattern in read if isinstance(pattern, Listed)]
+
+
 def base_name(name: str) -> str:
     """Return a name without the number that made it unique."""
     return re.sub(r"_\d+$", "", name) or "value"
@@ -66,6 +84,7 @@ class _Body:
     graph: torch.fx.Graph = field(default_factory=torch.fx.Graph)
     operands: list[Item] = field(default_factory=list)
     made: list[Item] = field(default_factory=list)
+    after: list[Item] = field(default_factory=list)
     cells: dict[Cell, torch.fx.Node] = field(default_factory=dict)
     inputs: dict[Pattern, torch.fx.Node] = field(default_factory=dict)
     steps: dict[PerStep, Step] = field(default_factory=dict)
@@ -95,7 +114,7 @@ class _Body:
             invariants=tuple(self.invariants.values()),
             results=(),
         )
-        return Built(loop, self.operands, self.made, self.nodes)
+        return Built(loop, self.operands, self.made, self.after, self.nodes)
 
     def placeholder(self, name: str, like: Item | None) -> torch.fx.Node:
         node = self.graph.create_node("placeholder", name, name=name)
@@ -136,7 +155,7 @@ class _Body:
     def per_step(self, pattern: PerStep) -> tuple[Item, int, int, int]:
         """Return (tensor, dim, start, stride) of a per-step input."""
         if isinstance(pattern, Listed):
-            return self.stack([self.sequence.value(code) for code in pattern.codes]), 0, 0, 1
+            return self.listed(pattern), 0, 0, 1
         base = self.sequence.value(pattern.base)
         size = base.meta["shape"][pattern.dim]
         if isinstance(pattern, Gathered):
@@ -151,6 +170,15 @@ class _Body:
         elif stride == -1 and last == 0:
             start -= size  # reads down to the front: counted from the end
         return base, pattern.dim, start, stride
+
+    def listed(self, pattern: Listed) -> Item:
+        """Return the tensors of a list in one; what the body writes there goes back to them."""
+        tensors = [self.sequence.value(code) for code in pattern.codes]
+        rows = self.stack(tensors)
+        if pattern in changed_lists(self.sequence, self.proof):
+            meta = {"where": rows.meta.get("where"), "impure": True}
+            self.after.append(Item(put_back, (rows, *tensors), meta=meta, name="put_back"))
+        return rows
 
     def stack(self, tensors: list[Item]) -> Item:
         meta = dict(tensors[0].meta)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from snncc.frontend.reroll.flat import ARITHMETIC, COMMUTATIVE, alike, element, may_stack
+from snncc.frontend.reroll.flat import ARITHMETIC, COMMUTATIVE, alike, element
 from snncc.frontend.reroll.item import Item, is_floating, is_number
 from snncc.frontend.reroll.patterns import (
     Back,
@@ -170,7 +170,7 @@ class _Prover:
             return self.numbers(values, place)
         if element(values[-1]) is not None:
             return self.elements(values, place)
-        if may_stack(values[-1]):
+        if self.may_list(values[-1]):
             return self.listed(codes, values, place)
         if is_floating(values[-1]):
             return self.pure(values, place)
@@ -242,10 +242,13 @@ class _Prover:
             return Refuted(other, place, "it reads a value that is not an element of one tensor")
         return self.indexed(self.sequence.code(base), dim, [e and e[2] for e in found], place)
 
+    def may_list(self, value: Any) -> bool:
+        return isinstance(value, Item) and self.sequence.may_list(value)
+
     def listed(self, codes: Codes, values: list[Any], place: int) -> Listed | Refuted:
         other = _last(
             values,
-            lambda v: not (isinstance(v, Item) and may_stack(v) and alike(v, values[-1])),
+            lambda v: not (self.may_list(v) and alike(v, values[-1])),
         )
         if other is not None:
             return Refuted(other, place, "it reads an input of another shape or kind")

@@ -36,7 +36,7 @@ def roll(program: Program, sequence: Sequence, loops: list[Loop], first_name: in
         used = _used_outside(program, sequence, proof)
         results = _results(sequence, proof, built, call, used)
         replaced |= results
-        before[first] = [*built.made, call, *_made(results)]
+        before[first] = [*built.made, call, *built.after, *_made(results)]
         kept = {sequence.items[p] for p in used if proof.place(p) in proof.selects}
         for item in kept:
             item.is_element = True

@@ -22,6 +22,7 @@ from snncc.frontend.reroll.first_iteration import complete_first
 from snncc.frontend.reroll.flat import to_graph
 from snncc.frontend.reroll.item import Item
 from snncc.frontend.reroll.last_iteration import complete_last, complete_second
+from snncc.frontend.reroll.modules import find_loops_over_modules
 from snncc.frontend.reroll.read import from_tape
 from snncc.frontend.reroll.roll import prune, roll, take_last
 from snncc.frontend.reroll.search import find_loops
@@ -76,11 +77,13 @@ def _reroll(tape: Tape) -> Rolled:
     number, pairs = 1, PAIRS
     tried: set[Item] = set()
     while True:
-        numbered = sequence(program)
-        loops, unproven = find_loops(numbered)
-        if not loops and pairs > 0 and complete_second(program, numbered, tried):
+        numbered = strict = sequence(program)
+        loops, unproven = find_loops(strict)
+        if not loops and pairs > 0 and complete_second(program, strict, tried):
             pairs -= 1
             continue
+        if not loops:  # perhaps each step has a module of its own
+            numbered, loops = find_loops_over_modules(program)
         if not loops:
             break
         completed = [complete_first(program, numbered, loop.aligned) for loop in loops]
@@ -92,5 +95,5 @@ def _reroll(tape: Tape) -> Rolled:
     collect(program)
     take_last(program)
     prune(program)
-    differences = diagnose(program, numbered, unproven)
+    differences = diagnose(program, strict, unproven)
     return Rolled(to_graph(program), tape.sources, differences)

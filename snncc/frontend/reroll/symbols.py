@@ -43,6 +43,8 @@ class Sequence:
         kinds: What each operand is, as far as that decides whether it may differ between steps.
         others: The value of each negative code: ``others[-1 - code]``.
         code: Returns the code of an operand.
+        may_list: Tells of an input whether it may be one of a list, of which each iteration reads
+            another.
     """
 
     items: list[Item]
@@ -52,6 +54,7 @@ class Sequence:
     kinds: npt.NDArray[np.int8]
     others: list[Any]
     code: Callable[[Any], int]
+    may_list: Callable[[Item], bool]
 
     def value(self, code: int) -> Any:
         """Return the item or number that a code stands for."""
@@ -99,6 +102,11 @@ def _weights(item: Item) -> tuple[int, ...]:
     return tuple([id(leaf) for leaf in item.split()[1] if _is_weight(leaf)])
 
 
+def symbol_of_any_weights(item: Item) -> Hashable:
+    """Return the symbol of an operation with weights as abstract as its other operands."""
+    return item if _path(item) is None else _statement(item, ())
+
+
 def loose_symbol(item: Item) -> Hashable:
     """Return the symbol of an operation without the shape of its result and its weights."""
     path = item.meta.get("path")
@@ -138,14 +146,19 @@ def live_classes(program: Program) -> set[Item]:
     return live
 
 
-def sequence(program: Program, name: Callable[[Item], Hashable] | None = None) -> Sequence:
+def sequence(
+    program: Program,
+    name: Callable[[Item], Hashable] | None = None,
+    may_list: Callable[[Item], bool] = may_stack,
+) -> Sequence:
     """Number the operations of a program.
 
     Args:
         program: The program.
         name: The symbol of an operation; by default `symbol`.
+        may_list: As in `Sequence`.
     """
-    numbering = _Numbering(program)
+    numbering = _Numbering(program, may_list)
     items = numbering.items
     if name is None:
         symbols = [symbol(program, item) for item in items]
@@ -156,7 +169,8 @@ def sequence(program: Program, name: Callable[[Item], Hashable] | None = None) -
 
 
 class _Numbering:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, may_list: Callable[[Item], bool]) -> None:
+        self.may_list = may_list
         self.items = [item for item in program.items if not is_floating(item)]
         self.position = {item: i for i, item in enumerate(self.items)}
         self.others: list[Any] = []
@@ -186,6 +200,7 @@ class _Numbering:
             np.array(kinds, dtype=np.int8),
             self.others,
             self.code,
+            self.may_list,
         )
 
     def code(self, leaf: Any) -> int:
@@ -213,7 +228,7 @@ class _Numbering:
 
     def kind(self, leaf: Item) -> int:
         if leaf.target is None:
-            return LISTED if may_stack(leaf) else FIXED
+            return LISTED if self.may_list(leaf) else FIXED
         if leaf.target is torch.select and element(leaf) is not None:
             return ELEMENT
         return FIXED if leaf in self.position else FLOATING

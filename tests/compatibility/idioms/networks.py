@@ -648,3 +648,89 @@ class QuantizedWeights(Net):
             v, s = lif(v, 2.0 * F.linear(x_t, w + (rounded - w).detach()))
             out.append(s)
         return torch.stack(out)
+
+
+@networks(sizes=((STEPS, 3), (STEPS, 2)), measured=None)
+class BatchNormOfEachStep(Net):
+    """One BatchNorm for each step: `self.norms[t](x)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1.bias = None
+        self.norms = nn.ModuleList(nn.BatchNorm1d(WIDTH) for _ in range(STEPS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        out = []
+        for t in range(x.shape[0]):
+            v, s = lif(v, self.norms[t](self.fc1(x[t])))
+            out.append(s)
+        return torch.stack(out)
+
+
+@networks(sizes=((STEPS, 3), (STEPS, 2)), measured=None)
+class WeightsOfEachStep(nn.Module):
+    """One layer of weights for each step, from `zip(x, self.layers)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(STEPS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        out = []
+        for x_t, layer in zip(x, self.layers, strict=True):
+            v, s = lif(v, layer(x_t))
+            out.append(s)
+        return torch.stack(out)
+
+
+@networks(sizes=((STEPS, 3), (STEPS, 2)), measured=None)
+class ParametersOfEachStep(Net):
+    """A threshold for each step from a ParameterList, and decays from a parameter [T]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v_th = nn.ParameterList(torch.tensor(0.5 + 0.1 * t) for t in range(STEPS))
+        self.decay = nn.Parameter(torch.linspace(-1.0, 1.0, STEPS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        out = []
+        for t in range(x.shape[0]):
+            h = torch.sigmoid(self.decay[t]) * v + self.fc1(x[t])
+            s = spike(h - self.v_th[t])
+            v = h - s * self.v_th[t]
+            out.append(s)
+        return torch.stack(out)
+
+
+class StepNeuron(nn.Module):
+    """A neuron of one step, with parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.rand(WIDTH))
+        self.v_th = nn.Parameter(torch.rand(()))
+
+    def forward(self, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.sigmoid(self.w) * v + x
+        s = spike(h - self.v_th)
+        return h * (1.0 - s), s
+
+
+@networks(sizes=((STEPS, 3), (STEPS, 2)), measured=None)
+class NeuronsOfEachStep(Net):
+    """One neuron module for each step, with learnt decays and thresholds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neurons = nn.ModuleList(StepNeuron() for _ in range(STEPS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        out = []
+        for t in range(x.shape[0]):
+            v, s = self.neurons[t](v, self.fc1(x[t]))
+            out.append(s)
+        return torch.stack(out)
