@@ -652,7 +652,7 @@ class QuantizedWeights(Net):
 
 @networks(sizes=((STEPS, 3), (STEPS, 2)), measured=None)
 class BatchNormOfEachStep(Net):
-    """One BatchNorm for each step: `self.norms[t](x)`."""
+    """One BatchNorm for each step, taken from a list by index."""
 
     def __init__(self) -> None:
         super().__init__()
