@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from snncc.errors import OptionError, UnsupportedError
+from snncc.errors import FormError, OptionError, UnsupportedError
 from snncc.frontend.placement import placed
 from snncc.frontend.precision import without_autocast
 from snncc.frontend.results import apart, returned, write_back
 from snncc.frontend.session import is_recording
 from snncc.frontend.stepping import OverTime
 from snncc.options import Options
+from snncc.passes.decay_gates import DecayGates
 from snncc.pipeline import Compiled
 from snncc.reporting.report import Plan
 from snncc.runtime.stream import Stream
@@ -34,17 +36,25 @@ class CompiledModule(nn.Module):
     ``print(fast)`` shows the plan of each specialisation.
     """
 
-    def __init__(self, model: Callable[..., Any], options: Options) -> None:
+    def __init__(
+        self, model: Callable[..., Any], options: Options, gates: DecayGates | None = None
+    ) -> None:
         super().__init__()
         self.__dict__["_model"] = model
         self.__dict__["_options"] = options
         program = program_of(model, options)
         self.__dict__["_streams"] = {}
-        self.__dict__["_programs"] = Specializations(program, _name_of(model), options)
+        if options.mode == "dynamic_decay" and gates is None:
+            gates = DecayGates(options.kernel_size, options.tau)
+        self.__dict__["_gates"] = gates
+        self.__dict__["_programs"] = Specializations(program, _name_of(model), options, gates)
         if isinstance(model, nn.Module):
             self.__dict__["training"] = model.training
             for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
                 self.__dict__[shared] = getattr(model, shared)
+        if gates is not None:
+            own = {_free_name(model, "dynamic_decay"): gates}
+            self.__dict__["_modules"] = ChainMap(own, self.__dict__["_modules"])
 
     @property
     def original(self) -> Callable[..., Any]:
@@ -96,6 +106,8 @@ class CompiledModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; record and compile it first where this is a new specialisation."""
         if is_recording():  # by the compilation of a model around this one
+            if self._own_gates is not None:
+                raise _substituted_inside()
             return self.program(*args, **kwargs)
         if torch.compiler.is_dynamo_compiling():
             return _call_uncompiled(self, args, kwargs)
@@ -169,21 +181,71 @@ class CompiledModule(nn.Module):
         self.__dict__["training"] = mode
         return self
 
+    @property
+    def _own_gates(self) -> DecayGates | None:
+        """The parameters of substituted neurons, where there are such neurons."""
+        gates: DecayGates | None = self.__dict__["_gates"]
+        return gates
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules of the model, and those that substituted neurons brought with them.
+
+        Raises:
+            OptionError: The neurons are not known before the first call.
+        """
+        self._require_gates()
+        modules: Iterator[tuple[str, nn.Module]] = super().named_modules(*args, **kwargs)
+        return modules
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the state of the model, under the model's own names."""
-        if isinstance(self.original, nn.Module):
-            return self.original.state_dict(*args, **kwargs)
-        return super().state_dict(*args, **kwargs)
+        """Return the state of the model under the model's own names, and that of its gates."""
+        self._require_gates()
+        if not isinstance(self.original, nn.Module):
+            return super().state_dict(*args, **kwargs)
+        state = self.original.state_dict(*args, **kwargs)
+        for name, gates in self._own_modules.items():
+            prefix = f"{kwargs.get('prefix', '')}{name}."
+            gates.state_dict(**{**kwargs, "destination": state, "prefix": prefix})
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load a state of the model."""
-        if isinstance(self.original, nn.Module):
-            return self.original.load_state_dict(state_dict, *args, **kwargs)
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        """Load a state of the model, and of its gates."""
+        self._require_gates()
+        if not isinstance(self.original, nn.Module):
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        rest, problems = dict(state_dict), []
+        for name, gates in self._own_modules.items():
+            start = f"{name}."
+            own = {k: rest.pop(k) for k in state_dict if k.startswith(start)}
+            found = gates.load_state_dict(
+                {k.removeprefix(start): value for k, value in own.items()}, *args, **kwargs
+            )
+            problems += [[f"{start}{key}" for key in keys] for keys in found]
+        result = self.original.load_state_dict(rest, *args, **kwargs)
+        for known, more in zip(result, problems, strict=False):
+            known.extend(more)
+        return result
+
+    @property
+    def _own_modules(self) -> dict[str, nn.Module]:
+        """What this module has and the model has not."""
+        modules: Any = self.__dict__["_modules"]
+        return dict(modules.maps[0]) if isinstance(modules, ChainMap) else {}
+
+    def _require_gates(self) -> None:
+        gates = self._own_gates
+        if gates is not None and not len(gates):
+            raise OptionError(
+                "The parameters of a model with dynamic decays are known after its first call.",
+                code="option.parameters",
+                notes=["Each neuron brings parameters of its own, one gate for each channel."],
+                hints=["Pass 'example_inputs' to 'snncc.compile', or call the model once."],
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and pickles are of the model; they compile anew, kernels come from the cache.
-        return CompiledModule, (self.original, self.options)
+        gates = self._own_gates
+        return CompiledModule, (self.original, self.options, *(() if gates is None else (gates,)))
 
     def __repr__(self) -> str:
         name = _name_of(self.original)
@@ -212,6 +274,22 @@ def _call_outside(fast: CompiledModule, args: tuple[Any, ...], kwargs: dict[str,
 _call_uncompiled: Any = torch.compiler.disable(_call_outside)  # type: ignore[no-untyped-call]
 
 
+def _free_name(model: Callable[..., Any], name: str) -> str:
+    """Return a name that no attribute of the model has."""
+    while hasattr(model, name):
+        name += "_"
+    return name
+
+
+def _substituted_inside() -> FormError:
+    return FormError(
+        "A model with dynamic decays is part of a model that is compiled.",
+        code="form.dynamic-decay",
+        notes=["What would be recorded is the original with its own neurons."],
+        hints=["Compile the model around it with mode='dynamic_decay', or leave it uncompiled."],
+    )
+
+
 def _name_of(model: Callable[..., Any]) -> str:
     name = getattr(model, "__name__", type(model).__name__)
     return str(name)
@@ -234,7 +312,7 @@ def compile_model(
     if not callable(model) or isinstance(model, CompiledModule):
         what = "compiled already" if callable(model) else "not callable"
         raise OptionError(f"The model is {what}.", code="option.model")
-    if options.mode not in ("fused", "fpt", "auto", "serial"):
+    if options.mode not in ("fused", "fpt", "dynamic_decay", "auto", "serial"):
         raise UnsupportedError(
             f"Mode '{options.mode}' does not exist yet.",
             code="unsupported.mode",

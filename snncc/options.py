@@ -37,6 +37,9 @@ class Options:
         schedule: With a number of sweeps, the steepness of each sweep's sigmoid; None keeps the
             threshold and the user's surrogate.
         backward_scale: Steepness of the derivative of those sigmoids, over that of the sigmoids.
+        kernel_size: In mode ``"dynamic_decay"`` how many inputs, the present one included, the
+            decay depends on.
+        tau: In mode ``"dynamic_decay"`` the exponent ``1 / tau`` of the decay's sigmoid.
     """
 
     mode: Mode = "fused"
@@ -50,6 +53,8 @@ class Options:
     sweeps: int | Literal["exact"] = "exact"
     schedule: tuple[float, ...] | None = (2.0, 6.0, 12.0)
     backward_scale: float = 1.0 / 3.0
+    kernel_size: int = 4
+    tau: float = 0.25
 
     @classmethod
     def of(cls, **choices: object) -> Options:
@@ -83,6 +88,12 @@ class Options:
                 hints=["Leave it out to follow 'torch.get_num_threads()'."],
             )
         self._check_sweeps()
+        if type(self.kernel_size) is not int or self.kernel_size < 1 or not self.tau > 0:
+            raise OptionError(
+                "Options 'kernel_size' and 'tau' are positive; the first is a whole number.",
+                code="option.dynamic-decay",
+                hints=["Leave them out: four inputs, and a quarter."],
+            )
         if type(self.time_dim) is not int or (self.time_dim != 0 and not self.step):
             raise OptionError(
                 f"Option 'time_dim' is {self.time_dim!r}, not the number of an axis."

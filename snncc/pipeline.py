@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.dump import Dump
-from snncc.errors import FormError, TargetError, UnsupportedError
+from snncc.errors import FormError, SnnccError, TargetError, UnsupportedError
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import sequence_ops
@@ -23,14 +23,18 @@ from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.nodes import FixedPoint, Form
+from snncc.ir.numerics import Numerics
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
 from snncc.options import GPU_TARGETS, Options, TargetName, settings
-from snncc.passes import Rejection, passes_for
+from snncc.passes import Pass, Rejection, passes_for, substituting
+from snncc.passes.decay_gates import DecayGates
+from snncc.passes.hoist_stateless import EXACT_LOOPS
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.stream_steps import stream_steps
+from snncc.passes.substitute_dynamic_decay import SubstituteDynamicDecay
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
 from snncc.runtime import convolution, norms, products
@@ -114,7 +118,13 @@ def _zeros(like: Tensor) -> Tensor:
     return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
 
 
-def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name: str) -> Compiled:
+def build(
+    recording: Recording,
+    options: Options,
+    leaves: Sequence[Tensor],
+    name: str,
+    gates: DecayGates | None = None,
+) -> Compiled:
     """Compile a recording (L2 to L4).
 
     Args:
@@ -122,6 +132,7 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
         options: How to compile it.
         leaves: The tensors of the recording's sources.
         name: Name of the model, for dumps.
+        gates: The parameters of substituted neurons, in mode ``"dynamic_decay"``.
 
     Raises:
         UnsupportedError: Part of the model cannot be compiled exactly and no fallback was allowed.
@@ -140,18 +151,18 @@ def build(recording: Recording, options: Options, leaves: Sequence[Tensor], name
         on_gpu=target in GPU_TARGETS,
         skip_zeros=options.skip_zeros and target == "c",
     )
+    if gates is not None:
+        passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
     for each in passes:
         with _timed(recording.timings, each.name), _noting(each.name, name):
             after = each.run(graph)
-        if isinstance(after, Rejection) and recording.flat:
-            continue
-        if isinstance(after, Rejection) and isinstance(each, ParallelizeFixedPoint):
-            raise _no_fixed_point(after)
         if isinstance(after, Rejection):
-            raise _no_loop(recording, after)
+            if recording.flat and not isinstance(each, SubstituteDynamicDecay):
+                continue
+            raise _refusal(each, after, recording)
         if after is graph:  # there was nothing to do
             continue
-        if settings().validate:
+        if settings().validate and each.numerics is not Numerics.SUBSTITUTED:
             check_translation(each, graph, after, leaves)
         graph = after
         dump.graph(each.name, graph)
@@ -286,8 +297,15 @@ def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
             )
 
 
-# Why something runs once a step although it is no recurrence of neurons: exact, and no fallback.
-EXACT_LOOPS = frozenset({"mapped", "train-norm", "effect", "counter"})
+def _refusal(each: Pass, rejection: Rejection, recording: Recording) -> SnnccError:
+    """Return the error for a pass that does not apply."""
+    match each:
+        case SubstituteDynamicDecay():
+            return _no_substitution(rejection)
+        case ParallelizeFixedPoint():
+            return _no_fixed_point(rejection)
+        case _:
+            return _no_loop(recording, rejection)
 
 
 def _no_loop(recording: Recording, rejection: Rejection) -> UnsupportedError:
@@ -324,6 +342,16 @@ def _no_fixed_point(rejection: Rejection) -> FormError:
         location=rejection.where,
         notes=[rejection.reason],
         hints=["Use mode='fused', which runs any neuron."],
+    )
+
+
+def _no_substitution(rejection: Rejection) -> FormError:
+    return FormError(
+        "A dynamic decay cannot stand for the neurons of the model.",
+        code="form.dynamic-decay",
+        location=rejection.where,
+        notes=[rejection.reason],
+        hints=["Use snncc.nn.DynamicDecay in its place, or mode='fused', which runs any neuron."],
     )
 
 

@@ -16,6 +16,7 @@ from snncc.frontend.sources import gather, holds
 from snncc.frontend.watch import StateWatcher, flatten
 from snncc.ir.tape import SourceKind, Tape
 from snncc.options import Options
+from snncc.passes.decay_gates import DecayGates
 from snncc.pipeline import Compiled, Recording, build, record
 from snncc.runtime import memory
 from snncc.short_sequence import FEW, record_longer
@@ -32,12 +33,20 @@ class Specializations:
         program: The serial code.
         name: Its name.
         options: How it is compiled.
+        gates: The parameters of substituted neurons, or None.
     """
 
-    def __init__(self, program: Callable[..., Any], name: str, options: Options) -> None:
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        name: str,
+        options: Options,
+        gates: DecayGates | None = None,
+    ) -> None:
         self.program = program
         self.name = name
         self.options = options
+        self.gates = gates
         self._watcher = StateWatcher(program)
         self._families: dict[Hashable, _Family] = {}
 
@@ -84,7 +93,7 @@ class Specializations:
             compiled = elsewhere[0].compiled
         else:
             tensors = gather(recording.tape, self.program, args, kwargs)
-            compiled = build(recording, self.options, tensors, self.name)
+            compiled = build(recording, self.options, tensors, self.name, self.gates)
         recorded = shapes if recording.exact else _recorded(recording, shapes)
         member = _Member(compiled, recorded, recording, family.fixed)
         if not member.admits(shapes, recording.tape, call):

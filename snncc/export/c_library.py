@@ -75,7 +75,7 @@ class _Library:
         for buffer in self.network.weights:
             assert isinstance(buffer.values, Tensor)
             place = self.memory.places[buffer]
-            values[place : place + buffer.size] = buffer.values.reshape(-1).numpy()
+            values[place : place + buffer.size] = buffer.values.detach().reshape(-1).numpy()
         return values
 
     @property

@@ -165,6 +165,11 @@ def shift_time(x: Tensor, initial: Tensor | float) -> Tensor:
     return torch.cat([first.unsqueeze(0), x[:-1]])
 
 
+def channels(x: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
+    """Return one value for each channel, [C], so that it broadcasts against lanes [B, C, *]."""
+    return x.to(dtype).reshape(-1, *(1,) * (rank - 2))
+
+
 def last_step(x: Tensor) -> Tensor:
     """Return the value of the last step of [T, *]."""
     return x[-1]

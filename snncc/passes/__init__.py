@@ -17,7 +17,7 @@ from snncc.passes.separate_draws import SeparateDraws
 from snncc.passes.simplify_step import SimplifyStep
 from snncc.passes.skip_zeros import SkipZeros
 
-__all__ = ["Pass", "Rejection", "passes_for"]
+__all__ = ["Pass", "Rejection", "passes_for", "substituting"]
 
 
 def passes_for(
@@ -49,3 +49,9 @@ def passes_for(
         PlanStorage(place, on_gpu),
         *((SkipZeros(),) if skip_zeros else ()),
     )
+
+
+def substituting(passes: tuple[Pass, ...], substitution: Pass) -> tuple[Pass, ...]:
+    """Return passes with a change of the neurons right after these are found."""
+    found = next(i for i, each in enumerate(passes) if isinstance(each, HoistStateless))
+    return (*passes[: found + 1], substitution, *passes[found + 1 :])

@@ -40,6 +40,7 @@ from snncc.ir.nodes import (
     Var,
 )
 from snncc.ir.numerics import Numerics
+from snncc.ir.own_tensor import OwnTensor
 from snncc.ir.program import Adjoint, NeuronProgram, Sweep
 from snncc.ir.walk import bool_lets, let_reads, substitute
 from snncc.passes.derivatives import partials
@@ -104,6 +105,8 @@ def _mark_gradients(graph: torch.fx.Graph, leaves: Sequence[bool]) -> None:
     for node in graph.nodes:
         if node.op == "placeholder":
             node.meta["requires_grad"] = next(flags)
+        elif isinstance(node.target, OwnTensor):
+            node.meta["requires_grad"] = node.target.requires_grad
         else:
             inputs = any(n.meta["requires_grad"] for n in node.all_input_nodes)
             exact = node.meta.get("dtype") not in (torch.bool, torch.int64)

@@ -41,6 +41,8 @@ from snncc.passes.residual_loop import ResidualLoop
 from snncc.passes.step_numbers import number_dtype, takes_numbers
 
 STEP_NUMBERS = Rejection("mapped", "it takes a number of its own at each step")
+# Why something runs once a step although it is no recurrence of neurons: exact, and no fallback.
+EXACT_LOOPS = frozenset({"mapped", "train-norm", "effect", "counter"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ class NeuronBorder:
         """Emit the call and bind its results."""
         split, nodes = self.split, self.group.nodes
         carries = {n: split.carries[n] for n in nodes if n in split.carries}
-        rank = len(next(iter(carries.values()))[1].meta["shape"])
+        lanes_shape = tuple(next(iter(carries.values()))[1].meta["shape"])
+        rank = len(lanes_shape)
         neuron = scalarize(name, nodes, carries, split.is_stacked, split.needed(nodes))
         program = NeuronProgram(
             neuron.recurrence,
@@ -55,6 +56,7 @@ class NeuronBorder:
         lanes = [self.lane(port) for port in neuron.lanes]
         call = split.emit(NeuronCall(program), split.length, *steps, *lanes)
         call.meta["dtype"] = self.group.dtype
+        call.meta["lanes"] = lanes_shape
         call.meta["folded"] = any(n.meta.get("folded") for n in nodes)
         self.bind_results(call, neuron)
 

@@ -35,6 +35,7 @@ PLUMBING = frozenset(
         operator.getitem,
         sequence_ops.time_view,
         sequence_ops.align,
+        sequence_ops.channels,
         sequence_ops.last_step,
         sequence_ops.repeat_time,
         sequence_ops.number,
@@ -229,7 +230,9 @@ class _Reader:
             form=form_text(forward.form),
             kernel=self.target,
             numerics=weakest(
-                Numerics.REASSOCIATED if inexact else Numerics.BITWISE, promise_of(forward.form)
+                Numerics.REASSOCIATED if inexact else Numerics.BITWISE,
+                Numerics.SUBSTITUTED if program.stands_for else Numerics.BITWISE,
+                promise_of(forward.form),
             ),
             forward_bytes=inference * _scale(node.meta.get("dtype")),
             training_bytes=sum(t.bytes for t in moved) if trains else None,
@@ -240,12 +243,15 @@ class _Reader:
             transfers=moved,
             recurrence=forward,
             keeps=_keeps(program, shown),
+            stands_for=program.stands_for,
         )
 
 
 def _inexact(node: torch.fx.Node, program: NeuronProgram) -> str:
     """Return why a neuron rounds in another way than the serial code; nothing where it does not."""
     reasons = [program.inexact] if program.inexact else []
+    if program.stands_for:
+        reasons.append(f"without reset, it stands for the {program.stands_for}")
     if node.meta.get("folded"):
         reasons.append("its membrane norm is folded into decay and input")
     if calls_maths(program.forward.lets):

@@ -12,12 +12,13 @@ import torch.fx
 from snncc.frontend.canonical import cast
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.own_tensor import OwnTensor
 from snncc.ir.tape import Source, SourceKind
 from snncc.passes.scalar_ops import SCALAR_OPS
 from snncc.reporting.report import Operand
 
 # Operators that give the same values in another shape or type.
-_SAME = frozenset({sequence_ops.align, cast, sequence_ops.repeat_time})
+_SAME = frozenset({sequence_ops.align, cast, sequence_ops.channels, sequence_ops.repeat_time})
 _HELD = frozenset({SourceKind.PARAMETER, SourceKind.BUFFER})
 
 
@@ -74,6 +75,8 @@ class Origins:
             node = _source(node.args[0])
         if node in self.sources:
             return self.sources[node].name
+        if isinstance(node.target, OwnTensor):
+            return node.target.shown
         if node in self.names:
             return self.names[node]
         part = node.args[0] if node.target is operator.getitem else None
@@ -87,7 +90,9 @@ class Origins:
         """Tell whether a learned parameter, and whether an input of the model, goes into a node."""
         if node not in self._learned:
             source = self.sources.get(node)
-            if source is not None:
+            if isinstance(node.target, OwnTensor):
+                found = (node.target.requires_grad, False)
+            elif source is not None:
                 is_parameter = source.kind is SourceKind.PARAMETER
                 found = (
                     is_parameter and bool(node.meta.get("requires_grad")),

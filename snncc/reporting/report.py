@@ -93,6 +93,7 @@ class Layer:
         keeps: What the backward sweep of a neuron gets from the forward sweep.
         transfers: What ``training_bytes``, or without a gradient ``forward_bytes``, consist of.
         recurrence: The step of a neuron.
+        stands_for: What the user's neuron is, where this is another one.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Layer:
     keeps: str = ""
     transfers: tuple[Transfer, ...] = ()
     recurrence: Recurrence | None = field(default=None, repr=False)
+    stands_for: str = ""
 
     @property
     def meaning(self) -> NeuronClass | None:
@@ -136,6 +138,8 @@ class Layer:
     @property
     def what(self) -> str:
         """What it is, in a word or two: ``LIF``, ``linear``."""
+        if self.stands_for:
+            return "dynamic decay"
         meaning = self.meaning
         if meaning is None:
             return self.operator or self.kind
