@@ -30,8 +30,9 @@ from snncc.ir.nodes import Binary, Const, Let, Op, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram
 from snncc.nn import LIF, ATan
 from snncc.runtime.gpu.binaries import compile_offline
-from snncc.runtime.gpu.cuda_build import compile_unit
+from snncc.runtime.gpu.cuda_build import find_nvcc
 from snncc.runtime.gpu.cuda_driver import Driver, open_driver
+from snncc.runtime.gpu.cuda_nvrtc import Nvrtc
 from snncc.runtime.launch import check_arguments
 from snncc.runtime.operators import Neuron
 from tests.gpu.emulated import Library
@@ -158,12 +159,27 @@ def _old_triton(folder: Path) -> None:
 
 def _no_nvcc(folder: Path) -> None:
     with mock.patch.dict(os.environ, {"SNNCC_NVCC": "no-such-nvcc"}):
-        compile_unit("", "sm_90", folder, ())
+        find_nvcc().compile("", "sm_90", folder, ())
 
 
 def _broken_nvcc(folder: Path) -> None:
     with mock.patch.dict(os.environ, {"SNNCC_NVCC": "false"}):
-        compile_unit("", "sm_90", folder, ())
+        find_nvcc().compile("", "sm_90", folder, ())
+
+
+def _broken_nvrtc(folder: Path) -> None:
+    said = b"kernel.cu(41): error: identifier 'steps' is undefined"
+    library = mock.Mock()
+    library.nvrtcCreateProgram.return_value = 0
+    library.nvrtcCompileProgram.return_value = 6
+    library.nvrtcGetProgramLogSize.side_effect = lambda _, size: _assign(size._obj, len(said) + 1)
+    library.nvrtcGetProgramLog.side_effect = lambda _, data: _assign(data, said)
+    Nvrtc(library, "libnvrtc.so", ()).compile("", "sm_90", folder, ("-fmad=false",))
+
+
+def _assign(box: Any, value: Any) -> int:
+    box.value = value
+    return 0
 
 
 def _no_driver(folder: Path) -> None:
@@ -189,6 +205,7 @@ SHELL: dict[str, Callable[[Path], None]] = {
     "launch.device": _other_device,
     "launch.steps": _many_steps,
     "build.nvcc-failed": _broken_nvcc,
+    "build.nvrtc-failed": _broken_nvrtc,
     "build.triton-failed": _broken_triton,
     "launch.driver": _refusing_driver,
     "target.no-driver": _no_driver,

@@ -9,11 +9,24 @@ from torch import Tensor, nn
 
 import snncc
 from snncc.ir.program import NeuronProgram
+from snncc.nn import IF, LI, LIF, AdaptiveLIF, Rectangle
 from snncc.passes.neurons import neuron_nodes
 from snncc.runtime.gpu.binaries import Binary, compile_offline, machine_of_arch
 from snncc.runtime.gpu.calls import Call
 from snncc.runtime.gpu.engine import GpuEngine
 from snncc.runtime.operators import Neuron
+
+C = 8
+LEARNABLE = {"learnable": True, "shape": (C, 1, 1)}
+# Neurons besides the plainest, which has tests of its own.
+NEURONS = {
+    "soft": LIF(v_reset=None, detach_reset=True),
+    "rectangle": LIF(surrogate=Rectangle()),
+    "plif": LIF(**LEARNABLE),
+    "if": IF(),
+    "integrator": LI(**LEARNABLE),
+    "adaptive": AdaptiveLIF(**LEARNABLE),
+}
 
 
 @dataclass(frozen=True)

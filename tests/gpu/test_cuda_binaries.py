@@ -13,18 +13,16 @@ from torch import nn
 
 from snncc.errors import OptionError
 from snncc.ir.program import NeuronProgram, Place
-from snncc.nn import IF, LI, LIF, AdaptiveLIF, CubaLIF, Rectangle
+from snncc.nn import LIF, CubaLIF
 from snncc.runtime.gpu.binaries import Binary, bytes_of_a_step, check_arch, compile_offline
 from snncc.runtime.gpu.calls import Call
-from tests.gpu.offline import Calls, calls_of, empty, engine, program_of
+from tests.gpu.offline import LEARNABLE, NEURONS, C, Calls, calls_of, empty, engine, program_of
 from tests.gpu.test_values import curves
 from tests.neuron_programs import lif
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on this machine")
 
-C = 8
 LANES = (64, C, 16, 16)
-LEARNABLE = {"learnable": True, "shape": (C, 1, 1)}
 
 
 def calls(neuron: nn.Module, T: int) -> Calls:
@@ -75,17 +73,6 @@ def test_kernels_stay_in_registers(arch, tmp_path):
     assert re.search(r"\bLDG\S*\.128\b", code)
     assert re.search(r"\bSTG\S*\.128\b", code)
     assert not re.search(r"\b(?:LDL|STL|FFMA)\b", code)
-
-
-NEURONS = {
-    "soft": LIF(v_reset=None, detach_reset=True),
-    "rectangle": LIF(surrogate=Rectangle()),
-    "plif": LIF(**LEARNABLE),
-    "if": IF(),
-    "integrator": LI(**LEARNABLE),
-    "adaptive": AdaptiveLIF(**LEARNABLE),
-    "current": CubaLIF(**LEARNABLE),
-}
 
 
 @pytest.mark.slow

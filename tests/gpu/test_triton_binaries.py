@@ -13,7 +13,7 @@ from torch import nn
 from snncc.codegen.base import Access
 from snncc.errors import BuildError, OptionError
 from snncc.ir.program import NeuronProgram, Place
-from snncc.nn import IF, LI, LIF, AdaptiveLIF, CubaLIF, Rectangle
+from snncc.nn import LIF, CubaLIF
 from snncc.passes.plan_storage import FLOAT_BYTES, GPU, backward_bytes
 from snncc.runtime.gpu.binaries import (
     PTX,
@@ -25,14 +25,12 @@ from snncc.runtime.gpu.binaries import (
     read_accesses,
 )
 from snncc.runtime.gpu.calls import Call
-from tests.gpu.offline import Calls, calls_of, empty, engine, program_of
+from tests.gpu.offline import LEARNABLE, NEURONS, C, Calls, calls_of, empty, engine, program_of
 from tests.gpu.test_values import curves
 from tests.neuron_programs import lif
 
 pytestmark = pytest.mark.usefixtures("triton_cache")
 
-C = 8
-LEARNABLE = {"learnable": True, "shape": (C, 1, 1)}
 ARCHES = ["sm_80", "sm_90", "sm_100", "gfx942"]
 STEPS_OF_A_CHUNK = 16
 
@@ -73,16 +71,6 @@ def test_kernels_stay_in_registers(arch):
         assert binary.accesses.local == 0
     assert [moved(b, call) for b, call in zip(binaries, launched, strict=True)] == [8, 8.25, 12.25]
     assert set(binaries[0].accesses.loads) == set(binaries[0].accesses.stores) == {16}
-
-
-NEURONS = {
-    "soft": LIF(v_reset=None, detach_reset=True),
-    "rectangle": LIF(surrogate=Rectangle()),
-    "plif": LIF(**LEARNABLE),
-    "if": IF(),
-    "integrator": LI(**LEARNABLE),
-    "adaptive": AdaptiveLIF(**LEARNABLE),
-}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from typing import Any
 from snncc.codegen.base import Argument, KernelSource, Role, SlotKind
 from snncc.errors import OptionError
 from snncc.runtime.gpu.calls import Call, Machine
-from snncc.runtime.gpu.cuda_build import compile_unit, read_usage
+from snncc.runtime.gpu.cuda_build import find_nvcc, read_usage
 from snncc.runtime.gpu.cuda_source import specialize
 from snncc.runtime.gpu.triton_kernels import compile_kernel, load, require_triton
 from snncc.runtime.gpu.variants import Variant
@@ -168,7 +168,7 @@ def _compile_cuda(source: KernelSource, variant: Variant, arch: str) -> Binary:
     check_arch(arch, source.target)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        log = compile_unit(specialize(source, variant).text, arch, folder, source.flags)
+        log = find_nvcc().compile(specialize(source, variant).text, arch, folder, source.flags)
         ptx, cubin = (folder / "kernel.ptx").read_text(), (folder / "kernel.cubin").read_bytes()
     usage = read_usage(log, source.name)
     accesses = read_accesses(ptx, PTX)

@@ -1,4 +1,4 @@
-"""Compile CUDA C++ by nvcc, for a GPU that need not be there."""
+"""Compile CUDA C++ for a GPU that need not be there, and keep what came out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,31 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from snncc.codegen.base import KernelSource
 from snncc.errors import BuildError, TargetError
 from snncc.options import settings
 from snncc.runtime.build import program_identity
 from snncc.runtime.entries import FORMAT, Entries
+from snncc.runtime.gpu.cuda_nvrtc import find_nvrtc
 
 # Where nvcc lies if it is not on the search path.
 _USUAL = "/usr/local/cuda/bin/nvcc"
 _STDERR_TAIL = 30
+
+
+class CudaCompiler(Protocol):
+    """What turns a text into a binary."""
+
+    @property
+    def identity(self) -> str:
+        """What changes with its version."""
+        ...
+
+    def compile(self, text: str, arch: str, folder: Path, flags: tuple[str, ...]) -> str:
+        """Compile a text to ``kernel.cubin`` in a folder and return what was done."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +43,49 @@ class Nvcc:
     command: tuple[str, ...]
     identity: str
 
+    def compile(self, text: str, arch: str, folder: Path, flags: tuple[str, ...]) -> str:
+        """Compile a text, as ``kernel.cu``, to ``kernel.cubin`` and ``kernel.ptx``.
+
+        Args:
+            text: A complete unit.
+            arch: What it is compiled for.
+            folder: Where all files go; nvcc leaves others of its own.
+            flags: What its numerics need.
+
+        Returns:
+            The command and what the assembler says of registers.
+
+        Raises:
+            BuildError: The compiler failed.
+        """
+        (folder / "kernel.cu").write_text(text)
+        # Intermediate files are kept, of which the .ptx is one.
+        options = [f"-arch={arch}", *flags, "-cubin", "-keep", "-Xptxas=-v"]
+        command = [*self.command, *options, "kernel.cu"]
+        try:
+            run = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+            )
+        except OSError as error:
+            raise _failed(command, f"it could not be started: {error}", "") from error
+        said = run.stdout + run.stderr
+        if run.returncode:
+            raise _failed(command, f"it ended with status {run.returncode}", said)
+        return "\n".join([shlex.join(command), said])
+
+
+def find_cuda_compiler() -> CudaCompiler:
+    """Find what compiles kernels: nvcc, else the NVRTC that torch's packages for CUDA bring along.
+
+    Raises:
+        TargetError: There is neither.
+    """
+    nvcc = _nvcc()
+    found = nvcc if nvcc is not None or settings().nvcc else find_nvrtc()
+    if found is None:
+        raise _no_compiler()
+    return found
+
 
 def find_nvcc() -> Nvcc:
     """Find nvcc: SNNCC_NVCC, else ``nvcc`` on the search path, else where it usually lies.
@@ -35,55 +93,36 @@ def find_nvcc() -> Nvcc:
     Raises:
         TargetError: There is none.
     """
+    found = _nvcc()
+    if found is None:
+        raise _no_compiler()
+    return found
+
+
+def _nvcc() -> Nvcc | None:
     chosen = settings().nvcc
     for words in [shlex.split(chosen)] if chosen else [["nvcc"], [_USUAL]]:
         program = shutil.which(words[0]) if words else None
         if program is not None:
-            return Nvcc((program, *words[1:]), program_identity(program))
+            identity = " ".join([program_identity(program), *words[1:]])
+            return Nvcc((program, *words[1:]), identity)
+    return None
+
+
+def _no_compiler() -> TargetError:
+    chosen = settings().nvcc
     headline = "There is no CUDA compiler on this machine."
     if chosen:
         headline = f"The CUDA compiler '{chosen}' that SNNCC_NVCC names is not there."
-    raise TargetError(
+    return TargetError(
         headline,
         code="target.no-nvcc",
-        notes=["Kernels in CUDA C++ are compiled by nvcc."],
+        notes=["Kernels in CUDA C++ are compiled by nvcc, or by the NVRTC that comes with torch."],
         hints=[
             "Install the CUDA toolkit, or name nvcc in the environment variable SNNCC_NVCC.",
             "Or leave out target='cuda': Triton brings a compiler along.",
         ],
     )
-
-
-def compile_unit(text: str, arch: str, folder: Path, flags: tuple[str, ...]) -> str:
-    """Compile a text, as ``kernel.cu``, to ``kernel.cubin`` and ``kernel.ptx``.
-
-    Args:
-        text: A complete unit.
-        arch: What it is compiled for.
-        folder: Where all files go; nvcc leaves others of its own.
-        flags: What its numerics need.
-
-    Returns:
-        The command and what the assembler says of registers.
-
-    Raises:
-        TargetError: There is no nvcc.
-        BuildError: It failed.
-    """
-    nvcc = find_nvcc()
-    (folder / "kernel.cu").write_text(text)
-    # Intermediate files are kept, of which the .ptx is one.
-    options = [f"-arch={arch}", *flags, "-cubin", "-keep", "-Xptxas=-v"]
-    command = [*nvcc.command, *options, "kernel.cu"]
-    try:
-        run = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
-        )
-    except OSError as error:
-        raise _failed(command, f"it could not be started: {error}", "") from error
-    if run.returncode:
-        raise _failed(command, f"it ended with status {run.returncode}", run.stdout + run.stderr)
-    return "\n".join([shlex.join(command), run.stdout + run.stderr])
 
 
 def _failed(command: list[str], what: str, said: str) -> BuildError:
@@ -102,15 +141,15 @@ def cubin_of(source: KernelSource, arch: str) -> bytes:
     """Return the binary of a specialised kernel, compiling it where it is not there yet.
 
     Raises:
-        TargetError: There is no nvcc.
+        TargetError: There is no compiler.
         BuildError: It failed, or the disk is full.
     """
-    nvcc = find_nvcc()
-    made_from = (str(FORMAT), nvcc.identity, *nvcc.command[1:], arch, *source.flags)
-    key = hashlib.sha256("\0".join([*made_from, source.anonymous]).encode()).hexdigest()
+    compiler = find_cuda_compiler()
+    made_from = (str(FORMAT), compiler.identity, arch, *source.flags, source.anonymous)
+    key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()
 
     def make(folder: Path) -> str:
-        log = compile_unit(source.anonymous, arch, folder, source.flags)
+        log = compiler.compile(source.anonymous, arch, folder, source.flags)
         for file in folder.iterdir():
             if file.suffix not in (".cu", ".ptx", ".cubin"):
                 file.unlink()
