@@ -39,6 +39,7 @@ from snncc.frontend.objects import opened
 from snncc.frontend.precision import without_autocast
 from snncc.frontend.results import returned
 from snncc.frontend.sources import gather, named_tensors, preserved, walk
+from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
@@ -49,7 +50,7 @@ from snncc.pipeline import Compiled, executable
 from snncc.recurrent_layer import recurrent_layer
 from snncc.reporting.layers import layers_of
 from snncc.reporting.report import Layer
-from snncc.runtime import convolution
+from snncc.runtime import convolution, products
 from snncc.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 
 
@@ -125,6 +126,8 @@ def _products(compiled: Compiled, values: Sequence[Any]) -> list[Comparison]:
         if is_product(node) or node.meta.get("skips_zeros"):
             skips = node.meta.get("skips_zeros")
             target: Any = convolution.skipping(node.target) if skips else node.target
+            if target is sequence_ops.linear:
+                target = products.linear
             batched = target(*args, **kwargs)
             allowed = OUTPUT_TOLERANCE.get(batched.dtype, 0.0)
             found.append(compare("product", node.name, stepwise, batched, allowed))

@@ -23,6 +23,8 @@ NAME = "snncc_rows"
 PANEL_BYTES = 256
 # The fields of an argument structure at most; a call with more does not fit the driver's copy.
 MOST_VALUES = 512
+# The longest rows of x whose zeros are looked for.
+MOST_INNER = 1024
 # The fields of the argument structure of a product that are addresses, and all of its fields.
 ADDRESSES = ("x", "weight", "bias", "out")
 FIELDS = (*ADDRESSES, "x_row", "out_row", "rows", "inner", "columns", "chunk", "skip")
@@ -42,6 +44,7 @@ def rows_source(dtype: FloatType) -> KernelSource:
     """Return the translation unit for one working type."""
     text = _TEXT.replace("@REAL", C_TYPE[dtype]).replace("@NAME", NAME)
     text = text.replace("@PANEL", str(PANEL_BYTES)).replace("@VALUES", str(MOST_VALUES))
+    text = text.replace("@INNER", str(MOST_INNER))
     return KernelSource(
         name=NAME,
         target="c",
@@ -77,7 +80,7 @@ enum { BYTES = 16, ROWS = 3 };
 /* Columns of a panel, of a vector, and of the four vectors that are computed together. */
 enum { PANEL = @PANEL / sizeof(real), WIDTH = BYTES / sizeof(real), PART = 4 * WIDTH };
 /* Zeros are looked for in rows of x up to this length. */
-enum { MOST_INNER = 1024 };
+enum { MOST_INNER = @INNER };
 
 typedef real vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 

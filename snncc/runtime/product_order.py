@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snncc.codegen.c_rows import rows_source
 from snncc.runtime.cache import CACHE, Function, KernelCache
-from snncc.runtime.row_plan import ProductShape, RowPlan, float_type, packed
+from snncc.runtime.row_plan import Factors, float_type, multiply_rows
 
 # How libraries were seen to cut long sums: blocks of 192 terms, or two halves of equal length.
 _CHUNKS = (192, 256, 384, 128, 320, 512)
@@ -55,6 +55,14 @@ class Multiplication:
         right = weight.t() if self.transposed else weight
         return torch.mm(x, right) if bias is None else torch.addmm(bias, x, right)
 
+    def by_kernel(self, driver: Function, chunk: int, operands: Operands) -> Tensor:
+        """Return the product as the driver computes it with sums of so many terms."""
+        x, weight, bias = operands
+        right = weight.t() if self.transposed else weight
+        out = torch.empty((x.shape[0], right.shape[1]), dtype=x.dtype)
+        multiply_rows(driver, Factors(x, right, bias, out), chunk)
+        return out
+
 
 @functools.cache
 def find_chunk(asked: Multiplication, cache: KernelCache = CACHE) -> int | None:
@@ -75,21 +83,6 @@ def find_chunk(asked: Multiplication, cache: KernelCache = CACHE) -> int | None:
         bias = torch.randn(columns, dtype=asked.dtype, generator=generator)
         operands = (x, weight, bias if asked.biased else None)
         expected = asked.by_torch(operands)
-        left = [c for c in left if torch.equal(_by_kernel(asked, driver, c, operands), expected)]
+        left = [c for c in left if torch.equal(asked.by_kernel(driver, c, operands), expected)]
         results, products = results + expected.numel(), products + 1
     return left[0] if left else None
-
-
-def _by_kernel(asked: Multiplication, driver: Function, chunk: int, operands: Operands) -> Tensor:
-    x, weight, bias = operands
-    right = packed(weight.t() if asked.transposed else weight)
-    inner, columns = x.shape[1], weight.shape[0 if asked.transposed else 1]
-    shape = ProductShape(asked.rows, inner, columns, chunk, inner, x.element_size())
-    out = torch.empty((asked.rows, columns), dtype=x.dtype)
-    addresses = {"x": x.data_ptr(), "weight": right.data_ptr(), "out": out.data_ptr(), "skip": 0}
-    if bias is not None:
-        bias = packed(bias)
-        addresses["bias"] = bias.data_ptr()
-    call = shape.call(((0, asked.rows),), biased=bias is not None)
-    RowPlan(driver, 1, 1, (call,)).run(1, [addresses])
-    return out

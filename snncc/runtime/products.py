@@ -3,8 +3,10 @@
 The product over all steps is as large as a neuron's input and lives as long; from the general
 allocator it would be new memory, page by page, at every call.
 
-Numerics: the result comes from the library call of ``torch.nn.functional.linear`` on the same rows;
-the gradient of a weight is that of `snncc.runtime.outer_products`.
+Numerics: the result comes from the library call of ``torch.nn.functional.linear`` on the same rows,
+or, where most of them is zero, from a kernel that skips zeros; that one adds in the order of the
+library's product of a single step where that order is known (`product_order`).  The gradient of a
+weight is that of `snncc.runtime.outer_products`.
 """
 
 from __future__ import annotations
@@ -14,10 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snncc.codegen.c_rows import MOST_INNER, rows_source
 from snncc.ir import sequence_ops
 from snncc.runtime import memory
+from snncc.runtime.cache import CACHE
+from snncc.runtime.launch import DTYPES
 from snncc.runtime.outer_products import outer_product
+from snncc.runtime.product_order import Multiplication, find_chunk
+from snncc.runtime.row_plan import Factors, float_type, multiply_rows
+from snncc.runtime.skipping import Costs
 from snncc.runtime.tracing import is_traced
+
+# Measured on two cores with AVX-512, with 800 to 25,600 rows of 40 to 700 values.
+_COSTS = Costs(kept=1.2, each=24, call=3e7)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -45,11 +56,39 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     result = memory.empty((*rows.shape[:-1], weight.shape[0]), rows.dtype)
     flat, out = rows.flatten(0, -2), result.view(-1, weight.shape[0])
-    if bias is None:
+    if _skips_zeros(flat, weight, bias):
+        chunk = _chunk_of_a_step(rows, weight, bias) or weight.shape[1]
+        driver = CACHE.load(rows_source(float_type(rows.dtype)))
+        factors = Factors(flat, weight.detach().t(), bias, out)
+        multiply_rows(driver, factors, chunk, skip=True, threads=torch.get_num_threads())
+    elif bias is None:
         torch.mm(flat, weight.t(), out=out)
     else:
         torch.addmm(bias, flat, weight.t(), out=out)
     return result
+
+
+def _skips_zeros(flat: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell whether a product is faster without the zeros of its input, and the same."""
+    plain = flat.dtype == weight.dtype in DTYPES and (bias is None or bias.dtype == flat.dtype)
+    if not plain or weight.shape[1] > MOST_INNER or not _COSTS.pay(flat, weight.shape[0]):
+        return False
+    return bool(weight.isfinite().all())  # a zero times infinity is no zero
+
+
+def _chunk_of_a_step(rows: Tensor, weight: Tensor, bias: Tensor | None) -> int | None:
+    """Return how torch would cut the sums of the product of a single step, if that is known."""
+    return find_chunk(
+        Multiplication(
+            rows=rows.shape[1:-1].numel(),
+            weight=(weight.shape[0], weight.shape[1]),
+            strides=(weight.stride(0), weight.stride(1)),
+            transposed=True,
+            biased=bias is not None,
+            dtype=rows.dtype,
+            threads=torch.get_num_threads(),
+        )
+    )
 
 
 class _Linear(torch.autograd.Function):

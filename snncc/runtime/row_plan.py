@@ -16,6 +16,9 @@ from snncc.codegen.c_rows import FIELDS, PANEL_BYTES
 from snncc.runtime.cache import Function
 from snncc.runtime.step_kernel import Addresses, argument_table
 
+# Rows of a block of a single product: few enough to share out, enough to make up for its start.
+_BLOCK_ROWS = 512
+
 # The first row of each block, and how many rows it has.
 Blocks = tuple[tuple[int, int], ...]
 
@@ -158,6 +161,41 @@ def packed(values: Tensor) -> Tensor:
     filled = F.pad(values, (0, panels * columns - values.shape[-1]))
     apart = filled.reshape(*values.shape[:-1], panels, columns)
     return apart.movedim(-2, 0).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """``out = x weight + bias`` of [rows, inner] and [inner, columns]; rows of x have no gaps."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    out: Tensor
+
+
+def multiply_rows(
+    driver: Function, factors: Factors, chunk: int, *, skip: bool = False, threads: int = 1
+) -> None:
+    """Multiply once, outside of a loop.
+
+    Args:
+        driver: The driver for the type of the factors.
+        factors: What is multiplied.
+        chunk: Terms that are added up before they are added to the rest.
+        skip: Whether all weights are finite, so that zeros may be skipped.
+        threads: Threads.
+    """
+    x, out, weight = factors.x, factors.out, packed(factors.weight)
+    (rows, inner), columns = x.shape, out.shape[1]
+    shape = ProductShape(rows, inner, columns, chunk, x.stride(0), x.element_size())
+    addresses = {"x": x.data_ptr(), "weight": weight.data_ptr(), "out": out.data_ptr()}
+    addresses["skip"] = int(skip)
+    bias = None if factors.bias is None else packed(factors.bias)
+    if bias is not None:
+        addresses["bias"] = bias.data_ptr()
+    blocks = cut_rows(rows, threads, _BLOCK_ROWS)
+    call = shape.call(blocks, biased=bias is not None)
+    RowPlan(driver, len(blocks), min(threads, len(blocks)), (call,)).run(1, [addresses])
 
 
 def float_type(dtype: torch.dtype) -> FloatType:

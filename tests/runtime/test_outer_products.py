@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snncc.runtime import outer_products
 from snncc.runtime.outer_products import outer_product
+from snncc.runtime.skipping import Costs
 
 
 def whole_numbers(*shape: int, rate: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -30,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         return skipping(x, g)
 
     monkeypatch.setattr(outer_products, "_skipping", noted)
-    monkeypatch.setattr(outer_products, "_FEWEST", 0)
+    monkeypatch.setattr(outer_products, "_COSTS", Costs(1.0, 0, 0))
     return found
 
 

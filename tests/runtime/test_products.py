@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
 from snncc.runtime import memory, products
+from snncc.runtime.skipping import Costs
 
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -96,3 +97,49 @@ def test_small_layers_are_left_to_torch() -> None:
 
     assert result.grad_fn is not None
     assert "_Linear" not in result.grad_fn.name()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [False, True])
+def test_zeros_are_skipped_where_most_are(
+    threads: int, dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spikes, in any order of time and batch, give what torch gives, gradients included."""
+    torch.manual_seed(0)
+    taken: list[bool] = []
+    multiply = products.multiply_rows
+    monkeypatch.setattr(
+        products, "multiply_rows", lambda *a, **k: (taken.append(True), multiply(*a, **k))
+    )
+    monkeypatch.setattr(products, "_COSTS", Costs(1.0, 0, 1e7))
+    spikes = (torch.rand(300, 37, 200) < 0.1).to(dtype)
+    weight = torch.randint(-4, 5, (30, 200)).to(dtype).requires_grad_()
+    offset = torch.randint(-4, 5, (30,)).to(dtype).requires_grad_() if bias else None
+    cotangent = torch.randint(-4, 5, (300, 37, 30)).to(dtype)
+    leaves = [t for t in (weight, offset) if t is not None]
+    for x in (spikes, spikes.transpose(0, 1).contiguous().transpose(0, 1)):
+        results = []
+        for layer in (torch_linear, products.linear):
+            y = layer(x, weight, offset)
+            results.append([y, *torch.autograd.grad(y, leaves, cotangent)])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert taken == [True, True]
+    for dense in (spikes + 1, spikes[:10]):
+        assert torch.equal(products.linear(dense, weight), torch_linear(dense, weight))
+    assert taken == [True, True]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_infinite_weights_of_silent_inputs_count(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero times infinity is no zero."""
+    monkeypatch.setattr(products, "_COSTS", Costs(1.0, 0, 0))
+    spikes = (torch.rand(300, 37, 200) < 0.1).float()
+    spikes[..., 5] = 0.0
+    weight = torch.ones(30, 200)
+    weight[3, 5] = value
+
+    torch.testing.assert_close(
+        products.linear(spikes, weight), torch_linear(spikes, weight), equal_nan=True
+    )

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snncc.codegen.c_rows import rows_source
-from snncc.runtime import product_order
+from snncc.runtime import product_order, row_plan
 from snncc.runtime.cache import CACHE
 from snncc.runtime.product_order import Multiplication, find_chunk
-from snncc.runtime.row_plan import Blocks, ProductShape, RowPlan, cut_rows, float_type, packed
+from snncc.runtime.row_plan import Blocks, Factors, cut_rows, float_type, multiply_rows
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -31,18 +31,13 @@ def multiply(
 ) -> Tensor:
     """Return ``x weight + bias`` as the driver computes it."""
     rows, inner = x.shape
-    columns = weight.shape[1]
-    shape = ProductShape(rows, inner, columns, chunk or inner, x.stride(0), x.element_size())
-    panels, out = packed(weight), torch.full((rows, columns), -77.0, dtype=x.dtype)
-    given = {"x": x.data_ptr(), "weight": panels.data_ptr(), "out": out.data_ptr()}
-    given["skip"] = int(skip)
-    if bias is not None:
-        bias = packed(bias)
-        given["bias"] = bias.data_ptr()
-    blocks = blocks or ((0, rows),)
-    call = shape.call(blocks, biased=bias is not None)
+    out = torch.full((rows, weight.shape[1]), -77.0, dtype=x.dtype)
     driver = CACHE.load(rows_source(float_type(x.dtype)))
-    RowPlan(driver, len(blocks), threads, (call,)).run(1, [given])
+    factors = Factors(x, weight, bias, out)
+    with pytest.MonkeyPatch.context() as patch:
+        if blocks is not None:
+            patch.setattr(row_plan, "cut_rows", lambda *_: blocks)
+        multiply_rows(driver, factors, chunk or inner, skip=skip, threads=threads)
     return out
 
 
