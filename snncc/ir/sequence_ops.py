@@ -85,6 +85,14 @@ def repeat_time(x: Tensor, length: int) -> Tensor:
     return x.expand(length, *x.shape)
 
 
+def mean_of(total: Tensor, length: int) -> Tensor:
+    """Return the mean over time of what sums up to ``total``, rounded as on a GPU.
+
+    There ``torch.mean`` multiplies by one over the number of steps; on a CPU it divides.
+    """
+    return total / length if total.device.type == "cpu" else total * (1.0 / length)
+
+
 def number(value: float, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a Python number as a tensor on the device of ``like``."""
     return torch.tensor(value, dtype=dtype, device=like.device)

@@ -8,6 +8,8 @@ from snncc.passes.base import Pass, Rejection
 from snncc.passes.differentiate import Differentiate
 from snncc.passes.differentiate_loops import DifferentiateLoops
 from snncc.passes.fold_membrane_norm import FoldMembraneNorm
+from snncc.passes.fuse_edges import FuseEdges
+from snncc.passes.fuse_readouts import FuseReadouts
 from snncc.passes.fuse_steps import FuseSteps
 from snncc.passes.fuse_time import FuseTime
 from snncc.passes.hoist_stateless import HoistStateless
@@ -42,7 +44,9 @@ def passes_for(
         FoldMembraneNorm(),
         HoistStateless(halves=on_gpu and not isinstance(form, FixedPoint)),
         *(() if on_gpu else (FuseSteps(),)),
+        *(() if isinstance(form, FixedPoint) else (FuseEdges(),)),
         SimplifyStep(),
+        *(() if isinstance(form, FixedPoint) else (FuseReadouts(on_gpu),)),
         ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),
         Differentiate(leaves),
         *(() if on_gpu else (DifferentiateLoops(),)),

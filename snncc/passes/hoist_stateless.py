@@ -272,7 +272,10 @@ class _Split:
             if user.target is not operator.getitem:
                 raise InternalError(f"'{user}' reads the loop '{self.loop.name}' as a whole")
             result = self.loop.results[int(user.args[1])]  # type: ignore[arg-type]
-            user.replace_all_uses_with(self.result(result))
+            value = self.result(result)
+            if isinstance(value, torch.fx.Node) and "shape" in user.meta:
+                value.meta.setdefault("shape", user.meta["shape"])
+            user.replace_all_uses_with(value)
             self.graph.erase_node(user)
         self.graph.erase_node(self.call)
 

@@ -38,6 +38,7 @@ PLUMBING = frozenset(
         sequence_ops.channels,
         sequence_ops.last_step,
         sequence_ops.repeat_time,
+        sequence_ops.mean_of,
         sequence_ops.number,
         sequence_ops.small,
         sequence_ops.step_numbers,
