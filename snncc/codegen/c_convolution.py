@@ -15,7 +15,7 @@ listed channel by channel, and an entry holds the place of its cotangents.  Thes
 zeros, so that a tap is a constant distance.
 
 Numerics: reassociated; a product and its addition round once where the machine has such an
-instruction.  A weight that is infinite or NaN is not read where the input is zero.
+instruction.  Weights and cotangents have to be finite.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Which of the two runs is decided at each call by the sizes and by the share of the input that is
 not zero, counted on a sample.  The gradient of the input is dense and always the library's.
 
-Numerics: reassociated.  A weight that is infinite or NaN is not read where the input is zero.
+Numerics: reassociated.  Zero times infinity is NaN, so where a weight or a cotangent is not finite,
+the library runs.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def convolve(  # noqa: PLR0913 - the signature of torch
         options = ((1, _pair(stride)[0]), (0, _pair(padding)[0]), (1, _pair(dilation)[0]))
         return convolve(x.unsqueeze(2), weight.unsqueeze(2), bias, *options, groups).squeeze(2)
     shape = _shape_of(x, weight, (stride, padding, dilation, groups))
-    if shape is None or not shape.pays(density(x)):
+    if shape is None or not (shape.pays(density(x)) and is_finite(weight)):
         return conv2d(x, weight, bias, stride, padding, dilation, groups)
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -137,6 +138,11 @@ def density(x: Tensor) -> float:
     # An odd distance: sizes are often powers of two, and so would be a column of an image.
     sample = flat[:: flat.numel() // _SAMPLE | 1]
     return int(torch.count_nonzero(sample)) / max(sample.numel(), 1)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Tell whether all values are finite, and so is their sum."""
+    return math.isfinite(x.detach().sum().item())
 
 
 def _shape_of(x: Tensor, weight: Tensor, options: tuple[Any, ...]) -> Shape | None:
@@ -205,10 +211,10 @@ class _Convolution(torch.autograd.Function):
         for_x, for_weight, for_bias, _ = ctx.needs_input_grad
         # It may be differentiated again, or be of a kind that there is no kernel for.
         dense = torch.is_grad_enabled() or is_traced((cotangent, x))
-        own = for_weight and not dense
+        own = for_weight and not dense and is_finite(cotangent)
         grads = torch.ops.aten.convolution_backward(
             cotangent, x, weight, [shape.filters], shape.stride, shape.padding, [1, 1], False,
-            [0, 0], 1, [for_x, for_weight and dense, for_bias],
+            [0, 0], 1, [for_x, for_weight and not own, for_bias],
         )  # fmt: skip
         if own:
             grads = (grads[0], _weight_gradient(x, cotangent.contiguous(), shape), grads[2])

@@ -218,13 +218,23 @@ def test_nan_and_infinity_of_the_input_spread() -> None:
     )
 
 
-def test_an_infinite_weight_is_not_read_for_a_zero() -> None:
-    """The one difference that is no rounding: torch multiplies it by zero, which is NaN."""
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_zero_times_infinity_is_nan(value: float) -> None:
+    """Also where a weight or a cotangent is not finite, results are those of torch."""
     x, weight = torch.zeros(4, 16, 8, 8), torch.ones(16, 16, 1, 1)
-    weight[0, 0] = torch.inf
+    weight[0, 0] = value
+    y = convolve(x, weight)
 
-    assert torch.equal(convolve(x, weight), torch.zeros(4, 16, 8, 8))
-    assert conv2d(x, weight)[:, 0].isnan().all()
+    assert y[:, 0].isnan().all()
+    assert not y[:, 1:].any()
+
+    weight = torch.ones(16, 16, 1, 1, requires_grad=True)
+    cotangent = torch.ones(4, 16, 8, 8)
+    cotangent[0, 3, 2, 2] = value
+    (gradient,) = torch.autograd.grad(convolve(x, weight), weight, cotangent)
+
+    assert gradient[3].isnan().all()
+    assert not gradient[:3].any()
 
 
 def test_only_gradients_that_are_asked_for(always: list[str]) -> None:
