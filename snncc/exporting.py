@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +14,75 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import OptionError
-from snncc.export.bundle import Bundle, write_bundle
+from snncc.export.bundle import ONNX, Bundle, require_onnx, write_bundle
 from snncc.export.c_library import Sequence, write_library
 from snncc.export.network import Network
 from snncc.export.trace import trace
 from snncc.frontend.sources import gather, preserved
-from snncc.ir.tape import Position, SourceKind, Tape
+from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.tape import Position, Source, SourceKind, Tape
 from snncc.module import CompiledModule
-from snncc.pipeline import chunk_program
+from snncc.pipeline import Compiled, chunk_program
 from snncc.version import __version__
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """A compiled model that is to be exported, and an example.
+
+    Attributes:
+        fast: The model.
+        example: Its arguments.
+        compiled: The specialisation that serves the example.
+        program: It, for a chunk of time.
+        leaves: The tensors that it reads.
+        wanted: Which outputs of the program the model returns.
+        outputs: What the PyTorch model returns for the example.
+    """
+
+    fast: CompiledModule
+    example: tuple[Any, ...]
+    compiled: Compiled
+    program: ChunkProgram
+    leaves: list[Tensor]
+    wanted: list[int]
+    outputs: list[Tensor]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What the leaves are."""
+        return self.compiled.recording.tape.sources
+
+    @property
+    def own(self) -> list[bool]:
+        """For each leaf whether it is an input."""
+        return [source.kind is SourceKind.INPUT for source in self.sources]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The inputs of the example."""
+        return [x for x, is_own in zip(self.leaves, self.own, strict=True) if is_own]
+
+    @property
+    def steps(self) -> int:
+        """How many steps the example has."""
+        axes = zip(self.leaves, self.program.input_axes, strict=True)
+        return next((x.shape[a] for x, a in axes if a is not None), self.program.length)
+
+    def serves(self, leaves: Iterable[Tensor]) -> bool:
+        """Tell whether the network is the same for other inputs."""
+        flat, spec = pytree.tree_flatten(self.example)
+        for source, leaf in zip(self.sources, leaves, strict=True):
+            if source.kind is SourceKind.INPUT and source.index is not None:
+                flat[source.index] = leaf
+        try:
+            with torch.no_grad():
+                return self.fast.specialize(*pytree.tree_unflatten(flat, spec)) is self.compiled
+        except Exception:  # the model raises what it likes where sizes do not fit
+            return False
+
+
+Writer = Callable[[_Network, "str | os.PathLike[str]", str], Bundle]
 
 
 def export(
@@ -32,26 +93,31 @@ def export(
     example_inputs: tuple[Any, ...],
     name: str = "network",
 ) -> Bundle:
-    """Write a compiled model as a self-contained library.
+    """Write a compiled model as files that run without Python and torch.
 
-    The library has the sizes of the example: give a batch of one for a device.  It comes with a
-    test vector, the outputs of the PyTorch model for the example; `verify_bundle` runs it.
+    They come with a test vector, the outputs of the PyTorch model for the example, which
+    `verify_bundle` compares.
 
     Args:
         fast: The compiled model; it is exported as it is now, in evaluation mode.
         folder: Where to; it is made, or replaced if it is a bundle.
-        format: ``"c"``: C11 without dependencies.
+        format: ``"c"``: a C11 library without dependencies, of the sizes of the example: give a
+            batch of one for a device.  ``"onnx"``: two ONNX models, one of the whole sequence and
+            one of a step with its states.
         example_inputs: Arguments of the model, with the time axis.
-        name: A C identifier; every name in the library starts with it.
+        name: A C identifier; every name in a library, and of a model's files, starts with it.
 
     Raises:
         OptionError: The format, the name or the model is not possible.
-        UnsupportedError: The network has no form as a library, with the user's line.
+        UnsupportedError: The network has no form of that format, with the user's line.
         BundleError: The folder holds something else, or cannot be written.
     """
-    if format != "c":
+    writers: dict[str, Writer] = {"c": _write_library, "onnx": _write_onnx}
+    if format not in writers:
         raise OptionError(
-            f"There is no format '{format}'.", code="option.format", hints=["Choose 'c'."]
+            f"There is no format '{format}'.",
+            code="option.format",
+            hints=["Choose 'c' or 'onnx'."],
         )
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
         raise OptionError(
@@ -65,43 +131,76 @@ def export(
             code="option.export",
             hints=["Pass the result of 'snncc.compile'."],
         )
+    return writers[format](_network(fast, example_inputs), folder, name)
+
+
+def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     model = fast.program
     with torch.no_grad():
         compiled = fast.specialize(*example_inputs)
     tape = compiled.recording.tape
     leaves = [leaf.detach() for leaf in gather(tape, model, example_inputs, {})]
-    program = chunk_program(compiled, leaves)
-    axes = program.input_axes
-    step = [x if a is None else x.narrow(a, 0, 1) for x, a in zip(leaves, axes, strict=True)]
-    own = [source.kind is SourceKind.INPUT for source in tape.sources]
-    names = [source.name for source in tape.sources]
     wanted = _wanted(tape)
-    network = trace(program, step, own, names, wanted)
-    lengths = (x.shape[a] for x, a in zip(leaves, axes, strict=True) if a is not None)
-    steps = next(lengths, program.length)
-    inputs = tuple(
-        x if a is None else x.movedim(a, 0)
-        for x, a, is_own in zip(leaves, axes, own, strict=True)
-        if is_own
-    )
+    program = chunk_program(compiled, leaves)
     # With other neurons than the user's the reference is what was compiled.
     reference = fast if fast.options.mode == "dynamic_decay" else model
-    outputs = _expected(reference, example_inputs, [program.output_axes[i] for i in wanted])
-    files = write_library(network, name, Sequence(inputs, outputs, steps))
-    return write_bundle(folder, files, _facts(network, name, steps))
+    with torch.no_grad(), preserved(model, example_inputs):
+        outputs = pytree.tree_leaves(reference(*example_inputs))
+    return _Network(fast, example_inputs, compiled, program, leaves, wanted, outputs)
 
 
-def _facts(network: Network, name: str, steps: int) -> dict[str, Any]:
-    """Return what the manifest says of a library."""
-    shapes = network.shapes
+def _write_library(network: _Network, folder: str | os.PathLike[str], name: str) -> Bundle:
+    """Write a C library."""
+    program, leaves = network.program, network.leaves
+    axes = program.input_axes
+    step = [x if a is None else x.narrow(a, 0, 1) for x, a in zip(leaves, axes, strict=True)]
+    names = [source.name for source in network.sources]
+    result = trace(program, step, network.own, names, network.wanted)
+    inputs = [a for a, is_own in zip(axes, network.own, strict=True) if is_own]
+    outputs = [program.output_axes[i] for i in network.wanted]
+    sequence = Sequence(
+        _time_first(network.inputs, inputs), _time_first(network.outputs, outputs), network.steps
+    )
+    files = write_library(result, name, sequence)
+    return write_bundle(folder, files, _facts(result, name, network.steps))
+
+
+def _time_first(tensors: Iterable[Tensor], axes: Iterable[int | None]) -> tuple[Tensor, ...]:
+    return tuple(x if a is None else x.movedim(a, 0) for x, a in zip(tensors, axes, strict=True))
+
+
+def _write_onnx(network: _Network, folder: str | os.PathLike[str], name: str) -> Bundle:
+    """Write ONNX models; the package ``onnx`` is needed for nothing else."""
+    require_onnx()
+    from snncc.export.onnx.files import onnx_facts, onnx_files
+    from snncc.export.onnx.model import Exporter, sources_of
+
+    axes = network.program.input_axes
+    sources = sources_of([s.name for s in network.sources], network.leaves, network.own, axes)
+    graph = network.compiled.graph
+    models = Exporter(network.program, graph, sources, network.wanted).models(network.serves)
+    files = onnx_files(models, name, network.inputs, network.outputs)
+    facts = _versions(name, network.steps) | onnx_facts(models)
+    return write_bundle(folder, files, facts, ONNX)
+
+
+def _versions(name: str, steps: int) -> dict[str, Any]:
+    """Return what every manifest says."""
     return {
         "name": name,
         "snncc": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "steps": steps,
+    }
+
+
+def _facts(network: Network, name: str, steps: int) -> dict[str, Any]:
+    """Return what the manifest says of a library."""
+    shapes = network.shapes
+    return _versions(name, steps) | {
         "numerics": "as PyTorch, but products sum in the order of their inputs",
         "number": "float64" if network.is_double else "float32",
-        "steps": steps,
         "inputs": {b.name: list(shapes[b.name]) for b in network.inputs},
         "outputs": {b.name: list(shapes[b.name]) for b in network.outputs},
         "every_step": list(network.every_step),
@@ -118,12 +217,3 @@ def _wanted(tape: Tape) -> list[int]:
             hints=["Return tensors only."],
         )
     return places
-
-
-def _expected(
-    model: Callable[..., Any], args: tuple[Any, ...], axes: list[int | None]
-) -> tuple[Tensor, ...]:
-    """Return what the PyTorch model returns, each output with its time axis first."""
-    with torch.no_grad(), preserved(model, args):
-        leaves = pytree.tree_leaves(model(*args))
-    return tuple(x if a is None else x.movedim(a, 0) for x, a in zip(leaves, axes, strict=True))

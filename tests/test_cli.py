@@ -248,6 +248,18 @@ def test_export_and_verify_a_library(run, tmp_path: Path) -> None:
     assert run("verify", "library")[0] == 2
 
 
+def test_export_and_verify_onnx_models(run, tmp_path: Path) -> None:
+    """A model is written as ONNX models that a runtime compares with PyTorch."""
+    arguments = ("--format", "onnx", "--output", "models", "--name", "own")
+    code, out, err = run("export", "net.py:factory", *arguments)
+    status, text, _ = run("verify", "models")
+
+    assert code == 0, err
+    assert "own_step.onnx" in out
+    assert status == 0
+    assert "own_step.onnx, y" in text
+
+
 @pytest.mark.parametrize(
     ("arch", "stages"), [("sm_90", {"ptx", "cubin"}), ("gfx942", {"amdgcn", "hsaco"})]
 )

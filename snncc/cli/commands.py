@@ -91,10 +91,10 @@ def explain_command(
 def verify_command(factory: Factory, gradients: Gradients = True, option: Choices = None) -> None:
     """Compile a model and compare it with the original.
 
-    Given the folder of an exported library, compile that and let it run its test vector.
+    Given the folder of an exported network, let that run its test vector; a library is compiled.
     """
     if (Path(factory) / "manifest.json").is_file():
-        with _working("compiling the library"):
+        with _working("running the test vector"):
             found = snncc.verify_bundle(factory)
         typer.echo(str(found))
         raise typer.Exit(0 if found.ok else 1)
@@ -111,13 +111,13 @@ def verify_command(factory: Factory, gradients: Gradients = True, option: Choice
 def export_command(
     factory: Factory,
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
-    format: Annotated[str, typer.Option(help="'c': a C11 library.")] = "c",
+    format: Annotated[str, typer.Option(help="'c': a C11 library, 'onnx': ONNX models.")] = "c",
     name: Annotated[str, typer.Option(help="What every name in it starts with.")] = "network",
     option: Choices = None,
 ) -> None:
-    """Write a model as a library that runs without Python.
+    """Write a model as a C library, or as ONNX models, that run without Python.
 
-    The library has the sizes of the factory's inputs; modules are exported in evaluation mode.
+    A library has the sizes of the factory's inputs; modules are exported in evaluation mode.
     """
     with _working("exporting"):
         model, inputs = load(factory)

@@ -1,12 +1,14 @@
 """Bundles: exported networks on disk, with a manifest, a test vector and a way to prove them.
 
 A bundle is written whole or not at all.  Reading one checks the size and hash of every file and
-executes nothing; `verify_bundle` compiles the library and lets it run its test vector.
+executes nothing; `verify_bundle` lets the network run its test vector: it compiles a library, and
+gives ONNX models to a runtime.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -18,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snncc.errors import BundleError
+from snncc.errors import BundleError, OptionError
 from snncc.runtime.build import find_compiler
 
 MANIFEST = "manifest.json"
-FORMAT = "snncc-c-library"
+LIBRARY, ONNX = "snncc-c-library", "snncc-onnx"
 VERSION = 1
 _LARGEST = 1 << 34  # bytes of one file; more is no manifest of ours
 
@@ -62,7 +64,10 @@ class BundleReport:
 
 
 def write_bundle(
-    folder: str | os.PathLike[str], files: Mapping[str, bytes], facts: Mapping[str, Any]
+    folder: str | os.PathLike[str],
+    files: Mapping[str, bytes],
+    facts: Mapping[str, Any],
+    format: str = LIBRARY,
 ) -> Bundle:
     """Write a bundle, replacing an older one.
 
@@ -70,6 +75,7 @@ def write_bundle(
         folder: Where to; it is made, or replaced if it is a bundle.
         files: The files.
         facts: What the manifest says besides.
+        format: What kind of bundle it is.
 
     Raises:
         BundleError: There is something else in the folder, or it cannot be written.
@@ -85,7 +91,7 @@ def write_bundle(
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in sorted(files.items())
     }
-    manifest = {"format": FORMAT, "version": VERSION, **facts, "files": listed}
+    manifest = {"format": format, "version": VERSION, **facts, "files": listed}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".snncc-") as work:
@@ -121,8 +127,8 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
         is_named = re.fullmatch(r"[A-Za-z_]\w*", manifest["name"], re.ASCII) is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(target, f"its manifest cannot be read: {error}") from error
-    if known != (FORMAT, VERSION) or not is_named:
-        raise _damaged(target, f"it is of format {known}, not {(FORMAT, VERSION)}")
+    if known not in ((LIBRARY, VERSION), (ONNX, VERSION)) or not is_named:
+        raise _damaged(target, f"it is of format {known}, which is none of {LIBRARY}, {ONNX}")
     for name, facts in listed.items():
         _check_file(target, name, facts)
     return Bundle(target, manifest)
@@ -151,17 +157,52 @@ def _damaged(folder: Path, reason: str) -> BundleError:
 def verify_bundle(
     folder: str | os.PathLike[str], flags: tuple[str, ...] = ("-O2",)
 ) -> BundleReport:
-    """Compile a bundle's library, run its test vector and report what came out.
+    """Let the network of a bundle run its test vector and report what came out.
+
+    A library is compiled; ONNX models run by onnxruntime, or by the reference evaluator of the
+    package ``onnx`` where that is missing.
 
     Args:
         folder: The bundle, which is not changed.
-        flags: Options for the compiler.
+        flags: Options for the compiler of a library.
 
     Raises:
         BundleError: The bundle is damaged, or its source does not compile.
         TargetError: There is no C compiler.
+        OptionError: The package ``onnx`` is missing.
     """
     bundle = read_bundle(folder)
+    if bundle.manifest["format"] == ONNX:
+        return _verify_onnx(bundle)
+    return _verify_library(bundle, flags)
+
+
+def _verify_onnx(bundle: Bundle) -> BundleReport:
+    require_onnx()
+    from snncc.export.onnx.verify import UntrustedError, verify
+
+    try:
+        return BundleReport(*verify(bundle.folder, bundle.manifest))
+    except UntrustedError as error:
+        raise _damaged(bundle.folder, str(error)) from error
+
+
+def require_onnx() -> None:
+    """Refuse to go on without the package ``onnx``.
+
+    Raises:
+        OptionError: It is missing.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise OptionError(
+            "ONNX models need the package 'onnx'.",
+            code="option.format",
+            hints=["Install it: pip install 'snncc[export]'."],
+        )
+
+
+def _verify_library(bundle: Bundle, flags: tuple[str, ...]) -> BundleReport:
+    """Compile a library and run its test program."""
     compiler = find_compiler()
     with tempfile.TemporaryDirectory(prefix="snncc-verify-") as work:
         for name in bundle.manifest["files"]:

@@ -118,28 +118,13 @@ class Tracer:
 
     def starts(self) -> list[float | Tensor]:
         """Return what the states start from; run one step to see their sizes."""
-        with torch.no_grad():
-            begun = _run(self.program.start, self.leaves)
-            given: list[Any] = [
-                begun[s.start]
-                if not isinstance(s.start, Fill)
-                else s.start
-                if s.dtype is None
-                else torch.tensor(s.start.value, dtype=s.dtype)
-                for s in self.program.states
-            ]
-            results = _run(self.program.graph, [1, *given, *self.leaves])
-            again = _run(self.program.start, [
-                torch.rand_like(x) if is_own and x.is_floating_point() else x
-                for x, is_own in zip(self.leaves, self.own, strict=True)
-            ])  # fmt: skip
-        ends = results[len(self.program.output_axes) :]
+        begins = begun(self.program, self.leaves, self.own)
+        if begins is None:
+            raise self.refusal("a state starts from a value of the input")
+        ends = after_a_step(self.program, self.leaves, begins)
         self.ends = {s.name: e for s, e in zip(self.program.states, ends, strict=True)}
-        for a, b in zip(begun, again, strict=True):
-            if not torch.equal(a, b):
-                raise self.refusal("a state starts from a value of the input")
         return [
-            float(s.start.value) if isinstance(s.start, Fill) else begun[s.start].detach()
+            float(s.start.value) if isinstance(s.start, Fill) else begins[s.start].detach()
             for s in self.program.states
         ]
 
@@ -266,11 +251,55 @@ class Tracer:
         return stand, self.array(stand)
 
 
+def begun(
+    program: ChunkProgram, leaves: Sequence[Tensor], own: Sequence[bool]
+) -> tuple[Tensor, ...] | None:
+    """Return the values of the states that start from no number; None if they follow the input.
+
+    Args:
+        program: The program.
+        leaves: An example of its tensors.
+        own: For each leaf whether it is an input.
+    """
+    with torch.no_grad():
+        found = run_graph(program.start, leaves)
+        again = run_graph(program.start, [
+            torch.rand_like(x) if is_own and x.is_floating_point() else x
+            for x, is_own in zip(leaves, own, strict=True)
+        ])  # fmt: skip
+    same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    return found if same else None
+
+
+def after_a_step(
+    program: ChunkProgram, leaves: Sequence[Tensor], begins: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the states after the first step, in their full shapes.
+
+    Args:
+        program: The program.
+        leaves: An example of its tensors, one step long.
+        begins: The values of the states that start from no number.
+    """
+    given: list[Any] = [
+        begins[s.start]
+        if not isinstance(s.start, Fill)
+        else s.start
+        if s.dtype is None
+        else torch.tensor(s.start.value, dtype=s.dtype)
+        for s in program.states
+    ]
+    with torch.no_grad():
+        results = run_graph(program.graph, [1, *given, *leaves])
+    return list(results[len(program.output_axes) :])
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _run(graph: torch.fx.Graph, values: Sequence[Any]) -> tuple[Any, ...]:
+def run_graph(graph: torch.fx.Graph, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Run a graph and return its outputs."""
     module = torch.fx.GraphModule(torch.nn.Module(), graph)
     return tuple(module.forward(*values))
 

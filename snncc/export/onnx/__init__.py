@@ -1,0 +1,1 @@
+"""Networks as ONNX models: one step with its states, and the whole sequence."""

@@ -1,0 +1,343 @@
+"""The two ONNX models of a network: one step with its states, and the whole sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+import torch.fx
+from onnx import checker, helper
+from torch import Tensor
+
+from snncc.errors import UnsupportedError
+from snncc.export.onnx.graph import IR_VERSION, OPSET, TYPES, GraphWriter, plain_name
+from snncc.export.onnx.lowering import Lowering
+from snncc.export.onnx.values import Value, known_value
+from snncc.export.trace import after_a_step, begun, in_line, run_graph
+from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.time_loop import Fill
+from snncc.version import __version__
+
+_LARGEST = 2**31 - 2**20  # bytes of weights; a file of this format ends at 2 GiB
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor that a network reads.
+
+    Attributes:
+        name: Its name in the model.
+        tensor: An example, with the time axis, or the values of a parameter.
+        is_input: Whether it is given at each call.
+        axis: Its time axis, or None.
+    """
+
+    name: str
+    tensor: Tensor
+    is_input: bool
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two models, and what has to be known to use them.
+
+    Attributes:
+        step: One step: inputs without the time axis, and states, to outputs and next states.
+        sequence: The whole sequence, as the PyTorch model takes and returns it.
+        inputs: For each input its name and time axis.
+        outputs: For each output its name and time axis.
+        states: For each state its name and what it starts from.
+        dynamic: Which of ``time`` and ``batch`` may differ from the example.
+    """
+
+    step: onnx.ModelProto
+    sequence: onnx.ModelProto
+    inputs: dict[str, int | None]
+    outputs: dict[str, int | None]
+    states: dict[str, Tensor]
+    dynamic: tuple[str, ...]
+
+
+def sources_of(
+    names: Sequence[str], tensors: Sequence[Tensor], own: Sequence[bool], axes: Sequence[int | None]
+) -> list[Source]:
+    """Return the sources of a network; inputs get names that differ and are plain."""
+    found: list[Source] = []
+    taken: set[str] = set()
+    for name, tensor, is_input, axis in zip(names, tensors, own, axes, strict=True):
+        wish = plain_name(name) if is_input else name
+        numbers = (f"{wish}_{n}" for n in range(2, len(names) + 2))
+        unique = next(n for n in (wish, *numbers) if n not in taken)
+        taken.add(unique)
+        found.append(Source(unique, tensor, is_input, axis))
+    return found
+
+
+STEPS = "steps"  # the state that counts the steps so far
+
+
+class Exporter:
+    """Makes the models of a network."""
+
+    def __init__(
+        self,
+        program: ChunkProgram,
+        graph: torch.fx.Graph,
+        sources: Sequence[Source],
+        wanted: Sequence[int],
+    ) -> None:
+        self.program, self.graph, self.sources, self.wanted = program, graph, sources, wanted
+        types = {s.tensor.dtype for s in sources if s.tensor.is_floating_point()}
+        if len(types) > 1 or not types <= {torch.float32, torch.float64}:
+            raise refused(f"its tensors are of {', '.join(sorted(map(str, types)))}")
+        self.dtype = next(iter(types), torch.float32)
+        wrong = [s for s in sources if s.is_input and not s.tensor.is_floating_point()]
+        if wrong:
+            raise refused(f"its input '{wrong[0].name}' is of {wrong[0].tensor.dtype}")
+        names = [f"y{i}" if len(wanted) > 1 else "y" for i in range(len(wanted))]
+        self.inputs = {s.name: s.axis for s in sources if s.is_input}
+        self.outputs = dict(zip(names, (program.output_axes[i] for i in wanted), strict=True))
+
+    def models(self, serves: Callable[[Sequence[Tensor]], bool]) -> Models:
+        """Return the models.
+
+        Args:
+            serves: Tells whether the network is the same for inputs of other sizes.
+
+        Raises:
+            UnsupportedError: The network has no form in ONNX, with the user's line.
+        """
+        sized = ((name, self.sized(name)) for name in ("time", "batch"))
+        dynamic = tuple(name for name, each in sized if each is not None and serves(each))
+        states = self.starts()
+        return Models(
+            self.step(dynamic), self.sequence(dynamic), self.inputs, self.outputs, states, dynamic
+        )
+
+    def sized(self, name: str) -> list[Tensor] | None:
+        """Return the sources with one more step, or sample; None where no input has that axis."""
+        result, size = [], None
+        for source in self.sources:
+            tensor = source.tensor.detach()
+            axis = source.axis if name == "time" else _batch_axis(source)
+            if source.is_input and axis is not None:
+                size = tensor.shape[axis] if size is None else size
+                if tensor.shape[axis] == size:
+                    tensor = torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis)
+            result.append(tensor)
+        return None if size is None else result
+
+    def samples(self, names: Sequence[str]) -> list[list[Tensor]]:
+        """Return the sources for each of the sample sizes."""
+        base = [s.tensor.detach() for s in self.sources]
+        return [base, *(s for s in map(self.sized, names) if s is not None)]
+
+    def starts(self) -> dict[str, Tensor]:
+        """Return what each state starts from, in its full shape."""
+        leaves = [s.tensor.detach() for s in self.sources]
+        begins = begun(self.program, leaves, [s.is_input for s in self.sources])
+        if begins is None:
+            raise refused("a state starts from a value of the input")
+        ends = after_a_step(self.program, _one_step(self.sources, leaves), begins)
+        starts = {}
+        for state, end in zip(self.program.states, ends, strict=True):
+            if end.dtype is not self.dtype:
+                raise refused(f"the state '{state.name}' is of {end.dtype}")
+            given = (
+                torch.tensor(state.start.value)
+                if isinstance(state.start, Fill)
+                else begins[state.start]
+            )
+            starts[plain_name(state.name)] = given.to(self.dtype).expand(end.shape).contiguous()
+        if self.program.counts:
+            starts[STEPS] = torch.tensor(0)
+        return starts
+
+    def sequence(self, dynamic: Sequence[str]) -> onnx.ModelProto:
+        """Return the model of the whole sequence."""
+        samples = self.samples(dynamic)
+        work = _Work(self.dtype, len(samples), self.names(), _symbols(dynamic, samples, self))
+        places = [n for n in self.graph.nodes if n.op == "placeholder"]
+        values: dict[torch.fx.Node, Any] = {}
+        for node, source, each in zip(
+            places, self.sources, zip(*samples, strict=True), strict=True
+        ):
+            values[node] = (
+                work.input(source.name, each)
+                if source.is_input
+                else known_value(source.tensor, len(samples), source.name)
+            )
+        results = work.lowering(one_step=False).run(self.graph, values)
+        low = work.lowering(one_step=False)
+        for name, position in zip(self.outputs, self.wanted, strict=True):
+            work.output(low, name, results[position])
+        return work.model("sequence")
+
+    def step(self, dynamic: Sequence[str]) -> onnx.ModelProto:
+        """Return the model of one step."""
+        names = [n for n in dynamic if n == "batch"]
+        samples = [_one_step(self.sources, each) for each in self.samples(names)]
+        work = _Work(self.dtype, len(samples), self.names(), _symbols(names, samples, self))
+        low = work.lowering(one_step=True)
+        graph = in_line(self.program.graph)
+        elapsed, *places = (n for n in graph.nodes if n.op == "placeholder")
+        values: dict[torch.fx.Node, Any] = {}
+        states = places[: len(self.program.states)]
+        given = zip(places[len(states) :], self.sources, zip(*samples, strict=True), strict=True)
+        for node, source, each in given:
+            values[node] = (
+                work.step_input(low, source, each)
+                if source.is_input
+                else known_value(source.tensor, len(samples), source.name)
+            )
+        ends = [
+            after_a_step(self.program, each, run_graph(self.program.start, each))
+            for each in samples
+        ]
+        for node, state, shapes in zip(
+            states, self.program.states, zip(*ends, strict=True), strict=True
+        ):
+            values[node] = work.input(plain_name(state.name), shapes)
+        values[elapsed] = work.elapsed(low, is_used=self.program.counts)
+        results = low.run(graph, values)
+        for (name, axis), position in zip(self.outputs.items(), self.wanted, strict=True):
+            value = results[position]
+            work.output(
+                low, name, value if axis is None else low.apply(torch.select, (value, axis, 0))
+            )
+        for state, value in zip(
+            self.program.states, results[len(self.program.output_axes) :], strict=True
+        ):
+            work.output(low, f"{plain_name(state.name)}.next", value)
+        if self.program.counts:
+            work.output(low, f"{STEPS}.next", values[elapsed])
+        return work.model("step")
+
+    def names(self) -> list[str]:
+        """Return the names that are taken: those of inputs, outputs and states."""
+        states = [plain_name(s.name) for s in self.program.states] + [STEPS]
+        return [*self.inputs, *self.outputs, *states, *(f"{s}.next" for s in states)]
+
+
+class _Work:
+    """One model under construction."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        count: int,
+        reserved: Sequence[str],
+        symbols: Callable[[tuple[int, ...]], str | None],
+    ) -> None:
+        self.dtype, self.count, self.symbols = dtype, count, symbols
+        self.graph = GraphWriter()
+        for name in reserved:
+            self.graph.fresh(name)
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def lowering(self, *, one_step: bool) -> Lowering:
+        """Return what writes operators."""
+        return Lowering(self.graph, self.dtype, self.count, one_step=one_step)
+
+    def info(self, name: str, samples: Sequence[Tensor]) -> onnx.ValueInfoProto:
+        """Return a value's type and shape; a dynamic dim has a symbol, or is unknown."""
+        sizes = zip(*(tuple(s.shape) for s in samples), strict=True)
+        shape = [n[0] if len(set(n)) == 1 else self.symbols(n) for n in sizes]
+        return helper.make_tensor_value_info(name, TYPES[samples[0].dtype], shape)
+
+    def input(self, name: str, samples: Sequence[Tensor]) -> Value:
+        """Add an input."""
+        self.inputs.append(self.info(name, samples))
+        return Value(tuple(s for s in samples), name)
+
+    def step_input(self, low: Lowering, source: Source, samples: Sequence[Tensor]) -> Value:
+        """Add an input of one step; what stands for it has the time axis."""
+        if source.axis is None:
+            return self.input(source.name, samples)
+        self.input(source.name, [s.select(source.axis, 0) for s in samples])
+        whole = tuple(s for s in samples)
+        if source.axis == 0:
+            return Value(whole, bare=source.name)
+        name = low.graph.node("Unsqueeze", source.name, low.graph.integers([source.axis]))
+        return Value(whole, name, step=(source.axis, source.name))
+
+    def elapsed(self, low: Lowering, *, is_used: bool) -> Any:
+        """Add the number of steps so far as a state; return the number with this one."""
+        if not is_used:
+            return 1
+        self.inputs.append(helper.make_tensor_value_info(STEPS, TYPES[torch.int64], []))
+        name = self.graph.node("Add", STEPS, low.number(1), name="elapsed")
+        return Value(tuple(range(1, 1 + self.count)), name)
+
+    def output(self, low: Lowering, name: str, value: Any) -> None:
+        """Add an output."""
+        if not isinstance(value, Value):
+            raise refused("it returns something that is no tensor")
+        read = value.name if value.is_number else low.use(value)
+        self.graph.nodes.append(helper.make_node("Identity", [read], [name], name=f"output/{name}"))
+        if value.is_number:
+            self.outputs.append(helper.make_tensor_value_info(name, TYPES[torch.int64], []))
+        else:
+            self.outputs.append(self.info(name, value.samples))
+
+    def model(self, name: str) -> onnx.ModelProto:
+        """Return the model, checked.
+
+        Raises:
+            UnsupportedError: It is too large.
+        """
+        nodes = self.graph.finish(value.name for value in self.outputs)
+        constants = list(self.graph.constants.values())
+        if sum(len(c.raw_data) for c in constants) > _LARGEST:
+            raise refused("its weights take more than 2 GiB, which no ONNX file holds")
+        graph = helper.make_graph(nodes, name, self.inputs, self.outputs, constants)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
+            producer_name="snncc", producer_version=__version__,
+        )  # fmt: skip
+        checker.check_model(model, full_check=True)
+        return model
+
+
+def refused(reason: str) -> UnsupportedError:
+    """Return the error that a network has no form in ONNX."""
+    return UnsupportedError(
+        "The network cannot be exported to ONNX.",
+        code="unsupported.onnx",
+        notes=[reason],
+        hints=["Export in evaluation mode, or write that part with other operators."],
+    )
+
+
+def _batch_axis(source: Source) -> int | None:
+    """Return the first axis of an input that is not time."""
+    axes = [d for d in range(source.tensor.dim()) if d != source.axis]
+    return axes[0] if axes else None
+
+
+def _one_step(sources: Sequence[Source], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Return the first step of each leaf that has a time axis."""
+    return [
+        x if s.axis is None else x.narrow(s.axis, 0, 1)
+        for s, x in zip(sources, leaves, strict=True)
+    ]
+
+
+def _symbols(
+    names: Sequence[str], samples: Sequence[Sequence[Tensor]], exporter: Exporter
+) -> Callable[[tuple[int, ...]], str | None]:
+    """Return what names a dynamic size, given what it is for each of the sample sizes."""
+    known: dict[tuple[int, ...], str] = {}
+    for name in names:
+        for source, each in zip(exporter.sources, zip(*samples, strict=True), strict=True):
+            axis = source.axis if name == "time" else _batch_axis(source)
+            if source.is_input and axis is not None:
+                sizes = tuple(x.shape[axis] for x in each)
+                if len(set(sizes)) > 1:
+                    known.setdefault(sizes, name)
+    return known.get
