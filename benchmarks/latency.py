@@ -1,12 +1,16 @@
-"""One time step of inference at batch one: serial code, a stream, an exported C library.
+"""One time step of inference at batch one: serial code, a stream, ONNX models, a C library.
 
 The network is 700-128-128-20 LIF.  Dense input has a value everywhere, sparse input a spike at one
 place in twenty.  A step of the library is timed by its own test program, over whole sequences; the
-others are timed from Python, so many steps a round that the clock does not matter.
+others are timed from Python, so many steps a round that the clock does not matter.  The ONNX models
+are the exported ones of the same network, run by onnxruntime on one thread: a step at a time, which
+costs a call from Python, and the whole sequence in one call; an empty call takes and returns what a
+step does and computes nothing.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import re
@@ -14,7 +18,9 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +100,75 @@ def library_step_ms(fast: snncc.CompiledModule, x: Tensor, repeats: int) -> tupl
     return float(found[1]) / 1e3, sizes | {"archive_bytes": archive}
 
 
+def onnx_variants(fast: snncc.CompiledModule, x: Tensor) -> dict[str, Callable[[], object]]:
+    """Return functions that run the exported ONNX models on a sequence; none without onnxruntime.
+
+    They return the spikes, so that one can look at them.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = snncc.export(
+            fast, Path(folder) / "net", format="onnx", example_inputs=(x,), name="net"
+        )
+        step = (bundle.folder / "net_step.onnx").read_bytes()
+        sequence = one_thread((bundle.folder / "net.onnx").read_bytes())
+        start = dict(numpy.load(bundle.folder / "start.npz"))
+    whole = x.numpy()
+    return {
+        "onnxruntime, empty call": steps_of(one_thread(emptied(step)), whole, start),
+        "onnxruntime, step": steps_of(one_thread(step), whole, start),
+        "onnxruntime, sequence": lambda: sequence.run(None, {"x": whole})[0],
+    }
+
+
+def one_thread(model: bytes) -> Any:
+    """Return a session of onnxruntime that computes on the thread that calls it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def emptied(model: bytes) -> bytes:
+    """Return the model of a step without its computation: a state goes out as it came in."""
+    import onnx
+    from onnx import helper
+
+    found = onnx.ModelProto.FromString(model)
+    sizes = {value.name: value for value in found.graph.input}
+    nodes = [
+        helper.make_node("Identity", [value.name.removesuffix(".next")], [value.name])
+        for value in found.graph.output
+        if value.name.removesuffix(".next") in sizes
+    ]
+    zeros = helper.make_tensor("zeros", onnx.TensorProto.FLOAT, (1, WIDTHS[-1]), [0.0] * WIDTHS[-1])
+    nodes.append(helper.make_node("Identity", ["zeros"], [found.graph.output[0].name]))
+    graph = helper.make_graph(nodes, "empty", found.graph.input, found.graph.output, [zeros])
+    opsets = found.opset_import
+    empty: bytes = helper.make_model(
+        graph, opset_imports=opsets, ir_version=found.ir_version
+    ).SerializeToString()
+    return empty
+
+
+def steps_of(session: Any, x: Any, start: dict[str, Any]) -> Callable[[], list[Any]]:
+    """Return a function that runs a session step by step and hands the states on."""
+    names = [value.name for value in session.get_outputs()]
+    states = [name.removesuffix(".next") for name in names[1:]]
+
+    def whole() -> list[Any]:
+        seen, given = [], dict(start)
+        for x_t in x:
+            y, *after = session.run(None, {"x": x_t, **given})
+            given = dict(zip(states, after, strict=True))
+            seen.append(y)
+        return seen
+
+    return whole
+
+
 def measure(name: str, budget: harness.Budget) -> list[Record]:
     """Time one step with one kind of input."""
     torch.set_num_threads(1)  # a step is too small for more
@@ -105,6 +180,7 @@ def measure(name: str, budget: harness.Budget) -> list[Record]:
         variants = {
             "serial code": in_steps(lambda x_t: model.step(x_t, state), x),
             "stream": in_steps(stream, x),
+            **onnx_variants(fast, x),
         }
         seconds = harness.interleave(variants, budget)
     records: list[Record] = [

@@ -3,8 +3,11 @@
 import json
 from functools import partial
 
+import numpy
 import pytest
 import torch
+
+import snncc
 
 pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
 
@@ -124,8 +127,30 @@ def test_latency_of_a_step_is_measured(capsys):
     rows = latency.main(["--quick", "--case", "1", "--seconds", "0.01"])
 
     assert json.loads(capsys.readouterr().out)["records"] == rows
-    assert [row["variant"] for row in rows] == ["serial code", "stream", "C library"]
+    assert [row["variant"] for row in rows] == [
+        "serial code",
+        "stream",
+        "onnxruntime, empty call",
+        "onnxruntime, step",
+        "onnxruntime, sequence",
+        "C library",
+    ]
     assert rows[-1]["weight_bytes"] > 4 * 700 * 128
+
+
+def test_latency_compares_the_same_spikes():
+    """The ONNX models that are timed give the spikes of the serial code."""
+    torch.manual_seed(0)
+    model, x = latency.Network().eval(), latency.make_input(0.05)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0)  # so that the last layer fires
+        variants = latency.onnx_variants(snncc.compile(model), x)
+        expected = model(x)
+
+    assert expected.any()
+    assert numpy.array_equal(variants["onnxruntime, sequence"](), expected.numpy())
+    assert numpy.array_equal(variants["onnxruntime, step"](), expected.numpy())
 
 
 def test_neurons_without_reset_are_compared(capsys):

@@ -87,10 +87,9 @@ class Lanes:
             case Binary(op, lhs, rhs):
                 return self.binary(op, self.write(lhs), self.write(rhs), name)
             case Select(condition, if_true, if_false):
-                return self.node(
-                    "Where", self.write(condition), self.write(if_true), self.write(if_false),
-                    name=name, is_bool=None,
-                )  # fmt: skip
+                return self.select(
+                    self.write(condition), self.write(if_true), self.write(if_false), name
+                )
             case Detach(arg):
                 return self.write(arg, name)
             case _:
@@ -114,16 +113,23 @@ class Lanes:
             return self.node("Not", self.binary(Op.EQ, lhs, rhs, ""), name=name, is_bool=True)
         return self.node(_SAME.get(op) or _BOOL[op], lhs, rhs, name=name, is_bool=op in _BOOL)
 
-    def node(
-        self, operator: str, *args: Term, name: str = "", is_bool: bool | None = False
-    ) -> Term:
-        """Add a node; ``is_bool`` None stands for the type of the last argument."""
+    def select(self, condition: Term, if_true: Term, if_false: Term, name: str) -> Term:
+        """Write a select; of bools by logic, since runtimes have no ``Where`` of them."""
+        if not if_true.is_bool:
+            return self.node("Where", condition, if_true, if_false, name=name)
+        otherwise = self.node("Not", condition, is_bool=True)
+        parts = ((condition, if_true), (otherwise, if_false))
+        arms = (self.node("And", a, b, is_bool=True) for a, b in parts)
+        return self.node("Or", *arms, name=name, is_bool=True)
+
+    def node(self, operator: str, *args: Term, name: str = "", is_bool: bool = False) -> Term:
+        """Add a node of elementwise arguments."""
         result = self.graph.node(operator, *(a.name for a in args), name=name)
         shapes = tuple(
             tuple(torch.broadcast_shapes(*each))  # type: ignore[no-untyped-call]
             for each in zip(*(a.shapes for a in args), strict=True)
         )
-        return Term(result, shapes, args[-1].is_bool if is_bool is None else is_bool)
+        return Term(result, shapes, is_bool)
 
 
 def _expm1(lanes: Lanes, x: Term) -> Term:

@@ -148,9 +148,11 @@ def _average_pool(rank: int) -> Handler:
 def _adaptive_pool(rank: int, operator: str) -> Handler:
     """Return the handler of pooling to a given size: axis by axis, window by window."""
 
-    def handle(low: Lowering, samples: Samples, x: Value, *_: Any) -> str:
-        if x.rank != rank + 2:
-            raise low.refusal("a pooling without a batch")
+    def handle(
+        low: Lowering, samples: Samples, x: Value, _: Any, return_indices: bool = False
+    ) -> str:
+        if return_indices or x.rank != rank + 2:
+            raise low.refusal("a pooling that returns indices, or one without a batch")
         name = low.use(x)
         for axis in range(2, rank + 2):
             n, out = x.size(axis), samples[0].shape[axis]
