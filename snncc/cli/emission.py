@@ -25,6 +25,7 @@ from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
 from snncc.module import CompiledModule
 from snncc.options import GPU_TARGETS
+from snncc.runtime.backward import BackwardCall
 from snncc.runtime.gpu.binaries import (
     Binary,
     bytes_of_a_step,
@@ -127,8 +128,7 @@ def _c_sources(
     for training in (False, True):
         plan = ForwardPlan(resources, tensors, length, training=training, threads=1)
     if program.adjoint is not None:
-        backward = plan.differentiate(program.adjoint, tensors, *_seeds(neuron, tensors, length))
-        kernel(backward.spec)
+        kernel(plan.differentiate(_backward_call(neuron, tensors, length)).spec)
     yield from sources.values()
 
 
@@ -141,20 +141,17 @@ def _gpu_calls(neuron: Neuron, tensors: list[Tensor], length: int, arch: str) ->
         training = engine.plan(tensors, length, training=True)
         if training.results.saved:
             yield training.call
-        seeds = _seeds(neuron, tensors, length)
-        yield training.differentiate(program.adjoint, tensors, *seeds).call
+        yield training.differentiate(_backward_call(neuron, tensors, length)).call
 
 
-def _seeds(
-    neuron: Neuron, tensors: Sequence[Tensor], length: int
-) -> tuple[list[Tensor], list[bool]]:
-    """Return tensors like the results of a neuron, and which inputs have a gradient."""
+def _backward_call(neuron: Neuron, tensors: Sequence[Tensor], length: int) -> BackwardCall:
+    """Return the call for all results of a neuron and the gradients of all its inputs."""
     adjoint = neuron.program.adjoint
     assert adjoint is not None
     shapes = neuron.shapes(tensors, length, training=False)
     needs = [name is not None for name in adjoint.step_gradients]
     needs += [bool(names) for names in adjoint.lane_gradients]
-    return shapes[: neuron.results], needs
+    return BackwardCall(adjoint, tensors, shapes[: neuron.results], needs)
 
 
 def _compile(call: Call, arch: str) -> Emitted:

@@ -25,6 +25,7 @@ from snncc.ir.printer import print_recurrence
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
 from snncc.options import GPU_TARGETS
+from snncc.runtime.backward import BackwardCall
 from snncc.runtime.cache import CACHE, KernelCache
 from snncc.runtime.gpu.engine import GpuEngine
 from snncc.runtime.gpu.plans import GpuBackwardPlan, GpuForwardPlan
@@ -215,7 +216,7 @@ class Neuron:
         known: dict[object, Any] = plan.backward
         found: BackwardPlan | GpuBackwardPlan | None = known.get(key)
         if found is None:
-            found = plan.differentiate(adjoint, tensors, cotangents, needs)
+            found = plan.differentiate(BackwardCall(adjoint, tensors, cotangents, needs))
             known[key] = found
         return found
 

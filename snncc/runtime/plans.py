@@ -11,8 +11,9 @@ from torch import Tensor
 
 from snncc.codegen.base import BLOCK, Argument, FloatType, Job, KernelSpec, Role
 from snncc.ir.nodes import Rank
-from snncc.ir.program import Adjoint, NeuronProgram
+from snncc.ir.program import NeuronProgram
 from snncc.runtime import memory
+from snncc.runtime.backward import BackwardCall, Cotangents, input_ranks, sum_lanes
 from snncc.runtime.launch import Binding, LoadedKernel, as_array, broadcast_sizes, with_lanes
 from snncc.runtime.layout import (
     Layout,
@@ -154,9 +155,8 @@ class ForwardPlan:
         self.backward: dict[object, BackwardPlan] = {}
         self.layout, self.results = plan_results(resources, tensors, length, training=training)
         forward = resources.program.forward
-        self.names = (*forward.step_inputs, *forward.lane_inputs)
-        self.ranks = dict.fromkeys(forward.step_inputs, Rank.STEP)
-        self.ranks |= dict.fromkeys(forward.lane_inputs, Rank.LANE)
+        self.ranks = input_ranks(forward)
+        self.names = tuple(self.ranks)
         placed = place_inputs(self.layout, dict(zip(self.names, tensors, strict=True)), self.ranks)
         job = Job.TRAINING if self.results.saved else Job.INFERENCE
         spec = KernelSpec(job, float_type(tensors[0]), uniform_names(placed))
@@ -177,15 +177,9 @@ class ForwardPlan:
             self._binding.run([*[tensors[i] for i in self._inputs], *written])
         return written
 
-    def differentiate(
-        self,
-        adjoint: Adjoint,
-        tensors: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-        needs: Sequence[bool],
-    ) -> BackwardPlan:
+    def differentiate(self, call: BackwardCall) -> BackwardPlan:
         """Return the plan of a backward call that follows this one."""
-        return BackwardPlan(self, adjoint, tensors, cotangents, needs)
+        return BackwardPlan(self, call)
 
 
 class BackwardPlan:
@@ -193,36 +187,20 @@ class BackwardPlan:
 
     Args:
         forward: The plan of the forward call.
-        adjoint: The adjoint of the neuron.
-        tensors: Inputs of the forward call.
-        cotangents: Those of its outputs and finals, in order; None where there is none.
-        needs: For each input whether its gradient is asked for.
+        call: What the backward call is given.
     """
 
-    def __init__(
-        self,
-        forward: ForwardPlan,
-        adjoint: Adjoint,
-        tensors: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-        needs: Sequence[bool],
-    ) -> None:
+    def __init__(self, forward: ForwardPlan, call: BackwardCall) -> None:
         self._forward = forward
-        self._adjoint = adjoint
+        adjoint, tensors, layout = call.adjoint, call.tensors, forward.layout
+        self._steps = len(adjoint.step_gradients)
         self._shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        self._gradients = gradient_names(adjoint, needs)
-        wanted = {name for names in self._gradients for name in names}
-        self._cotangents = (*adjoint.output_cotangents, *adjoint.final_cotangents)
-        ranks = dict.fromkeys(adjoint.output_cotangents, Rank.STEP)
-        ranks |= dict.fromkeys(adjoint.final_cotangents, Rank.LANE)
-        layout = forward.layout
-        zero, sizes = torch.zeros((), dtype=tensors[0].dtype), (layout.steps, *layout.lanes)
-        self._zeros = {
-            name: zero.expand(sizes if rank is Rank.STEP else layout.lanes)
-            for name, rank in ranks.items()
-        }
-        values = self._values(tensors, cotangents)
-        placed_ranks = forward.ranks | ranks
+        gradients = call.gradients
+        wanted = {name for names in gradients for name in names}
+        self._cotangents = Cotangents(adjoint, layout, tensors[0].dtype, tensors[0].device)
+        placed_ranks = forward.ranks | self._cotangents.ranks
+        given = (*tensors, *self._cotangents.given(call.cotangents))
+        values = dict(zip(placed_ranks, given, strict=True))
         if not forward.results.saved:
             arrays = [
                 as_array(value, layout, has_time=placed_ranks[name] is Rank.STEP)
@@ -244,7 +222,7 @@ class BackwardPlan:
         self._given = (*values, *forward.resources.saved)
         self._binding: tuple[Binding, list[int]] | None = None
         results = (*outputs, *finals)
-        self._results = [[results.index(name) for name in names] for names in self._gradients]
+        self._results = [[results.index(name) for name in names] for names in gradients]
 
     def _bound(self) -> tuple[Binding, list[int]]:
         """Return the binding, and where it finds its inputs: tensors, cotangents, saved values.
@@ -257,14 +235,6 @@ class BackwardPlan:
             self._binding = binding, [self._given.index(name) for name in inputs]
         return self._binding
 
-    def _values(
-        self, tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None]
-    ) -> dict[str, Tensor]:
-        values = dict(zip(self._forward.names, tensors, strict=True))
-        for name, cotangent in zip(self._cotangents, cotangents, strict=True):
-            values[name] = self._zeros[name] if cotangent is None else cotangent
-        return values
-
     def run(
         self,
         tensors: Sequence[Tensor],
@@ -274,30 +244,13 @@ class BackwardPlan:
         """Return the gradient of each input, None where it was not asked for or is zero."""
         written = [shape.allocate() for shape in self._written]
         if not self._is_empty:
-            seen = [
-                zero if given is None else given
-                for given, zero in zip(cotangents, self._zeros.values(), strict=True)
-            ]
-            given = [*tensors, *seen, *saved]
+            given = [*tensors, *self._cotangents.given(cotangents), *saved]
             binding, inputs = self._bound()
             binding.run([*[given[i] for i in inputs], *written])
         return [
             _reduced([written[i] for i in places], sizes, has_time=index < self._steps)
             for index, (places, sizes) in enumerate(zip(self._results, self._shapes, strict=True))
         ]
-
-    @property
-    def _steps(self) -> int:
-        return len(self._adjoint.step_gradients)
-
-
-def gradient_names(adjoint: Adjoint, needs: Sequence[bool]) -> tuple[tuple[str, ...], ...]:
-    """Return for each input the results of the adjoint whose sum is its gradient."""
-    steps = tuple((name,) if name else () for name in adjoint.step_gradients)
-    return tuple(
-        names if needed else ()
-        for names, needed in zip((*steps, *adjoint.lane_gradients), needs, strict=True)
-    )
 
 
 def _reduced(parts: Sequence[Tensor], sizes: Sizes, *, has_time: bool) -> Tensor | None:
@@ -308,16 +261,6 @@ def _reduced(parts: Sequence[Tensor], sizes: Sizes, *, has_time: bool) -> Tensor
     for part in parts[1:]:
         total = total + part
     return sum_lanes(total, sizes, has_time=has_time)
-
-
-def sum_lanes(gradient: Tensor, sizes: Sizes, *, has_time: bool) -> Tensor:
-    """Sum a gradient over the dimensions that its input is broadcast in."""
-    if tuple(gradient.shape) == sizes:
-        return gradient
-    if not has_time:
-        return gradient.sum_to_size(sizes)
-    ones = (1,) * (gradient.dim() - len(sizes))
-    return gradient.sum_to_size((sizes[0], *ones, *sizes[1:])).reshape(sizes)
 
 
 def float_type(tensor: Tensor) -> FloatType:

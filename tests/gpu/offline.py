@@ -11,6 +11,7 @@ import snncc
 from snncc.ir.program import NeuronProgram
 from snncc.nn import IF, LI, LIF, AdaptiveLIF, Rectangle
 from snncc.passes.neurons import neuron_nodes
+from snncc.runtime.backward import BackwardCall
 from snncc.runtime.gpu.binaries import Binary, compile_offline, machine_of_arch
 from snncc.runtime.gpu.calls import Call
 from snncc.runtime.gpu.engine import GpuEngine
@@ -68,7 +69,7 @@ def calls_of(
     gpu = engine(program, arch, target)
     training = gpu.plan(tensors, None, training=True)
     needs = [True] * len(tensors)
-    backward = training.differentiate(program.adjoint, tensors, cotangents, needs)
+    backward = training.differentiate(BackwardCall(program.adjoint, tensors, cotangents, needs))
     inference = gpu.plan(tensors, None, training=False)
     return Calls(inference.call, training.call, backward.call)
 

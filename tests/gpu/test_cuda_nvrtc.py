@@ -13,6 +13,7 @@ import torch
 
 from snncc.errors import BuildError, TargetError
 from snncc.ir.program import NeuronProgram
+from snncc.runtime.backward import BackwardCall
 from snncc.runtime.gpu import cuda_build, cuda_nvrtc
 from snncc.runtime.gpu.cuda_build import find_cuda_compiler, find_nvcc
 from snncc.runtime.gpu.cuda_nvrtc import Nvrtc, find_nvrtc
@@ -172,7 +173,8 @@ def test_kernels_compile(dtype, tmp_path):
     neuron = Neuron(lif(), target="cuda")
     x = torch.empty(20, 64, dtype=dtype)
     training = neuron._gpu.plan([x, x[0]], None, training=True)
-    backward = training.differentiate(neuron.program.adjoint, [x, x[0]], [x, x[0]], [True] * 2)
+    call = BackwardCall(neuron.program.adjoint, [x, x[0]], [x, x[0]], [True] * 2)
+    backward = training.differentiate(call)
     for call in (training.call, backward.call):
         source = specialize(call.kernel.source, call.variant)
         nvrtc.compile(source.anonymous, "sm_90", tmp_path, source.flags)

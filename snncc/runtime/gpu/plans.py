@@ -10,20 +10,14 @@ from torch import Tensor
 
 from snncc.codegen.base import WORD_STEPS, Job, KernelSpec, Role
 from snncc.ir.chunks import thread_lanes
-from snncc.ir.nodes import Rank
 from snncc.ir.program import Adjoint
+from snncc.runtime.backward import BackwardCall, Cotangents, input_ranks, sum_lanes
 from snncc.runtime.gpu.calls import Arrays, Call, Inputs
-from snncc.runtime.gpu.gradients import (
-    fold_lanes,
-    folded_size,
-    reduce_folded,
-)
+from snncc.runtime.gpu.gradients import fold_lanes, folded_size, reduce_folded
 from snncc.runtime.gpu.layout import extents
 from snncc.runtime.gpu.results import GpuResources, plan_gpu_results, types_of
-from snncc.runtime.gpu.variants import (
-    Blocks,
-)
-from snncc.runtime.plans import Shape, gradient_names, sum_lanes
+from snncc.runtime.gpu.variants import Blocks
+from snncc.runtime.plans import Shape
 
 # Elements of one array that a thread asks for before it uses the first: enough to hide the latency
 # of memory, in few registers.
@@ -54,9 +48,8 @@ class GpuForwardPlan:
         self.layout, self.results = plan_gpu_results(resources, tensors, length, training=training)
         self.types = types_of(resources, tensors, training=training)
         forward = resources.program.forward
-        self.names = (*forward.step_inputs, *forward.lane_inputs)
-        self.ranks = dict.fromkeys(forward.step_inputs, Rank.STEP)
-        self.ranks |= dict.fromkeys(forward.lane_inputs, Rank.LANE)
+        self.ranks = input_ranks(forward)
+        self.names = tuple(self.ranks)
         self._inputs = Inputs(self.layout, dict(zip(self.names, tensors, strict=True)), self.ranks)
         written = {
             Role.OUTPUT: dict(zip(forward.outputs, self.results.outputs, strict=True)),
@@ -87,15 +80,9 @@ class GpuForwardPlan:
             self.call.run([*self._inputs.fit(tensors), *written])
         return written
 
-    def differentiate(
-        self,
-        adjoint: Adjoint,
-        tensors: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-        needs: Sequence[bool],
-    ) -> GpuBackwardPlan:
+    def differentiate(self, call: BackwardCall) -> GpuBackwardPlan:
         """Return the plan of a backward call that follows this one."""
-        return GpuBackwardPlan(self, adjoint, tensors, cotangents, needs)
+        return GpuBackwardPlan(self, call)
 
 
 class GpuBackwardPlan:
@@ -103,32 +90,19 @@ class GpuBackwardPlan:
 
     Args:
         forward: The plan of the forward call.
-        adjoint: The adjoint of the neuron.
-        tensors: Inputs of the forward call.
-        cotangents: Those of its outputs and finals, in order; None where there is none.
-        needs: For each input whether its gradient is asked for.
+        call: What the backward call is given.
     """
 
-    def __init__(
-        self,
-        forward: GpuForwardPlan,
-        adjoint: Adjoint,
-        tensors: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-        needs: Sequence[bool],
-    ) -> None:
-        self._forward, self._steps = forward, len(adjoint.step_gradients)
-        steps, layout = forward.layout.steps, forward.layout
-        sizes = [(steps, *layout.lanes)] * len(adjoint.output_cotangents)
-        self._sizes = (*sizes, *[layout.lanes] * len(adjoint.final_cotangents))
-        self._zero = torch.zeros((), dtype=forward.types.result, device=forward.device)
-        ranks = dict.fromkeys(adjoint.output_cotangents, Rank.STEP)
-        ranks |= dict.fromkeys(adjoint.final_cotangents, Rank.LANE)
-        names = (*forward.names, *ranks)
-        values = (*tensors, *self._given(cotangents))
-        self._inputs = Inputs(layout, dict(zip(names, values, strict=True)), forward.ranks | ranks)
-        self._gradients = gradient_names(adjoint, needs)
-        self._shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+    def __init__(self, forward: GpuForwardPlan, call: BackwardCall) -> None:
+        self._forward, adjoint = forward, call.adjoint
+        self._steps = len(adjoint.step_gradients)
+        layout, result = forward.layout, forward.types.result
+        self._cotangents = Cotangents(adjoint, layout, result, forward.device)
+        ranks = forward.ranks | self._cotangents.ranks
+        values = (*call.tensors, *self._cotangents.given(call.cotangents))
+        self._inputs = Inputs(layout, dict(zip(ranks, values, strict=True)), ranks)
+        self._gradients = call.gradients
+        self._shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in call.tensors)
         self.call = self._bind(adjoint)
 
     def _bind(self, adjoint: Adjoint) -> Call:
@@ -187,12 +161,6 @@ class GpuBackwardPlan:
             return Shape((folded_size(layout, self._folds[name]),), (1,), working)
         return Shape(layout.lanes, layout.lane_strides, working)
 
-    def _given(self, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
-        return [
-            self._zero.expand(sizes) if cotangent is None else cotangent
-            for cotangent, sizes in zip(cotangents, self._sizes, strict=True)
-        ]
-
     def run(
         self,
         tensors: Sequence[Tensor],
@@ -202,7 +170,7 @@ class GpuBackwardPlan:
         """Return the gradient of each input, None where it was not asked for or is zero."""
         written = self.call.allocate()
         if 0 not in self._forward.layout.lanes:
-            given = self._inputs.fit([*tensors, *self._given(cotangents)])
+            given = self._inputs.fit([*tensors, *self._cotangents.given(cotangents)])
             self.call.run([*given, *written, *saved])
         found = dict(zip(self._written, written, strict=True))
         return [
