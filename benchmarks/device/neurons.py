@@ -165,6 +165,7 @@ def custom_peers() -> Makers:
     """Return the variants of the neuron with two states."""
     return {
         "snncc": lambda d: snncc.compile(layers.TwoStates().to(d), target="triton"),
+        "snncc, CUDA C++": lambda d: snncc.compile(layers.TwoStates().to(d), target="cuda"),
         "flexsn": layers.flexsn,
     }
 
@@ -183,6 +184,7 @@ def peers(name: str) -> Makers:
 
     return {
         "snncc": lambda d: snncc.compile(layers.NEURONS[name]().to(d), target="triton"),
+        "snncc, CUDA C++": lambda d: snncc.compile(layers.NEURONS[name]().to(d), target="cuda"),
         "spikingjelly": jelly,
         "spikingjelly, torch.compile": compiled,
     }
