@@ -52,8 +52,8 @@ def _ratio(peer: str) -> Callable[[Sequence[Record]], str | None]:
     def figure(records: Sequence[Record]) -> str | None:
         best: dict[str, float] = {}
         for record in records:
-            ratio = record.get("this_over_snncc")
-            if ratio is not None and record["variant"] != "snncc" and peer in record["variant"]:
+            ratio, variant = record.get("this_over_snncc"), record["variant"]
+            if ratio is not None and not variant.startswith("snncc") and peer in variant:
                 best[record["case"]] = min(best.get(record["case"], ratio), ratio)
         if not best:
             return None

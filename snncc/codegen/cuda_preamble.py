@@ -164,6 +164,12 @@ def element_type(argument: Argument) -> str:
     return f"{argument.name}_type"
 
 
+def macros(argument: Argument, kernel: Kernel) -> tuple[str, str, str]:
+    """Return the names that an argument takes: its type in the text and before it, its fold."""
+    position = kernel.arguments.index(argument)
+    return element_type(argument), f"TYPE_{position}", f"FOLD_{position}"
+
+
 def is_dense(argument: Argument) -> bool:
     """Tell whether lanes that lie side by side in a thread do so in an argument, too.
 
@@ -190,16 +196,12 @@ def _variant(kernel: Kernel, slots: Iterable[Slot], real: str) -> str:
     sizes = {"LANE": "long long", "BLOCK": "128", "VECTOR": "1", "ALIGNED": "0"}
     sizes |= {slot.name: _DEFAULTS[slot.kind] for slot in slots if slot.kind in _DEFAULTS}
     types = []
-    for position, argument in enumerate(kernel.arguments):
-        sizes[f"TYPE_{position}"] = WORD if argument.packed else real
-        types.append(f"typedef TYPE_{position} {element_type(argument)};")
+    for argument in kernel.arguments:
+        own, given, fold = macros(argument, kernel)
+        sizes[given] = WORD if argument.packed else real
+        types.append(f"typedef {given} {own};")
         if argument.folded:
-            sizes[fold_name(argument, kernel)] = "1"
+            sizes[fold] = "1"
     defined = [f"#define {name} {value}" for name, value in sizes.items()]
     lines = ["/* Sizes and types that a binary is made for; these suit any arrays. */"]
     return "\n".join(["", *lines, "#ifndef VARIANT", *defined, "#endif", *types, ""])
-
-
-def fold_name(argument: Argument, kernel: Kernel) -> str:
-    """Return the constant that says how many lanes an argument holds the sum of."""
-    return f"FOLD_{kernel.arguments.index(argument)}"

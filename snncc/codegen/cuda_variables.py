@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from snncc.codegen.base import Access, Argument
 from snncc.codegen.c_expressions import C_TYPE, c_names, dialect
-from snncc.codegen.cuda_preamble import element_type
+from snncc.codegen.cuda_preamble import macros
 from snncc.codegen.gpu import IMPLIED, slots, strided_groups, values
 from snncc.codegen.kernel_ir import Carry, Kernel, Step
 from snncc.codegen.prepare import Names
@@ -37,8 +37,8 @@ class Variables:
         self._kernel = kernel
         self.real = C_TYPE[kernel.dtype]
         lanes = (f"lane{group}" for group in range(kernel.groups))
-        types = (element_type(argument) for argument in kernel.arguments)
-        taken = {*_WORDS.split(), *lanes, *types, *(slot.name for slot in slots(kernel))}
+        own = (name for a in kernel.arguments for name in macros(a, kernel))
+        taken = {*_WORDS.split(), *lanes, *own, *(slot.name for slot in slots(kernel))}
         self.names = c_names(dict.fromkeys(values(kernel)), taken)
         self._fresh = Names({*taken, *self.names.values()})
         self._arrays: dict[tuple[str, str], str] = {}

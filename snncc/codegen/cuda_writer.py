@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from snncc.codegen.base import Access, Argument, SlotKind
-from snncc.codegen.cuda_preamble import element_type, fold_name, is_dense
+from snncc.codegen.cuda_preamble import element_type, is_dense, macros
 from snncc.codegen.cuda_variables import Variables, indent
 from snncc.codegen.gpu import (
     CONSTANTS,
@@ -363,8 +363,8 @@ class Writer:
             argument, carry = final.argument, self.vars.array(final.name, "carry")
             assert argument is not None
             if argument.folded:
-                fold = f"snncc_fold<{fold_name(argument, self.kernel)}>"
-                lines.append(f"{fold}({argument.name}, {carry}, live, lanes);")
+                *_, fold = macros(argument, self.kernel)
+                lines.append(f"snncc_fold<{fold}>({argument.name}, {carry}, live, lanes);")
             else:
                 lines.append(self.write(argument, argument.name, carry, "true"))
         return lines

@@ -83,7 +83,20 @@ def test_no_atomics():
 
 def test_names_of_the_language_are_avoided():
     """A user's variable may have any name."""
-    names = ["class", "float", "n", "lane", "k", "LANE", "steps", "x_in", "expf", "x_in_type", "τ"]
+    names = [
+        "class",
+        "float",
+        "n",
+        "lane",
+        "k",
+        "LANE",
+        "steps",
+        "x_in",
+        "expf",
+        "x_in_type",
+        "TYPE_0",
+        "τ",
+    ]
     lets = [Let(name, Binary(Op.ADD, Var("x"), Const(1.0))) for name in names]
     recurrence = Recurrence("odd", (Input("x", Rank.STEP),), (), tuple(lets), tuple(names))
     text = emit(NeuronProgram(recurrence), Job.INFERENCE).text
