@@ -1,6 +1,6 @@
 """The order in which torch adds up the terms of a matrix product of given sizes.
 
-Libraries do not document it; it depends on sizes, layouts and the number of threads, and not on the
+Libraries do not document it; it depends on sizes, layouts and settings of torch, and not on the
 values.  So it can be seen: numbers with all their bits, multiplied by torch and by a kernel whose
 order is known, agree in every bit of thousands of results only if the orders are the same.
 """
@@ -8,7 +8,7 @@ order is known, agree in every bit of thousands of results only if the orders ar
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -39,6 +39,7 @@ class Multiplication:
         biased: Whether there is a bias.
         dtype: The type of all.
         threads: The threads of torch.
+        precision: How precise torch is asked to be about products of float32.
     """
 
     rows: int
@@ -47,7 +48,8 @@ class Multiplication:
     transposed: bool
     biased: bool
     dtype: torch.dtype
-    threads: int
+    threads: int = field(default_factory=torch.get_num_threads)
+    precision: str = field(default_factory=torch.get_float32_matmul_precision)
 
     def by_torch(self, operands: Operands) -> Tensor:
         """Return the product as torch computes it."""

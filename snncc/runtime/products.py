@@ -71,7 +71,11 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _skips_zeros(flat: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Tell whether a product is faster without the zeros of its input, and the same."""
     plain = flat.dtype == weight.dtype in DTYPES and (bias is None or bias.dtype == flat.dtype)
-    if not plain or weight.shape[1] > MOST_INNER or not _COSTS.pay(flat, weight.shape[0]):
+    # Torch may be allowed to multiply in fewer bits, and faster.
+    whole = torch.get_float32_matmul_precision() == "highest" or flat.dtype == torch.float64
+    if not (plain and whole) or weight.shape[1] > MOST_INNER:
+        return False
+    if not _COSTS.pay(flat, weight.shape[0]):
         return False
     return bool(weight.isfinite().all())  # a zero times infinity is no zero
 
@@ -86,7 +90,6 @@ def _chunk_of_a_step(rows: Tensor, weight: Tensor, bias: Tensor | None) -> int |
             transposed=True,
             biased=bias is not None,
             dtype=rows.dtype,
-            threads=torch.get_num_threads(),
         )
     )
 

@@ -55,8 +55,9 @@ class CompiledLoop:
     def plan(self, operands: Sequence[Any]) -> LoopPlan:
         """Return the plan for operands of these sizes, strides and alignments."""
         threads = self._num_threads or torch.get_num_threads()
-        # The order in which torch adds up a product depends on its threads and on alignment.
-        key = (*map(_signature, operands), threads, torch.get_num_threads())
+        # How torch adds up a product depends on these, and on alignment.
+        settings = (torch.get_num_threads(), torch.get_float32_matmul_precision())
+        key = (*map(_signature, operands), threads, settings)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:

@@ -213,6 +213,5 @@ class _Rows:
             transposed=product.transposed,
             biased=product.bias is not None,
             dtype=self.dtype,
-            threads=torch.get_num_threads(),
         )
         return find_chunk(asked, self.cache)

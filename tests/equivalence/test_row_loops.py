@@ -143,6 +143,21 @@ def test_forward_is_bitwise_by_rows_or_not(bias: bool, plans: Plans) -> None:
         pytest.skip("torch adds in another order here")
 
 
+def test_precision_of_products_may_change_between_calls() -> None:
+    """A product that torch is allowed to take in fewer bits is torch's, also after other calls."""
+    torch.manual_seed(0)
+    model = Wide()
+    fast = snncc.compile(copy.deepcopy(model))
+    x = torch.randn(6, 24, 48) * 2
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "medium", "highest"):
+            torch.set_float32_matmul_precision(precision)
+            assert torch.equal(fast(x), model(x))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_results_do_not_depend_on_threads(plans: Plans) -> None:
     """The gradient of the input has the same bits for any number of threads."""
     torch.manual_seed(0)

@@ -116,7 +116,6 @@ def test_an_order_that_was_found_is_the_order_of_torch(
         transposed=transposed,
         biased=biased,
         dtype=torch.float32,
-        threads=torch.get_num_threads(),
     )
     chunk = find_chunk(asked)
     if chunk is None:
