@@ -66,6 +66,9 @@ compatibility: $(VENV)/.setup  ## check every idiom and write docs/compatibility
 examples: $(VENV)/.setup  ## run every example
 	$(RUN) examples/speech.py --out out/speech
 	$(RUN) examples/digits.py --out out/digits
+	$(RUN) examples/sequential_digits.py
+	$(RUN) examples/vowels.py
+	$(RUN) examples/language.py
 
 clean:  ## remove what the tools wrote; the virtual environment stays
 	rm -rf out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,6 +21,64 @@ def check(result, chance):
     assert all(path.read_bytes().startswith(PNG) for path in result.pictures)
 
 
+KINDS = ["LIF", "LIF, 3 soft sweeps", "dynamic decay", "PSN"]
+
+
+def check_rows(rows):
+    """Each kind of neuron fires, learns, and was timed."""
+    assert [row.label for row in rows] == KINDS
+    for row in rows:
+        assert row.last_loss < row.first_loss, row
+        assert 0.0 < row.rate < 1.0, row
+        assert 0.0 <= row.accuracy <= 1.0
+        assert row.seconds > 0.0
+
+
+@pytest.mark.slow
+def test_sequential_digits_are_read_by_four_kinds_of_neurons(capsys):
+    """Rows of digits: a table of accuracy, firing rate and time."""
+    pytest.importorskip("sklearn", reason="the digits come with it")
+    import sequential_digits
+
+    results = sequential_digits.main(["--epochs", "2", "--widths", "8"])
+
+    check_rows(results[8])
+    assert "row by row" in capsys.readouterr().out
+    x, mask, labels = next(iter(sequential_digits.load(1).test()))
+    assert x.shape == (64, len(labels), 1)
+    assert mask.shape == x.shape[:2]
+
+
+@pytest.mark.slow
+def test_vowels_are_told_apart_by_four_kinds_of_neurons(capsys):
+    """Speakers by their vowels: the readout sees no padding."""
+    pytest.importorskip("aeon", reason="the recordings come with it")
+    import vowels
+
+    check_rows(vowels.main(["--epochs", "2"]))
+    assert "firing rate" in capsys.readouterr().out
+    x, mask, _ = next(iter(vowels.load().test()))
+    assert x.shape[0] == vowels.STEPS
+    assert (x[mask == 0] == 0).all()
+    assert mask.sum(0).min() >= 7
+
+
+@pytest.mark.slow
+def test_language_model_runs_step_by_step_as_it_does_at_once(capsys):
+    """The steps of a stream are the parallel form: the same spikes, logits within the tolerance."""
+    import language
+
+    result = language.main(["--steps", "6", "--length", "400"])
+
+    assert result.bits_after < result.bits_before
+    for dtype, found in result.agreement.items():
+        assert found.length == 400
+        assert found.spikes == 400 * 2 * 96
+        assert found.flips == 0, dtype
+        assert found.difference <= language.TOLERANCE[dtype]
+    assert "of 76800" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_speech_trains_serial_and_compiled(tmp_path, capsys):
     """The network with one loop over time learns, compiled as well as not, and shows its plan."""
