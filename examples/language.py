@@ -162,7 +162,7 @@ def tabulate(result: Result) -> Table:
 def main(argv: Sequence[str] | None = None) -> Result:
     """Train, run long sequences both ways, and report."""
     parser = argparse.ArgumentParser(description="A language model of dynamic-decay neurons.")
-    parser.add_argument("--steps", type=int, default=60, help="steps of the optimiser")
+    parser.add_argument("--steps", type=int, default=150, help="steps of the optimiser")
     parser.add_argument("--length", type=int, default=30_000, help="steps of the evaluation")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
     settings = parser.parse_args(argv)

@@ -192,12 +192,13 @@ def _may_fire(forward: Recurrence) -> bool:
 
 
 def _serial_neuron(graph: torch.fx.Graph) -> Rejection | None:
-    """Return the refusal of a loop that feeds back through more than elementwise operators."""
+    """Return the refusal of a loop that is no neuron, such as one with recurrent weights."""
     for node in graph.nodes:
         if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
             culprit = node.meta.get("culprit")
             where = (node if culprit is None else culprit).meta.get("where")
-            return Rejection("recurrent", "its spikes feed back through another layer", where)
+            reason = f"a state stays outside of neurons: {node.meta['rejection'].reason}"
+            return Rejection("recurrent", reason, where)
     return None
 
 

@@ -348,7 +348,7 @@ def by_pixel(x):
         (LI(0.9), [(6, 2, 3)], "no spiking neuron"),
         (LIF(0.9), [(6, 3)], "no axis of channels"),
         (by_pixel, [(6, 2, 3, 4)], "differs within a channel"),
-        (recurrent, [(6, 2, 3)], "feed back"),
+        (recurrent, [(6, 2, 3)], "a state stays outside of neurons"),
         (carried, [(6, 2, 3), (2, 3)], "without its last inputs"),
     ],
 )
