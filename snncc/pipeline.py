@@ -166,7 +166,7 @@ def build(
             check_translation(each, graph, after, leaves)
         graph = after
         dump.graph(each.name, graph)
-    _require_exact(graph, options)
+    _require_exact(graph, options, target)
     _require_valid(graph)
     with _timed(recording.timings, "codegen"):
         runnable = with_kernels(graph, options)
@@ -281,18 +281,21 @@ def _require_valid(graph: torch.fx.Graph) -> None:
         invariants.validate_loop(loop)
 
 
-def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
+def _require_exact(graph: torch.fx.Graph, options: Options, target: TargetName) -> None:
     """Refuse parts that stay serial, unless the user allowed it."""
     if options.fallback == "serial":
         return
     for node in graph.nodes:
         if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
             culprit, reason = node.meta.get("culprit"), node.meta["rejection"].reason
+            elsewhere = (
+                ["Such loops have kernels on the CPU only."] if target not in ("c", "torch") else []
+            )
             raise UnsupportedError(
                 "A state is updated by an operator that cannot be part of a neuron kernel.",
                 code="unsupported.serial-recurrence",
                 location=None if culprit is None else culprit.meta.get("where"),
-                notes=[reason],
+                notes=[reason, *elsewhere],
                 hints=["Pass fallback='serial' to run this part one step after another."],
             )
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import snncc
+from snncc.ir.program import NeuronProgram
 from snncc.nn import LIF, ATan
+from snncc.passes.neurons import neuron_nodes
 from tests.models import Feedforward
 
 BF16 = torch.bfloat16
@@ -125,6 +127,30 @@ def test_autocast_of_neurons_in_a_half_type(x: Tensor) -> None:
     assert report.ok, report
     assert y.dtype is BF16
     assert "its state is float32" in fast.plans[0].neurons[0].note
+
+
+@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+def test_spikes_are_written_in_the_type_of_their_reader(x: Tensor) -> None:
+    """A product under autocast reads bfloat16, and so that is what the kernel writes."""
+    net = Mixed()
+    fast = snncc.compile(net, target="triton")
+    with torch.autocast("cpu", BF16):
+        y = fast(x.requires_grad_())
+        report = snncc.verify(net, fast, x)
+        (compiled,) = fast._specializations
+    first = fast.plans[0].neurons[0]
+    program = first_program(compiled.graph)
+
+    assert report.ok, report
+    assert [dtype for _, dtype in program.narrow] == [BF16]
+    assert first.forward_bytes == 6.0
+    assert first.numerics is snncc.Numerics.BITWISE
+    assert len(gradients(net, y)) == 4
+
+
+def first_program(graph: torch.fx.Graph) -> NeuronProgram:
+    return next(neuron_nodes(graph)).target.program
 
 
 def test_stream_under_autocast_is_refused(x: Tensor) -> None:

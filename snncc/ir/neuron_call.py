@@ -44,7 +44,13 @@ class NeuronCall:
         forward = self.program.forward
         names = (*forward.step_inputs, *forward.lane_inputs)
         inputs = dict(zip(names, arguments, strict=True))
-        return tuple(interpret.run_in_order(forward, inputs, length))
+        results = interpret.run_in_order(forward, inputs, length)
+        narrow = dict(self.program.narrow)
+        types = [narrow.get(name) for name in forward.outputs] + [None] * len(forward.finals)
+        return tuple(
+            value if dtype is None else value.to(dtype)
+            for value, dtype in zip(results, types, strict=True)
+        )
 
 
 def _as(dtype: torch.dtype, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

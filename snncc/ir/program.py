@@ -85,6 +85,7 @@ class NeuronProgram:
     ``inexact`` says why results may differ from torch's in the last place though every operation
     rounds as written.  ``most_steps`` is the largest T for which integers are held exactly.
     ``result`` is the type of outputs and finals; None stands for that of the inputs.
+    ``narrow`` names outputs that are written in a type of their own.
     ``stands_for`` says which neuron the user wrote where this is another one.
     """
 
@@ -96,6 +97,7 @@ class NeuronProgram:
     inexact: str = ""
     most_steps: int | None = None
     result: torch.dtype | None = None
+    narrow: tuple[tuple[str, torch.dtype], ...] = ()
     stands_for: str = ""
 
     @property

@@ -13,6 +13,7 @@ from snncc.passes.fuse_readouts import FuseReadouts
 from snncc.passes.fuse_steps import FuseSteps
 from snncc.passes.fuse_time import FuseTime
 from snncc.passes.hoist_stateless import HoistStateless
+from snncc.passes.narrow_spikes import NarrowSpikes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.plan_storage import PlanStorage
 from snncc.passes.separate_draws import SeparateDraws
@@ -48,6 +49,7 @@ def passes_for(
         SimplifyStep(),
         *(() if isinstance(form, FixedPoint) else (FuseReadouts(on_gpu),)),
         ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),
+        *((NarrowSpikes(),) if on_gpu and not isinstance(form, FixedPoint) else ()),
         Differentiate(leaves),
         *(() if on_gpu else (DifferentiateLoops(),)),
         PlanStorage(place, on_gpu),

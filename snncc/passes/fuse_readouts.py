@@ -99,7 +99,7 @@ def _readouts(node: torch.fx.Node) -> list[int]:
     program = node.target.program  # type: ignore[union-attr]
     if node.meta.get("dtype") not in (torch.float32, torch.float64):
         return []
-    spikes = {let.name for let in program.forward.lets if _is_spike(let)}
+    spikes = {let.name for let in program.forward.lets if is_spike(let)}
     return [
         position
         for position, name in enumerate(program.forward.outputs)
@@ -107,7 +107,8 @@ def _readouts(node: torch.fx.Node) -> list[int]:
     ]
 
 
-def _is_spike(let: Let) -> bool:
+def is_spike(let: Let) -> bool:
+    """Tell whether a value is 0 or 1."""
     return isinstance(let.expr, Unary) and let.expr.op is Op.FLOAT
 
 

@@ -198,7 +198,9 @@ def transfers(program: NeuronProgram, costs: Costs = CPU) -> Iterator[tuple[str,
     """
     forward, adjoint, storage = program.forward, program.adjoint, program.storage
     yield from (("forward", f"read {name}", FLOAT_BYTES) for name in forward.step_inputs)
-    yield from (("forward", f"write {name}", FLOAT_BYTES) for name in forward.outputs)
+    written = {name: float(dtype.itemsize) for name, dtype in program.narrow}
+    for name in forward.outputs:
+        yield "forward", f"write {name}", written.get(name, FLOAT_BYTES)
     if adjoint is None or storage is None:
         return
     stored = storage.saved if storage.place is Place.MEMORY else ()
@@ -212,7 +214,7 @@ def transfers(program: NeuronProgram, costs: Costs = CPU) -> Iterator[tuple[str,
     reread = _reread(forward, adjoint, storage.saved, storage.place)
     yield from (("backward", f"read {name} again", FLOAT_BYTES) for name in sorted(reread))
     for name in forward.outputs:
-        yield "backward", f"read the gradient of {name}", FLOAT_BYTES
+        yield "backward", f"read the gradient of {name}", written.get(name, FLOAT_BYTES)
     inputs = zip(adjoint.step_gradients, forward.step_inputs, strict=True)
     of = {gradient: name for gradient, name in inputs if gradient is not None}
     for name in adjoint.recurrence.outputs:

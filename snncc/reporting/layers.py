@@ -224,6 +224,7 @@ class _Reader:
         inexact = _inexact(node, program)
         trains = program.adjoint is not None and program.storage is not None
         inference = FLOAT_BYTES * (len(forward.step_inputs) + len(forward.outputs))
+        inference -= sum(FLOAT_BYTES - dtype.itemsize for _, dtype in program.narrow)
         return Layer(
             name=self.names[node],
             kind="neuron",

@@ -192,3 +192,29 @@ def test_device_without_kernels(wanted, device):
         target_of(Options(target=wanted), [leaf])
 
     assert error.value.code == "target.device"
+
+
+def test_recurrent_loops_are_refused_on_gpus():
+    """A loop with a matrix in its feedback has kernels on the CPU only, and the message says so."""
+    net = Lateral()
+    x = torch.rand(6, 2, 5)
+    with pytest.raises(UnsupportedError, match="kernels on the CPU only") as error:
+        snncc.compile(net, target="triton")(x)
+
+    assert error.value.code == "unsupported.serial-recurrence"
+    assert torch.equal(snncc.compile(net, target="triton", fallback="serial")(x), net(x))
+
+
+class Lateral(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.feedback = torch.nn.Linear(5, 5)
+
+    def forward(self, x):
+        s = torch.zeros_like(x[0])
+        v = torch.zeros_like(x[0])
+        for t in range(x.shape[0]):
+            v = 0.5 * v + x[t] + self.feedback(s)
+            s = (v > 1.0).float()
+            v = v * (1.0 - s)
+        return s

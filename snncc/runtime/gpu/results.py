@@ -109,11 +109,15 @@ def plan_gpu_results(
     steps, lanes = broadcast_sizes(names, tensors, len(forward.step_inputs), length)
     layout = Layout(steps, lanes, input_order(tensors[: len(forward.step_inputs)], steps, lanes))
     types = types_of(resources, tensors, training=training)
-    output = Shape((steps, *lanes), layout.step_strides, types.result)
+    narrow = dict(resources.program.narrow)
+    outputs = [
+        Shape((steps, *lanes), layout.step_strides, narrow.get(name, types.result))
+        for name in forward.outputs
+    ]
     final = Shape(lanes, layout.lane_strides, types.result)
     kept = [_kept_shape(name, layout, types, resources) for name in resources.kept]
     return layout, Results(
-        (output,) * len(forward.outputs),
+        tuple(outputs),
         (final,) * len(forward.finals),
         tuple(kept) if training else (),
     )
