@@ -214,6 +214,34 @@ def test_time_may_be_the_second_axis(tmp_path):
     assert torch.equal(run_steps(bundle, other, gain, steps=9)[0], expected)
 
 
+class Named(nn.Module):
+    """Inputs that are called what the models call other things; a result that is an input."""
+
+    def forward(self, y, steps):
+        v = torch.zeros_like(y[0])
+        total = torch.zeros_like(y[0])
+        for t in range(y.shape[0]):
+            v = 0.5 * v + y[t] * steps["elapsed"]
+            total = total + v
+        return total / y.shape[0], y
+
+
+def test_names_of_inputs_are_kept_apart(tmp_path):
+    """No name of an input, output or state is that of another."""
+    y, gain = torch.rand(6, 2, 3), torch.rand(3)
+    bundle = exported(tmp_path / "net", Named(), y, {"elapsed": gain})
+    x = torch.rand(9, 4, 3)
+    with torch.no_grad():
+        expected = Named()(x, {"elapsed": gain})
+    names = [*bundle.manifest["inputs"], *bundle.manifest["outputs"], *bundle.manifest["states"]]
+
+    assert len(set(names)) == len(names)
+    assert bundle.manifest["inputs"].keys() >= {"y"}
+    for found in (run_sequence(bundle, x, gain), run_steps(bundle, x, gain, steps=9)):
+        for out, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(out, wanted, rtol=1e-6, atol=1e-6)
+
+
 class Compares(nn.Module):
     """Spikes above, or at and above, a threshold."""
 

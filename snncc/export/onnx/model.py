@@ -66,18 +66,19 @@ def sources_of(
     names: Sequence[str], tensors: Sequence[Tensor], own: Sequence[bool], axes: Sequence[int | None]
 ) -> list[Source]:
     """Return the sources of a network; inputs get names that differ and are plain."""
-    found: list[Source] = []
     taken: set[str] = set()
-    for name, tensor, is_input, axis in zip(names, tensors, own, axes, strict=True):
-        wish = plain_name(name) if is_input else name
-        numbers = (f"{wish}_{n}" for n in range(2, len(names) + 2))
-        unique = next(n for n in (wish, *numbers) if n not in taken)
-        taken.add(unique)
-        found.append(Source(unique, tensor, is_input, axis))
-    return found
+    return [
+        Source(_unique(plain_name(name) if is_input else name, taken), tensor, is_input, axis)
+        for name, tensor, is_input, axis in zip(names, tensors, own, axes, strict=True)
+    ]
 
 
-STEPS = "steps"  # the state that counts the steps so far
+def _unique(wish: str, taken: set[str]) -> str:
+    """Return a name, with a number where it or the name of its next value is taken; take both."""
+    numbers = (f"{wish}_{n}" for n in range(2, 2 * len(taken) + 3))
+    name = next(n for n in (wish, *numbers) if not taken & {n, f"{n}.next"})
+    taken |= {name, f"{name}.next"}
+    return name
 
 
 class Exporter:
@@ -98,9 +99,15 @@ class Exporter:
         wrong = [s for s in sources if s.is_input and not s.tensor.is_floating_point()]
         if wrong:
             raise refused(f"its input '{wrong[0].name}' is of {wrong[0].tensor.dtype}")
-        names = [f"y{i}" if len(wanted) > 1 else "y" for i in range(len(wanted))]
         self.inputs = {s.name: s.axis for s in sources if s.is_input}
-        self.outputs = dict(zip(names, (program.output_axes[i] for i in wanted), strict=True))
+        self.taken = set(self.inputs)
+        names = [f"y{i}" if len(wanted) > 1 else "y" for i in range(len(wanted))]
+        self.outputs = {
+            _unique(name, self.taken): program.output_axes[i]
+            for name, i in zip(names, wanted, strict=True)
+        }
+        self.state_names = [_unique(plain_name(s.name), self.taken) for s in program.states]
+        self.steps = _unique("steps", self.taken)  # the state that counts the steps so far
 
     def models(self, serves: Callable[[Sequence[Tensor]], bool]) -> Models:
         """Return the models.
@@ -144,7 +151,7 @@ class Exporter:
             raise refused("a state starts from a value of the input")
         ends = after_a_step(self.program, _one_step(self.sources, leaves), begins)
         starts = {}
-        for state, end in zip(self.program.states, ends, strict=True):
+        for name, state, end in zip(self.state_names, self.program.states, ends, strict=True):
             if end.dtype is not self.dtype:
                 raise refused(f"the state '{state.name}' is of {end.dtype}")
             given = (
@@ -152,15 +159,15 @@ class Exporter:
                 if isinstance(state.start, Fill)
                 else begins[state.start]
             )
-            starts[plain_name(state.name)] = given.to(self.dtype).expand(end.shape).contiguous()
+            starts[name] = given.to(self.dtype).expand(end.shape).contiguous()
         if self.program.counts:
-            starts[STEPS] = torch.tensor(0)
+            starts[self.steps] = torch.tensor(0)
         return starts
 
     def sequence(self, dynamic: Sequence[str]) -> onnx.ModelProto:
         """Return the model of the whole sequence."""
         samples = self.samples(dynamic)
-        work = _Work(self.dtype, len(samples), self.names(), _symbols(dynamic, samples, self))
+        work = _Work(self.dtype, len(samples), sorted(self.taken), _symbols(dynamic, samples, self))
         places = [n for n in self.graph.nodes if n.op == "placeholder"]
         values: dict[torch.fx.Node, Any] = {}
         for node, source, each in zip(
@@ -181,7 +188,7 @@ class Exporter:
         """Return the model of one step."""
         names = [n for n in dynamic if n == "batch"]
         samples = [_one_step(self.sources, each) for each in self.samples(names)]
-        work = _Work(self.dtype, len(samples), self.names(), _symbols(names, samples, self))
+        work = _Work(self.dtype, len(samples), sorted(self.taken), _symbols(names, samples, self))
         low = work.lowering(one_step=True)
         graph = in_line(self.program.graph)
         elapsed, *places = (n for n in graph.nodes if n.op == "placeholder")
@@ -198,29 +205,23 @@ class Exporter:
             after_a_step(self.program, each, run_graph(self.program.start, each))
             for each in samples
         ]
-        for node, state, shapes in zip(
-            states, self.program.states, zip(*ends, strict=True), strict=True
+        for node, name, shapes in zip(
+            states, self.state_names, zip(*ends, strict=True), strict=True
         ):
-            values[node] = work.input(plain_name(state.name), shapes)
-        values[elapsed] = work.elapsed(low, is_used=self.program.counts)
+            values[node] = work.input(name, shapes)
+        values[elapsed] = work.elapsed(low, self.steps) if self.program.counts else 1
         results = low.run(graph, values)
         for (name, axis), position in zip(self.outputs.items(), self.wanted, strict=True):
             value = results[position]
             work.output(
                 low, name, value if axis is None else low.apply(torch.select, (value, axis, 0))
             )
-        for state, value in zip(
-            self.program.states, results[len(self.program.output_axes) :], strict=True
-        ):
-            work.output(low, f"{plain_name(state.name)}.next", value)
+        after = results[len(self.program.output_axes) :]
+        for name, value in zip(self.state_names, after, strict=True):
+            work.output(low, f"{name}.next", value)
         if self.program.counts:
-            work.output(low, f"{STEPS}.next", values[elapsed])
+            work.output(low, f"{self.steps}.next", values[elapsed])
         return work.model("step")
-
-    def names(self) -> list[str]:
-        """Return the names that are taken: those of inputs, outputs and states."""
-        states = [plain_name(s.name) for s in self.program.states] + [STEPS]
-        return [*self.inputs, *self.outputs, *states, *(f"{s}.next" for s in states)]
 
 
 class _Work:
@@ -253,25 +254,23 @@ class _Work:
     def input(self, name: str, samples: Sequence[Tensor]) -> Value:
         """Add an input."""
         self.inputs.append(self.info(name, samples))
-        return Value(tuple(s for s in samples), name)
+        return Value(tuple(samples), name)
 
     def step_input(self, low: Lowering, source: Source, samples: Sequence[Tensor]) -> Value:
         """Add an input of one step; what stands for it has the time axis."""
         if source.axis is None:
             return self.input(source.name, samples)
         self.input(source.name, [s.select(source.axis, 0) for s in samples])
-        whole = tuple(s for s in samples)
+        whole = tuple(samples)
         if source.axis == 0:
             return Value(whole, bare=source.name)
         name = low.graph.node("Unsqueeze", source.name, low.graph.integers([source.axis]))
         return Value(whole, name, step=(source.axis, source.name))
 
-    def elapsed(self, low: Lowering, *, is_used: bool) -> Any:
+    def elapsed(self, low: Lowering, state: str) -> Value:
         """Add the number of steps so far as a state; return the number with this one."""
-        if not is_used:
-            return 1
-        self.inputs.append(helper.make_tensor_value_info(STEPS, TYPES[torch.int64], []))
-        name = self.graph.node("Add", STEPS, low.number(1), name="elapsed")
+        self.inputs.append(helper.make_tensor_value_info(state, TYPES[torch.int64], []))
+        name = self.graph.node("Add", state, low.number(1), name="elapsed")
         return Value(tuple(range(1, 1 + self.count)), name)
 
     def output(self, low: Lowering, name: str, value: Any) -> None:
