@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 # Taken on import, before the benchmark itself is the load.
 LOAD_AT_START = os.getloadavg()[0]
 BUSY_SHARE = 0.25  # of the cores
-PACKAGES = ("snncc", "torch", "numpy", "spikingjelly", "snntorch")
+PACKAGES = ("snncc", "torch", "numpy", "spikingjelly", "snntorch", "onnxruntime")
 
 # glibc gives large buffers back to the system and takes fresh pages for the next ones; with these
 # settings it keeps them, so that page faults are not part of the measurement.

@@ -249,6 +249,7 @@ NEURONS = [
     snncc.nn.LI(),
     snncc.nn.DynamicDecay(8),
     snncc.nn.HDLIF(6),
+    snncc.nn.HDLIF(6, 8, mem_bn=True),
 ]
 
 
