@@ -17,7 +17,8 @@ The comparison has four parts, each run on the user's own input:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,9 +92,12 @@ def verify(
         )
     serial, twin = program_of(model, fast.options), fast.program
     seeds = _Cotangents(seed)
-    leaves = [_leaves(m, args, kwargs) if gradients else {} for m in (model, fast)]
-    expected = _observe(serial, serial, (args, kwargs), leaves[0], seeds)
-    actual = _observe(fast, twin, (args, kwargs), leaves[1], seeds)
+    given = [_leaves(m, args, kwargs) for m in (model, fast)]
+    leaves = given if gradients else [{}, {}]
+    with _unwritten(given[0]):
+        expected = _observe(serial, serial, (args, kwargs), leaves[0], seeds)
+    with _unwritten(given[1]):
+        actual = _observe(fast, twin, (args, kwargs), leaves[1], seeds)
     values = gather(compiled.recording.tape, twin, args, kwargs)
     with without_autocast(), preserved(twin, args, kwargs), torch.no_grad():
         outputs = run_stepwise(compiled.graph, values)
@@ -312,6 +316,20 @@ def _leaves(
     inputs, _ = pytree.tree_flatten((args, kwargs))
     leaves = {f"input {i}": x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
     return leaves | (dict(model.named_parameters()) if isinstance(model, nn.Module) else {})
+
+
+@contextmanager
+def _unwritten(leaves: dict[str, Tensor]) -> Iterator[None]:
+    """Put back what inputs and parameters hold, where a run writes into them."""
+    kept = [x for x in leaves.values() if not x.is_inference()]
+    before = [(x, x._version, x.detach().clone()) for x in kept]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for x, version, value in before:
+                if x._version != version:
+                    x.copy_(value)
 
 
 def _held(program: Callable[..., Any], args: Any, kwargs: Any) -> set[int]:

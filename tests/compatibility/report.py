@@ -23,6 +23,7 @@ from benchmarks.harness import Budget, describe_machine, interleave
 from tests.compatibility.case import WIDTH, Case
 from tests.compatibility.check import check, inputs, is_parameter, made, state_of
 from tests.compatibility.corpus import FOLDERS, cases_of
+from tests.compatibility.traps import TRAPS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "compatibility"
@@ -143,7 +144,7 @@ def _step(run: Callable[..., Any], model: Any, args: Any, case: Case) -> Callabl
 
 def page() -> str:
     """Return the page that the stored results make."""
-    parts = [HEAD, TIMES.format(width=WIDTH), _machines(), summary()]
+    parts = [HEAD, TIMES.format(width=WIDTH), _machines(), summary(), traps()]
     for folder in FOLDERS:
         groups = by_group(cases_of(folder))
         parts += [f"## {TITLES[folder]}\n"] if groups else []
@@ -176,6 +177,13 @@ def summary() -> str:
             for status in ("compiled", "serial part", "refused")
         ]
         lines.append(f"| {group} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def traps() -> str:
+    """Return what is easily got wrong, and the cases that hold it."""
+    lines = ["| what is easily got wrong | cases |", "|---|---|"]
+    lines += [f"| {trap} | {', '.join(names)} |" for trap, names in TRAPS.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="times are taken by the harness of the benchmarks")
 
 from tests.compatibility import report
+from tests.compatibility.traps import TRAPS
 
 ROW = re.compile(r"^\| (\w+) \| [^|]+\. \| (compiled|serial part|refused) \|", re.MULTILINE)
 
@@ -33,3 +34,11 @@ def test_results_are_those_of_the_cases() -> None:
         assert {case.name: case.expect for case in cases} == {
             name: facts["status"] for name, facts in stored.items()
         }
+
+
+def test_each_trap_has_cases() -> None:
+    """What is easily got wrong is held by cases that are there."""
+    known = {case.id for case in report.all_cases()}
+
+    assert len(TRAPS) == 20
+    assert {name for names in TRAPS.values() for name in names} <= known

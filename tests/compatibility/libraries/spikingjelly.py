@@ -101,6 +101,23 @@ node(
     lambda: neuron.LIFNode(decay_input=False, v_reset=None),
 )  # fmt: skip
 node("SimpleLIF", "A leaky neuron in plain methods", lambda: neuron.SimpleLIFNode(2.0, True))
+
+
+class Overridden(neuron.LIFNode):
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = self.v + 8.0 * x
+
+
+class SimpleOverridden(neuron.SimpleLIFNode):
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = self.v + 0.5 * x
+
+
+node("LIF_overridden", "A subclass whose own charge the library ignores", Overridden, modes="s")
+node(
+    "SimpleLIF_overridden", "A subclass whose own charge is used",
+    lambda: SimpleOverridden(2.0, True), modes="s",
+)  # fmt: skip
 node("PLIF", "A learnable time constant", neuron.ParametricLIFNode)
 node(
     "PLIF_undecayed", "A learnable time constant, soft reset",
