@@ -28,13 +28,14 @@ from snncc.runtime.launch import DTYPES
 from snncc.runtime.tracing import is_traced
 
 # Input values that are looked at to tell their density.
-_SAMPLE = 1 << 14
+_SAMPLE = 1 << 12
 # Bytes of cotangents that stay in a second-level cache, and pixels that share weights in it.
 _CACHED_BYTES = 512 * 1024
 # Bytes of cotangents that all threads share in a last cache.
 _SHARED_BYTES = 8 << 20
 _GROUP_PIXELS = 1024
 _MOST_ELEMENTS = 2**31 - 1
+_MOST_INPUTS = 1 << 23  # each thread has a place for all of an image
 # Fewer filters than this fill no row; fewer pixels do not pay for packing the weights.
 _FEWEST_FILTERS = 16
 _FEWEST_CHANNELS = 8
@@ -118,12 +119,14 @@ def convolve(  # noqa: PLR0913 - the signature of torch
     groups: int = 1,
 ) -> Tensor:
     """Apply the convolution of `torch.nn.functional`, skipping zeros where most of x is zero."""
-    if weight.dim() == 3 and x.dim() == 3:
-        if isinstance(padding, str):
+    if weight.dim() == 3:
+        if x.dim() != 3 or isinstance(padding, str):
             return conv1d(x, weight, bias, stride, padding, dilation, groups)
         options = ((1, _pair(stride)[0]), (0, _pair(padding)[0]), (1, _pair(dilation)[0]))
         return convolve(x.unsqueeze(2), weight.unsqueeze(2), bias, *options, groups).squeeze(2)
     shape = _shape_of(x, weight, (stride, padding, dilation, groups))
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
+        shape = None  # an error, in torch's words
     if shape is None or not (shape.pays(density(x)) and is_finite(weight)):
         return conv2d(x, weight, bias, stride, padding, dilation, groups)
     tensors = (x, weight) if bias is None else (x, weight, bias)
@@ -154,6 +157,8 @@ def _shape_of(x: Tensor, weight: Tensor, options: tuple[Any, ...]) -> Shape | No
         return None
     if not (x.is_cpu and x.is_contiguous() and x.dtype == weight.dtype in DTYPES):
         return None
+    if x.is_neg() or weight.is_neg():
+        return None
     if is_traced((x, weight)) or torch.is_autocast_enabled("cpu"):
         return None
     images, channels, *size = x.shape
@@ -180,7 +185,7 @@ def _is_served(shape: Shape) -> bool:
     weights = (shape.channels * math.prod(shape.taps) + shape.size[1]) * shape.row
     inputs = _forward_group(shape, threads) * shape.channels * math.prod(shape.size)
     cotangents = _gradient_group(shape) * shape.bordered * shape.padded_filters
-    return max(weights, inputs, cotangents) < _MOST_ELEMENTS
+    return max(weights, cotangents) < _MOST_ELEMENTS and inputs < _MOST_INPUTS
 
 
 def _forward_group(shape: Shape, threads: int) -> int:

@@ -162,11 +162,13 @@ def test_other_convolutions_are_those_of_torch(name: str, always: list[str]) -> 
     assert always == []
 
 
-def test_an_image_without_a_batch(always: list[str]) -> None:
-    """Three axes and a filter of four are one image."""
+def test_no_batch(always: list[str]) -> None:
+    """Three axes and a filter of four are one image, two axes and a filter of three one signal."""
     x, weight = torch.randn(16, 9, 9), torch.randn(16, 16, 3, 3)
+    signal, taps = x[:, 0], weight[..., 0]
 
     assert torch.equal(convolve(x, weight), conv2d(x, weight))
+    assert torch.equal(convolve(signal, taps), conv1d(signal, taps))
     assert always == []
 
 
@@ -191,6 +193,10 @@ def test_a_mismatch_is_torch_s_error() -> None:
     """Sizes that do not fit are refused in torch's words."""
     with pytest.raises(RuntimeError, match="expected input"):
         convolve(torch.randn(4, 16, 8, 8), torch.randn(16, 32, 3, 3))
+    with pytest.raises(RuntimeError, match="bias"):
+        convolve(torch.randn(4, 16, 8, 8), torch.randn(16, 16, 3, 3), torch.randn(15))
+    with pytest.raises(RuntimeError, match="bias"):
+        convolve(torch.randn(4, 16, 8, 8), torch.randn(16, 16, 3, 3), torch.randn(16).double())
 
 
 def test_gradient_of_the_gradient() -> None:
