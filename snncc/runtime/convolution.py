@@ -249,7 +249,7 @@ def _weight_gradient(x: Tensor, cotangent: Tensor, shape: Shape) -> Tensor:
     groups = max(1, _SHARED_BYTES // (group * cotangents * x.itemsize))
     chunk = min(shape.images, groups * group)
     packed = chunk * cotangents + weights * shape.padded_filters
-    result = torch.empty((shape.filters, shape.channels, *shape.taps), dtype=x.dtype)
+    result = memory.empty((shape.filters, shape.channels, *shape.taps), x.dtype)
     launch = _Launch(shape, x.dtype, packed, (group, chunk), own, backward=True)
     launch.run(x, result, cotangent)
     return result
