@@ -44,7 +44,7 @@ _FEWEST_PIXELS = 64
 # What skipping zeros costs, in products of the dense library: for each product that is not skipped,
 # input, output with its border, and weight.  Measured on two cores with AVX-512, 16 to 32 images
 # and 1,600 small ones; forward and the gradient of the weights together.
-_PRODUCT, _INPUT, _OUTPUT, _WEIGHT = 2.0, 40, 15, 60
+_PRODUCT, _INPUT, _OUTPUT, _WEIGHT = 2.0, 40, 40, 60
 _SHORT_ROW = 16  # a vector for each entry of a list: half as fast
 
 Pair = tuple[int, int]
