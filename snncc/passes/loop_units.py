@@ -75,8 +75,8 @@ def find_units(loop: TimeLoop) -> tuple[Unit, ...]:
     level = assign_levels(nodes, dependencies(loop, nodes), kind)
     members: dict[tuple[int, Node | None], list[Node]] = {}
     for node in nodes:
-        if node.target is operator.getitem and node.args[0] in level:
-            level[node] = level[node.args[0]]  # a tuple stays in its unit
+        if node.target is operator.getitem and isinstance(node.args[1], int):
+            level[node] = level.get(node.args[0], level[node])  # a tuple stays in its unit
         members.setdefault((level[node], kind(node)), []).append(node)
     shown = {c.update for c in loop.carries} | {r.node for r in loop.results}
     ordered = sorted(members.values(), key=lambda group: level[group[0]])

@@ -69,6 +69,16 @@ class Stacked(Net):
 
 
 @networks(neurons=0)
+class BusySamplesExciteAll(Stacked):
+    """The potentials of the samples that fire most, taken by a mask, act on all samples."""
+
+    def step(self, x: Tensor, v: Any) -> tuple[Tensor, ...]:
+        v, s = lif(v, self.fc1(x))
+        busy = s.sum(1) > WIDTH // 4
+        return s, v + 0.125 * v[busy].sum(0)
+
+
+@networks(neurons=0)
 class RecurrentWeights(Stacked):
     """The spikes of the step before come back through weights."""
 
