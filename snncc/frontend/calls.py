@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from snncc.frontend import copies, departures, draws, factories, in_place, indexing
+from snncc.frontend import copies, departures, draws, factories, in_place, indexing, varying
 from snncc.frontend.invocation import Call, Invocation
 from snncc.frontend.meaning import KNOWN_TARGETS, Meaning, is_random, meaning_of
 from snncc.frontend.outputs import record
@@ -36,7 +36,10 @@ _TABLES = (
 
 def handle(recorder: Recorder, call: Invocation) -> Any:
     """Run one torch call of the user and record what it means."""
-    return handler_of(call.function)(recorder, call)
+    result = handler_of(call.function)(recorder, call)
+    if recorder.varying or call.name in varying.NAMES:
+        recorder.varying.follow(call, result)
+    return result
 
 
 @functools.cache

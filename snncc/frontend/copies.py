@@ -13,6 +13,7 @@ from snncc.frontend.functionalize import Edge
 from snncc.frontend.invocation import Invocation
 from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.traced import TracedInt
+from snncc.frontend.varying import refuse_size
 
 
 def ask(recorder: Recorder, call: Invocation) -> Any:
@@ -53,18 +54,31 @@ def _shape(recorder: Recorder, call: Invocation) -> Any:
     """Return a size or all sizes, as integers that remember their tensor."""
     result = call.run()
     view = recorder.view(call.args[0])
+    varying = recorder.varying.of(call.args[0])
     if view.memory.has_fixed_sizes:
         return result
     if isinstance(result, int):
         dim = int(call.argument(1, "dim")) % len(view.shape)
+        if dim in varying:
+            refuse_size(recorder.where)
         return TracedInt.of(result, recorder, (size, view, dim))
+    if varying:
+        refuse_size(recorder.where)
     sizes = [TracedInt.of(n, recorder, (size, view, d)) for d, n in enumerate(result)]
     return torch.Size(sizes)
 
 
 def _count(recorder: Recorder, call: Invocation) -> Any:
+    if recorder.varying.of(call.args[0]):
+        refuse_size(recorder.where)
     view = recorder.view(call.args[0])
     return TracedInt.of(call.run(), recorder, (numel, view))
+
+
+def _length(recorder: Recorder, call: Invocation) -> Any:
+    if 0 in recorder.varying.of(call.args[0]):
+        refuse_size(recorder.where)
+    return call.run()
 
 
 _COPIES = (
@@ -74,7 +88,7 @@ _COPIES = (
 )  # fmt: skip
 _QUESTIONS = (
     "dim", "ndimension", "stride", "storage_offset", "element_size", "get_device", "has_names",
-    "requires_grad_", "retain_grad", "__repr__", "__format__", "__str__", "__hash__", "__len__",
+    "requires_grad_", "retain_grad", "__repr__", "__format__", "__str__", "__hash__",
     "_set_grad_enabled", "_is_view", "result_type", "promote_types", "can_cast", "share_memory_",
     "get_default_dtype",
 )  # fmt: skip
@@ -84,6 +98,7 @@ HANDLERS: Mapping[str, Handler] = {
     **dict.fromkeys(_QUESTIONS, ask),
     "get:shape": _shape,
     "size": _shape,
+    "__len__": _length,
     "numel": _count,
     "nelement": _count,
     "detach": _detach,

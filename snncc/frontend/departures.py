@@ -19,6 +19,7 @@ from snncc.frontend import hooks
 from snncc.frontend.invocation import Call, Invocation
 from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.traced import leaked
+from snncc.frontend.varying import refuse_size
 
 
 def tensors_in(*values: Any) -> Iterator[Tensor]:
@@ -39,6 +40,8 @@ def _depends(recorder: Recorder, values: Any) -> bool:
 
 def _leave_as_number(recorder: Recorder, call: Invocation) -> Any:
     """Let numbers leave, tagged where they depend on the model's inputs."""
+    if recorder.varying.of(call.args[0]):
+        refuse_size(recorder.where)  # the list is as long
     result = call.run()
     if not _depends(recorder, call.args[0]):
         return result

@@ -25,6 +25,7 @@ from snncc.frontend.precision import without_autocast
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session, quiet
 from snncc.frontend.traced import TracedInt
+from snncc.frontend.varying import refuse_size
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.record import DEPENDENT, DIFFERENTIABLE, GUARDED, Node, to_fx
 
@@ -178,6 +179,8 @@ class FunctionCall:
         self.session, self.rules, self.args = session, rules, args
         self.outer = self.session.recorder
         self.outer.start_call()
+        if any(self.outer.varying.of(a) for a in args if isinstance(a, Tensor)):
+            refuse_size(self.outer.where)
         self.arguments = Arguments(self.outer)
         self.inner = Recorder(self.session.sites, self.arguments, self.outer)
         self.inner.start_call()

@@ -23,6 +23,7 @@ from snncc.frontend.invocation import Call, Invocation
 from snncc.frontend.masks import unmasked
 from snncc.frontend.outputs import record
 from snncc.frontend.recorder import Handler, Recorder
+from snncc.frontend.varying import refuse_size
 from snncc.ir.record import Node, map_nodes
 
 _FULL = slice(None)
@@ -189,6 +190,8 @@ def _write_masked(recorder: Recorder, base: Tensor, mask: Tensor, value: Any) ->
 def _unbind(recorder: Recorder, call: Invocation) -> Any:
     x = call.args[0]
     dim = call.argument(1, "dim", 0) % max(x.dim(), 1)
+    if dim in recorder.varying.of(x):
+        refuse_size(recorder.where)
     results = call.run()
     for position, result in enumerate(results):
         recorder.bind(result, part(recorder, x, [Edge(torch.select, (dim, position))], result))
@@ -200,6 +203,8 @@ def _split(recorder: Recorder, call: Invocation) -> Any:
     x = call.args[0]
     dim = {"hsplit": 1, "vsplit": 0, "dsplit": 2}.get(call.name, call.argument(2, "dim", 0))
     dim %= max(x.dim(), 1)
+    if dim in recorder.varying.of(x):
+        refuse_size(recorder.where)
     results = call.run()
     start = 0
     for result in results:

@@ -24,6 +24,7 @@ from snncc.frontend.functionalize import Edge, Memory, View
 from snncc.frontend.invocation import Call, Invocation, SizesOf, concrete
 from snncc.frontend.location import NOWHERE, CallSites, Here
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
+from snncc.frontend.varying import VaryingSizes
 from snncc.ir.record import DIFFERENTIABLE, Node
 
 Handler = Callable[["Recorder", Invocation], Any]
@@ -73,6 +74,7 @@ class Recorder:
         self._origin = origin
         self._inner = outer is not None
         self.comparisons = Comparisons()
+        self.varying: VaryingSizes = VaryingSizes() if outer is None else outer.varying
         self._views: dict[int, _Bound] = {}
         self._memories: dict[int, weakref.ref[Memory]] = {}
         self._sizes: dict[tuple[Node, int], Node] = {}

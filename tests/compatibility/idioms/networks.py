@@ -68,7 +68,7 @@ class Stacked(Net):
         raise NotImplementedError
 
 
-@networks(neurons=0)
+@networks(neurons=0, programs=2, free=False)
 class BusySamplesExciteAll(Stacked):
     """The potentials of the samples that fire most, taken by a mask, act on all samples."""
 
