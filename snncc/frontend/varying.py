@@ -22,11 +22,11 @@ from snncc.frontend.invocation import Invocation
 SOURCES = frozenset(
     {
         *("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "_unique2"),
-        *("unique_dim", "bincount", "one_hot", "_unique", "linalg_lstsq"),
+        *("unique_dim", "bincount", "_unique", "linalg_lstsq"),
     }
 )
 # The same, where an argument is a tensor: a mask, or numbers of repetitions; or is missing.
-_CONDITIONAL = frozenset({"__getitem__", "repeat_interleave", "where", "index"})
+_CONDITIONAL = frozenset({"__getitem__", "repeat_interleave", "where", "one_hot", "index"})
 NAMES = SOURCES | _CONDITIONAL
 _MASKS = (torch.bool, torch.uint8)
 
@@ -84,6 +84,8 @@ def _is_source(call: Invocation) -> bool:
         return True
     if call.name == "where":
         return len(call.args) + len(call.kwargs) == 1
+    if call.name == "one_hot":
+        return int(call.argument(1, "num_classes", -1)) == -1
     if call.name == "repeat_interleave":
         repeats = call.argument(1, "repeats", call.args[0] if call.args else None)
         return isinstance(repeats, Tensor)

@@ -74,6 +74,7 @@ COMPUTES: dict[str, Step] = {
     "sum": lambda x, h, s: 0.1 * h[:, s.sum(0) > 1].sum(1, keepdim=True),
     "other size": lambda x, h, s: 0.1 * h[s.sum(1) > 1].sum(0) / h[s.sum(1) > 1].size(1),
     "shape of a sum": lambda x, h, s: 0.1 * h[s.sum(1) > 1].sum(0).shape[0],
+    "classes": lambda x, h, s: 0.1 * F.one_hot(h.argmax(-1), h.shape[-1]).size(1),
     "product": lambda x, h, s: 0.1 * (h[s.sum(1) > 1].t() @ x[s.sum(1) > 1]).sum(0),
 }
 

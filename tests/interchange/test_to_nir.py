@@ -216,7 +216,7 @@ class Counting(nn.Module):
         (Soft, "resets to a value"),
         (Adaptive, "more than NIR has|potential alone|it is a"),
         (Rest, "does not start at 0"),
-        (Counted, "no node for 'sum'"),
+        (Counted, "summed over time"),
         (Squared, "no node for 'softmax'"),
         (Counting, "no node for 'select'|no node for 'unbind'|sees the time axis"),
     ],

@@ -106,7 +106,8 @@ def test_what_has_no_gradient_is_not_differentiated() -> None:
     "make",
     [models.OwnSpikes, models.Delayed, models.Adaptive, models.Winner, models.Attentive,
      lambda: models.Normed(nn.LayerNorm(N)), models.Columns, models.Inhibited],
-    ids=str,
+    ids=["OwnSpikes", "Delayed", "Adaptive", "Winner", "Attentive", "Normed", "Columns",
+         "Inhibited"],
 )  # fmt: skip
 def test_adjoint_is_the_gradient(make: Any) -> None:
     """The adjoint, run by the reference, gives what autograd gives on the loop."""
