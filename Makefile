@@ -38,7 +38,7 @@ size:  ## no file of the package over 400 lines
 		{print $$2 ": " $$1 " lines, 400 allowed"; bad = 1} END {exit bad}'
 
 pytest: $(VENV)/.setup  ## all tests, documentation and examples included
-	$(RUN) -m pytest --numprocesses auto
+	OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses auto
 
 check: lint types size pytest  ## what `make test` runs
 
