@@ -68,7 +68,7 @@ class Stacked(Net):
         raise NotImplementedError
 
 
-@networks(neurons=0, programs=2, free=False)
+@networks(neurons=0, programs=2, free=False, measured=None)
 class BusySamplesExciteAll(Stacked):
     """The potentials of the samples that fire most, taken by a mask, act on all samples."""
 
@@ -144,7 +144,7 @@ class WinnerTakesAll(Stacked):
         return s, v - s
 
 
-@networks(neurons=0, programs=2, free=False)
+@networks(neurons=0, programs=2, free=False, measured=None)
 class Autoregressive(Stacked):
     """The output of a step is the input of the next."""
 
