@@ -141,7 +141,6 @@ def build(
     if dump.is_wanted:  # the record of a long run is large as a graph
         dump.graph("capture", recording.tape.graph)
     dump.graph("reroll", recording.rolled.graph)
-    graph = recording.rolled.graph
     requires = tuple(leaf.requires_grad for leaf in leaves)
     target = target_of(options, leaves)
     passes = passes_for(
@@ -153,19 +152,7 @@ def build(
     )
     if gates is not None:
         passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
-    for each in passes:
-        with _timed(recording.timings, each.name), _noting(each.name, name):
-            after = each.run(graph)
-        if isinstance(after, Rejection):
-            if recording.flat and not isinstance(each, SubstituteDynamicDecay):
-                continue
-            raise _refusal(each, after, recording)
-        if after is graph:  # there was nothing to do
-            continue
-        if settings().validate and each.numerics is not Numerics.SUBSTITUTED:
-            check_translation(each, graph, after, leaves)
-        graph = after
-        dump.graph(each.name, graph)
+    graph = _through(passes, recording, leaves, name, dump)
     _require_exact(graph, options, target)
     _require_valid(graph)
     with _timed(recording.timings, "codegen"):
@@ -179,6 +166,31 @@ def build(
     if dump.folder is not None:
         dump.text("report.txt", str(plan))
     return Compiled(recording, graph, run, plan, target, fixed_points)
+
+
+def _through(
+    passes: Sequence[Pass],
+    recording: Recording,
+    leaves: Sequence[Tensor],
+    name: str,
+    dump: Dump,
+) -> torch.fx.Graph:
+    """Return the graph of a recording after all passes, each checked where that is asked for."""
+    graph = recording.rolled.graph
+    for each in passes:
+        with _timed(recording.timings, each.name), _noting(each.name, name):
+            after = each.run(graph)
+        if isinstance(after, Rejection):
+            if recording.flat and not isinstance(each, SubstituteDynamicDecay):
+                continue
+            raise _refusal(each, after, recording)
+        if after is graph:  # there was nothing to do
+            continue
+        if settings().validate and each.numerics is not Numerics.SUBSTITUTED:
+            check_translation(each, graph, after, leaves)
+        graph = after
+        dump.graph(each.name, graph)
+    return graph
 
 
 def target_of(options: Options, leaves: Sequence[Tensor]) -> TargetName:
