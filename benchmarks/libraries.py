@@ -33,7 +33,7 @@ import snncc
 from benchmarks import harness
 from benchmarks import library_networks as networks
 from benchmarks.harness import Record
-from snncc.runtime.convolution import convolve
+from snncc.runtime.products.convolution import convolve
 
 # Sums in another order: a few roundings of double precision, relative to the largest value.
 TOLERANCE = 1e-9

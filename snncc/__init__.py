@@ -37,7 +37,7 @@ from snncc.module import CompiledModule, compile_model
 from snncc.options import Options
 from snncc.reporting.explanation import Explanation, explain
 from snncc.reporting.report import Layer, Plan
-from snncc.runtime.stream import Stream
+from snncc.runtime.streams.stream import Stream
 from snncc.version import __version__
 
 __all__ = [

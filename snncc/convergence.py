@@ -21,12 +21,12 @@ from rich.table import Table
 from torch import Tensor
 
 from snncc.errors import NumericsWarning
-from snncc.frontend.sources import gather, preserved
+from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Const, FixedPoint, Recurrence
 from snncc.module import compile_model
 from snncc.options import Options
-from snncc.passes.classify_neurons import classify_neuron
+from snncc.passes.meaning.classify_neurons import classify_neuron
 from snncc.reporting.report import render
 from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.translation import interpret_graph

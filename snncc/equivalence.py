@@ -36,10 +36,10 @@ from snncc.certificate import (
     compare_gradients,
 )
 from snncc.errors import EquivalenceError, OptionError
-from snncc.frontend.objects import opened
 from snncc.frontend.precision import without_autocast
-from snncc.frontend.results import returned
-from snncc.frontend.sources import gather, named_tensors, preserved, walk
+from snncc.frontend.state.objects import opened
+from snncc.frontend.state.results import returned
+from snncc.frontend.state.sources import gather, named_tensors, preserved, walk
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
@@ -51,7 +51,8 @@ from snncc.pipeline import Compiled, executable
 from snncc.recurrent_layer import recurrent_layer
 from snncc.reporting.layers import layers_of
 from snncc.reporting.report import Layer
-from snncc.runtime import convolution, products
+from snncc.runtime.products import convolution
+from snncc.runtime.products import linear as products
 from snncc.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 
 

@@ -18,7 +18,7 @@ from snncc.export.bundle import ONNX, Bundle, require_onnx, write_bundle
 from snncc.export.c_library import Sequence, write_library
 from snncc.export.network import Network
 from snncc.export.trace import trace
-from snncc.frontend.sources import gather, preserved
+from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.tape import Position, Source, SourceKind, Tape
 from snncc.module import CompiledModule

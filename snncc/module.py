@@ -12,14 +12,14 @@ from torch import nn
 from snncc.errors import FormError, OptionError, UnsupportedError
 from snncc.frontend.placement import placed
 from snncc.frontend.precision import without_autocast
-from snncc.frontend.results import apart, returned, write_back
 from snncc.frontend.session import is_recording
+from snncc.frontend.state.results import apart, returned, write_back
 from snncc.frontend.stepping import OverTime
 from snncc.options import Options
 from snncc.passes.decay_gates import DecayGates
 from snncc.pipeline import Compiled
 from snncc.reporting.report import Plan
-from snncc.runtime.stream import Stream
+from snncc.runtime.streams.stream import Stream
 from snncc.specializations import Specializations
 from snncc.streaming import open_stream
 

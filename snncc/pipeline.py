@@ -30,17 +30,19 @@ from snncc.ir.time_loop import TimeLoop
 from snncc.options import GPU_TARGETS, Options, TargetName, settings
 from snncc.passes import Pass, Rejection, passes_for, substituting
 from snncc.passes.decay_gates import DecayGates
-from snncc.passes.hoist_stateless import EXACT_LOOPS
+from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
-from snncc.passes.stream_steps import stream_steps
+from snncc.passes.streams.stream_steps import stream_steps
 from snncc.passes.substitute_dynamic_decay import SubstituteDynamicDecay
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
-from snncc.runtime import convolution, norms, products
+from snncc.runtime import norms
 from snncc.runtime.fixed_point import FixedPointNeuron
+from snncc.runtime.loops.recurrent import RecurrentLoop
 from snncc.runtime.operators import Neuron
-from snncc.runtime.recurrent import RecurrentLoop
+from snncc.runtime.products import convolution
+from snncc.runtime.products import linear as products
 from snncc.translation import check_translation
 
 PLACES = {"auto": None, "recompute": Place.SCRATCH, "save": Place.MEMORY}

@@ -13,10 +13,10 @@ from snncc.ir.printer import IR_DIALECT, spell
 from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
-from snncc.passes.start_shapes import uneven_starts
+from snncc.passes.loops.start_shapes import uneven_starts
 from snncc.reporting.report import Layer
-from snncc.runtime.loop_sketch import LoopSketch
-from snncc.runtime.row_loop import row_products
+from snncc.runtime.loops.row_loop import row_products
+from snncc.runtime.loops.sketch import LoopSketch
 
 
 def recurrent_layer(node: torch.fx.Node, call: LoopCall, name: str, target: str) -> Layer:

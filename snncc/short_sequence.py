@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import SnnccError
-from snncc.frontend.sources import gather, preserved
+from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.tape import Tape
 from snncc.ir.time_loop import TimeLoop

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from snncc.frontend.generalize import least_sizes, same_outcome, same_program
 from snncc.frontend.precision import autocast_state
-from snncc.frontend.signature import Shape, Shapes, describe_arguments
-from snncc.frontend.sources import gather, holds
-from snncc.frontend.watch import StateWatcher, flatten
+from snncc.frontend.state.signature import Shape, Shapes, describe_arguments
+from snncc.frontend.state.sources import gather, holds
+from snncc.frontend.state.watch import StateWatcher, flatten
 from snncc.ir.tape import SourceKind, Tape
 from snncc.options import Options
 from snncc.passes.decay_gates import DecayGates

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import LaunchError, UnsupportedError
-from snncc.frontend.results import returned
-from snncc.frontend.sources import gather
+from snncc.frontend.state.results import returned
+from snncc.frontend.state.sources import gather
 from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
 from snncc.pipeline import Compiled, chunk_program, with_kernels
-from snncc.runtime.stream import Interface, Stream
+from snncc.runtime.streams.stream import Interface, Stream
 
 
 def open_stream(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.generalize import same_program
-from snncc.frontend.signature import Shapes
+from snncc.frontend.state.signature import Shapes
 from snncc.ir.tape import SourceKind
 from snncc.ir.time_loop import TimeLoop
 from snncc.pipeline import Recording

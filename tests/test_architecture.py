@@ -32,7 +32,7 @@ FORBIDDEN = {
 }
 # Libraries that one module alone may import.
 ONLY_IN = {
-    "networkx": {"snncc/passes/find_recurrences.py"},
+    "networkx": {"snncc/passes/hoisting/find_recurrences.py"},
     "sympy": {"snncc/ir/symbolic.py"},
     "typer": {"snncc/cli/commands.py"},
 }

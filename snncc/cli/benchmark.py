@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from snncc.frontend.sources import preserved
+from snncc.frontend.state.sources import preserved
 from snncc.module import CompiledModule
 
 WARMUP = 2

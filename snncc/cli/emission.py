@@ -19,7 +19,7 @@ from torch import Tensor
 
 from snncc.codegen.base import KernelSource, KernelSpec
 from snncc.codegen.lower import saved_values
-from snncc.frontend.sources import gather
+from snncc.frontend.state.sources import gather
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from snncc.codegen.base import FloatType
-from snncc.codegen.c_expressions import C_TYPE, c_names, dialect, literal
+from snncc.codegen.c.expressions import C_TYPE, c_names, dialect, literal
 from snncc.codegen.prepare import find_bools
 from snncc.export.memory import Memory
 from snncc.export.network import (

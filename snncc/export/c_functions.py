@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from snncc.codegen.c_preamble import helper_text
+from snncc.codegen.c.preamble import helper_text
 from snncc.ir.nodes import Op
 
 _FUNCTIONS = {

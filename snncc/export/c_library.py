@@ -9,7 +9,7 @@ import numpy
 from torch import Tensor
 
 from snncc.codegen.base import FloatType
-from snncc.codegen.c_expressions import literal
+from snncc.codegen.c.expressions import literal
 from snncc.export.c_code import Writer
 from snncc.export.c_files import CMAKE, MAIN, MAKEFILE
 from snncc.export.c_functions import fixed_part

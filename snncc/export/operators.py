@@ -26,7 +26,7 @@ from snncc.ir.program import NeuronProgram
 from snncc.ir.step_call import StepCall
 from snncc.ir.walk import is_bool
 from snncc.passes.base import Rejection
-from snncc.passes.scalar_ops import SCALAR_OPS, Scope
+from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
 
 if TYPE_CHECKING:
     from snncc.export.trace import Tracer

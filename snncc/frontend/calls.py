@@ -1,10 +1,9 @@
 """What the recorder does with each torch function: the dispatch from function to handler.
 
-A handler runs the user's call for real and records what it means.  Functions fall into kinds: pure
-operators (`snncc.frontend.meaning`), in-place operators (`snncc.frontend.in_place`), copies and
-questions (`snncc.frontend.copies`), factories (`snncc.frontend.factories`), random numbers
-(`snncc.frontend.draws`), indexing (`snncc.frontend.indexing`), and what cannot be recorded
-(`snncc.frontend.departures`).
+A handler runs the user's call for real and records what it means.  Functions fall into kinds, each
+a module of `snncc.frontend.operators`: pure operators (`meaning`), in-place operators (`in_place`),
+copies and questions (`copies`), factories (`factories`), random numbers (`draws`) and indexing
+(`indexing`).  What cannot be recorded is in `snncc.frontend.departures`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from snncc.frontend import copies, departures, draws, factories, in_place, indexing, varying
-from snncc.frontend.invocation import Call, Invocation
-from snncc.frontend.meaning import KNOWN_TARGETS, Meaning, is_random, meaning_of
-from snncc.frontend.outputs import record
+from snncc.frontend import departures
+from snncc.frontend.operators import copies, draws, factories, in_place, indexing, varying
+from snncc.frontend.operators.invocation import Call, Invocation
+from snncc.frontend.operators.meaning import KNOWN_TARGETS, Meaning, is_random, meaning_of
+from snncc.frontend.operators.outputs import record
+from snncc.frontend.operators.rewrites import REWRITES
+from snncc.frontend.operators.spellings import spelling_of
 from snncc.frontend.recorder import Handler, Recorder
-from snncc.frontend.rewrites import REWRITES
-from snncc.frontend.spellings import spelling_of
 
 _TABLES = (
     copies.HANDLERS,

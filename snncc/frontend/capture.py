@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.errors import CaptureError
-from snncc.frontend.aftermath import Aftermath
-from snncc.frontend.checkpoints import checkpoints_ignored
+from snncc.frontend.autograd.checkpoints import checkpoints_ignored
+from snncc.frontend.autograd.hooks import refuse_module_hooks
+from snncc.frontend.autograd.surrogate import functions_recorded
 from snncc.frontend.garbage import rare_collections
-from snncc.frontend.hooks import refuse_module_hooks
 from snncc.frontend.libraries import plain_libraries
 from snncc.frontend.location import CallSites
-from snncc.frontend.origin import Outside
-from snncc.frontend.parameters import parameters_refused
-from snncc.frontend.reads import UserCode, may_read, require_unchanged
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session
-from snncc.frontend.sources import Holder, PythonGenerators, gather, named_tensors, preserved
+from snncc.frontend.state.aftermath import Aftermath
+from snncc.frontend.state.origin import Outside
+from snncc.frontend.state.parameters import parameters_refused
+from snncc.frontend.state.reads import UserCode, may_read, require_unchanged
+from snncc.frontend.state.sources import Holder, PythonGenerators, gather, named_tensors, preserved
 from snncc.frontend.stepping import user_code
-from snncc.frontend.surrogate import functions_recorded
 from snncc.frontend.traced import TracedInt
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.tape import Read, Source, SourceKind, Tape

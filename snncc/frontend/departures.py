@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.errors import CaptureError, UnsupportedError
-from snncc.frontend import hooks
-from snncc.frontend.invocation import Call, Invocation
+from snncc.frontend.autograd import hooks
+from snncc.frontend.operators.invocation import Call, Invocation
+from snncc.frontend.operators.varying import refuse_size
 from snncc.frontend.recorder import Handler, Recorder
 from snncc.frontend.traced import leaked
-from snncc.frontend.varying import refuse_size
 
 
 def tensors_in(*values: Any) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ are derived again from the root at their next read.  So ``buf[t] = v`` is
 ``torch.select_scatter(buf, v, 0, t)``, and a later ``buf[t]`` is ``v`` itself.
 
 A ``detach`` edge shares memory but not history.  A write that crosses it changes the value and
-leaves the history as it was, which is `snncc.frontend.canonical.graft`.
+leaves the history as it was, which is `snncc.frontend.operators.canonical.graft`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
-from snncc.frontend.canonical import graft, setitem
+from snncc.frontend.operators.canonical import graft, setitem
 from snncc.ir.record import Node
 
 

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from snncc.frontend.invocation import Invocation
+from snncc.frontend.operators.invocation import Invocation
 
 _DEVICES = ("cpu", "cuda")
 

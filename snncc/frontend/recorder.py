@@ -17,14 +17,14 @@ from torch import Tensor
 
 from snncc.errors import CaptureError, Location, UnsupportedError
 from snncc.frontend import functionalize
-from snncc.frontend.canonical import cast, full_like, numel, size
 from snncc.frontend.comparisons import Comparisons
 from snncc.frontend.draft import Draft, carries_gradient, needed_for
 from snncc.frontend.functionalize import Edge, Memory, View
-from snncc.frontend.invocation import Call, Invocation, SizesOf, concrete
 from snncc.frontend.location import NOWHERE, CallSites, Here
+from snncc.frontend.operators.canonical import cast, full_like, numel, size
+from snncc.frontend.operators.invocation import Call, Invocation, SizesOf, concrete
+from snncc.frontend.operators.varying import VaryingSizes
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
-from snncc.frontend.varying import VaryingSizes
 from snncc.ir.record import DIFFERENTIABLE, Node
 
 Handler = Callable[["Recorder", Invocation], Any]

@@ -23,10 +23,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snncc.errors import SnnccError, UnsupportedError
-from snncc.frontend import calls, departures, factories
+from snncc.frontend import calls, departures
 from snncc.frontend.functionalize import Edge
-from snncc.frontend.invocation import Invocation
 from snncc.frontend.location import CallSites
+from snncc.frontend.operators import factories
+from snncc.frontend.operators.invocation import Invocation
 from snncc.frontend.precision import Casts, Precision, apply_casts, types_of, without_autocast
 from snncc.frontend.recorder import Recorder
 

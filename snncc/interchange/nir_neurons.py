@@ -20,7 +20,7 @@ from torch import Tensor
 from snncc.ir import interpret
 from snncc.ir.neuron_class import NeuronClass, Reset, Role, SpikeClass, StateClass, Values
 from snncc.ir.nodes import Const, Expr, Op, Recurrence, Var
-from snncc.passes.classify_neurons import classify_neuron
+from snncc.passes.meaning.classify_neurons import classify_neuron
 
 
 class InexpressibleError(Exception):

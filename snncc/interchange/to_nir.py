@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.errors import OptionError, UnsupportedError
-from snncc.frontend.sources import gather
+from snncc.frontend.state.sources import gather
 from snncc.interchange.nir_neurons import InexpressibleError, neuron_node
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall

@@ -4,10 +4,10 @@ The record is a pure function of tensors, a list of nodes (`snncc.ir.record`).  
 
 * placeholders: one for each tensor that the run read and did not compute, in the order of
   `Tape.sources`;
-* calls of *canonical* operators (`snncc.frontend.canonical`): no methods, no in-place operators, no
-  operator dunders, no writes through views.  Arguments are nodes, literals, and (nested) tuples,
-  lists and slices of them.  Integers read off shapes are nodes too (``size(tensor, dim)``) and so
-  is integer arithmetic on them.
+* calls of *canonical* operators (`snncc.frontend.operators.canonical`): no methods, no in-place
+  operators, no operator dunders, no writes through views.  Arguments are nodes, literals, and
+  (nested) tuples, lists and slices of them.  Integers read off shapes are nodes too
+  (``size(tensor, dim)``) and so is integer arithmetic on them.
 
 The outputs are a flat tuple, the leaves of the user's return value followed by the values of
 `Tape.writes`.  `Tape.graph` is the same as a ``torch.fx.Graph``.

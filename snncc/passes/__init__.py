@@ -6,17 +6,17 @@ from snncc.ir.nodes import FixedPoint, Form
 from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
 from snncc.passes.differentiate import Differentiate
-from snncc.passes.differentiate_loops import DifferentiateLoops
 from snncc.passes.fold_membrane_norm import FoldMembraneNorm
 from snncc.passes.fuse_edges import FuseEdges
 from snncc.passes.fuse_readouts import FuseReadouts
-from snncc.passes.fuse_steps import FuseSteps
 from snncc.passes.fuse_time import FuseTime
-from snncc.passes.hoist_stateless import HoistStateless
+from snncc.passes.hoisting.hoist_stateless import HoistStateless
+from snncc.passes.hoisting.separate_draws import SeparateDraws
+from snncc.passes.loops.differentiate_loops import DifferentiateLoops
+from snncc.passes.loops.fuse_steps import FuseSteps
 from snncc.passes.narrow_spikes import NarrowSpikes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.plan_storage import PlanStorage
-from snncc.passes.separate_draws import SeparateDraws
 from snncc.passes.simplify_step import SimplifyStep
 from snncc.passes.skip_zeros import SkipZeros
 

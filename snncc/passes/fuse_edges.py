@@ -32,8 +32,8 @@ from snncc.ir.numerics import Numerics
 from snncc.ir.walk import is_bool, subexpressions
 from snncc.passes.base import Rejection
 from snncc.passes.neurons import copy_graph, neuron_nodes
-from snncc.passes.scalar_ops import SCALAR_OPS, Scope
-from snncc.passes.scalarize import literal
+from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
+from snncc.passes.scalars.scalarize import literal
 
 # With more sequences to read, backward reads and writes more than forward saves.
 MOST_INPUTS = 4

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.fx
 
-from snncc.frontend.canonical import cast, size
+from snncc.frontend.operators.canonical import cast, size
 from snncc.ir import sequence_ops
 from snncc.ir.interpret import HALVES
 from snncc.ir.neuron_call import NeuronCall

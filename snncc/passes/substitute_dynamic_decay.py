@@ -41,11 +41,11 @@ from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import bool_lets, let_reads, names_read
 from snncc.passes.base import Rejection
-from snncc.passes.classify_neurons import classify_neuron
 from snncc.passes.decay_gates import DecayGates
-from snncc.passes.hoist_stateless import EXACT_LOOPS
+from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
+from snncc.passes.meaning.classify_neurons import classify_neuron
 from snncc.passes.neurons import copy_graph, neuron_nodes
-from snncc.passes.scalar_ops import SCALAR_OPS, Scope
+from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
 from snncc.passes.simplify_step import simplify_step
 
 # States beside the membrane that only hold or count what the neuron gives.

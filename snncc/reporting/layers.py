@@ -10,7 +10,7 @@ from typing import Any, assert_never
 import torch
 import torch.fx
 
-from snncc.frontend.canonical import size
+from snncc.frontend.operators.canonical import size
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
@@ -21,7 +21,7 @@ from snncc.ir.tape import Source, SourceKind
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import calls_maths
 from snncc.options import GPU_TARGETS
-from snncc.passes.batch_rules import REASSOCIATED
+from snncc.passes.hoisting.batch_rules import REASSOCIATED
 from snncc.passes.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
 from snncc.recurrent_layer import recurrent_layer
 from snncc.reporting.equations import Equations, equations_of

@@ -9,12 +9,12 @@ from typing import Any
 import numpy
 import torch.fx
 
-from snncc.frontend.canonical import cast
+from snncc.frontend.operators.canonical import cast
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.own_tensor import OwnTensor
 from snncc.ir.tape import Source, SourceKind
-from snncc.passes.scalar_ops import SCALAR_OPS
+from snncc.passes.scalars.scalar_ops import SCALAR_OPS
 from snncc.reporting.report import Operand
 
 # Operators that give the same values in another shape or type.

@@ -16,8 +16,8 @@ from snncc.ir.nodes import Binary, Const, Detach, Recurrence, Select, Unary, Var
 from snncc.ir.numerics import Numerics, weakest
 from snncc.ir.printer import IR_DIALECT, print_recurrence, spell
 from snncc.ir.walk import names_read
-from snncc.passes.classify_neurons import classify_neuron
-from snncc.passes.judge_forms import other_forms
+from snncc.passes.meaning.classify_neurons import classify_neuron
+from snncc.passes.meaning.judge_forms import other_forms
 from snncc.reporting.equations import Equations, equations_of
 from snncc.source import Location
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from snncc.ir.neuron_class import Decay, NeuronClass, Reset, Role, SpikeClass, StateClass, Values
 from snncc.ir.nodes import Const, Expr, Op
 from snncc.ir.walk import names_read
-from snncc.passes.affine import number
+from snncc.passes.meaning.affine import number
 from snncc.reporting.equations import Equations
 from snncc.reporting.report import Layer, Operand
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from snncc.codegen.base import KernelSource, KernelSpec, Target
-from snncc.codegen.c import CTarget
-from snncc.codegen.cuda import CudaTarget
+from snncc.codegen.c.target import CTarget
+from snncc.codegen.cuda.target import CudaTarget
 from snncc.codegen.lower import lower, saved_values
-from snncc.codegen.triton import TritonTarget
+from snncc.codegen.triton.target import TritonTarget
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.ir import interpret
 from snncc.ir.printer import print_recurrence

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 
 from snncc.codegen.base import FloatType, Job, KernelSpec
-from snncc.codegen.c import CTarget
+from snncc.codegen.c.target import CTarget
 from snncc.codegen.lower import lower
 from snncc.ir.nodes import Input, Let, Rank, Recurrence, Var
 from snncc.ir.program import NeuronProgram, Place

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from snncc.codegen.base import FloatType, Job, KernelSpec
-from snncc.codegen.c import CTarget
+from snncc.codegen.c.target import CTarget
 from snncc.codegen.lower import lower
 from snncc.ir.nodes import (
     Binary,

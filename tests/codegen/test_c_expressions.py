@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snncc.codegen.base import FloatType
-from snncc.codegen.c_expressions import c_names, dialect, literal, round_to_float32
+from snncc.codegen.c.expressions import c_names, dialect, literal, round_to_float32
 from snncc.ir.nodes import Binary, Const, Detach, Op, Select, Unary, Var
 from snncc.ir.printer import spell
 

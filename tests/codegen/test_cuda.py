@@ -5,9 +5,9 @@ import re
 import pytest
 
 from snncc.codegen.base import Access, FloatType, GpuSpec, Job, KernelSpec
-from snncc.codegen.cuda import CudaTarget
+from snncc.codegen.cuda.target import CudaTarget
 from snncc.codegen.lower import lower
-from snncc.codegen.triton import TritonTarget
+from snncc.codegen.triton.target import TritonTarget
 from snncc.ir.nodes import Binary, Const, Input, Let, Op, Rank, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram, Place
 from tests.neuron_programs import lif

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import snncc
-from snncc.runtime import loop_plan, row_loop
-from snncc.runtime.row_plan import RowPlan
+from snncc.runtime.loops import plan as loop_plan
+from snncc.runtime.loops import row_loop
+from snncc.runtime.loops.row_plan import RowPlan
 from tests import recurrent_models as models
 from tests.equivalence.test_generated_recurrent import assert_same
 from tests.generated_recurrent import RecurrentDesign, row_designs

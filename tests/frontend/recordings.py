@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.capture import capture, replay
-from snncc.frontend.results import returned, write_back
-from snncc.frontend.signature import attribute_signature
-from snncc.frontend.sources import (
+from snncc.frontend.state.results import returned, write_back
+from snncc.frontend.state.signature import attribute_signature
+from snncc.frontend.state.sources import (
     gather,
     named_tensors,
     preserved,

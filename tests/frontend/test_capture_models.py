@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snncc.frontend.capture import capture
-from snncc.frontend.sources import gather
+from snncc.frontend.state.sources import gather
 from snncc.ir.tape import SourceKind
 from snncc.nn import IF, LI, LIF, AdaptiveLIF, CubaLIF
 from tests.frontend.recordings import Net, check, names, node, randn

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from snncc.frontend.canonical import numel, size
 from snncc.frontend.capture import capture
+from snncc.frontend.operators.canonical import numel, size
 from snncc.frontend.traced import TracedInt
 from tests.frontend.recordings import check, names, randn
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from snncc.errors import CaptureError
 from snncc.frontend.capture import capture
-from snncc.frontend.signature import attribute_signature
-from snncc.frontend.sources import holds
+from snncc.frontend.state.signature import attribute_signature
+from snncc.frontend.state.sources import holds
 from snncc.ir.tape import SourceKind, Tape
 from tests.frontend.recordings import Net, check, names, randn
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import snncc
 from snncc.errors import CaptureError
-from snncc.frontend.varying import NAMES
+from snncc.frontend.operators.varying import NAMES
 from snncc.nn import ATan
 
 spike = ATan()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import check, reroll
-from snncc.frontend.sources import gather
+from snncc.frontend.state.sources import gather
 from tests.frontend.recordings import randn
 
 Shift = Callable[[Tensor, Tensor], Tensor]

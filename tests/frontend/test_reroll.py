@@ -16,7 +16,7 @@ from snncc.errors import InternalError, Location
 from snncc.frontend.capture import capture
 from snncc.frontend.draft import Draft
 from snncc.frontend.reroll import Rolled, check, reroll
-from snncc.frontend.sources import gather
+from snncc.frontend.state.sources import gather
 from snncc.ir.record import Node
 from snncc.ir.tape import Source, SourceKind, Tape
 from snncc.ir.time_loop import Fill, Step, TimeLoop, Trip

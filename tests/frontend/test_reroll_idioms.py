@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from snncc.frontend.capture import capture
 from snncc.frontend.generalize import Generalization, Mismatch, same_program
 from snncc.frontend.reroll import Rolled, check, reroll
-from snncc.frontend.sources import gather
+from snncc.frontend.state.sources import gather
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.tape import Tape
 from tests.frontend.looping_models import MODELS, Looping

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from snncc.frontend.capture import capture
 from snncc.frontend.generalize import same_program
 from snncc.frontend.reroll import check, reroll
-from snncc.frontend.sources import gather
+from snncc.frontend.state.sources import gather
 
 STATES = 3
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import snncc
-from snncc.frontend import watch
-from snncc.frontend.watch import StateWatcher
+from snncc.frontend.state import watch
+from snncc.frontend.state.watch import StateWatcher
 from tests.models import Feedforward, Stateful
 
 

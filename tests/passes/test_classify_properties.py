@@ -14,7 +14,7 @@ from snncc.ir.interpret import evaluate, run_step
 from snncc.ir.neuron_class import NeuronClass, Reset, StateClass, Values
 from snncc.ir.nodes import Expr, Recurrence
 from snncc.ir.walk import names_read
-from snncc.passes.classify_neurons import classify_neuron
+from snncc.passes.meaning.classify_neurons import classify_neuron
 from tests.strategies import recurrences
 
 LANES = 64

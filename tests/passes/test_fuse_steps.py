@@ -14,7 +14,7 @@ from snncc.ir.custom_gradient import run_graph
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import TimeLoop
-from snncc.passes.minimum_cut import cheapest_basis
+from snncc.passes.loops.minimum_cut import cheapest_basis
 from tests import recurrent_models as models
 from tests.recurrent_models import N
 
@@ -117,7 +117,7 @@ def test_adjoint_is_the_gradient(make: Any) -> None:
     x = leaf(6, 3, N).detach().double().requires_grad_()
     seen: list[tuple[Any, ...]] = []
     compiled = snncc.compile(model, target="torch").specialize(x)
-    from snncc.frontend.sources import gather
+    from snncc.frontend.state.sources import gather
     from snncc.translation import interpret_graph
 
     def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from snncc.frontend.reroll import reroll
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.step_sizes import StepSizes
 from snncc.ir.time_loop import TimeLoop
-from snncc.passes.separate_draws import SeparateDraws
+from snncc.passes.hoisting.separate_draws import SeparateDraws
 
 
 def noisy(x: Tensor) -> Tensor:

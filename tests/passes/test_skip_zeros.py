@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import snncc
 from snncc.nn import ATan
-from snncc.runtime import convolution
+from snncc.runtime.products import convolution
 
 CHANNELS = 16
 Between = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -12,8 +12,8 @@ from torch import Tensor
 import snncc
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import reroll
-from snncc.passes.find_recurrences import Group, Kind, find_recurrences
-from snncc.passes.small_integers import EXACT, SmallIntegers
+from snncc.passes.hoisting.find_recurrences import Group, Kind, find_recurrences
+from snncc.passes.scalars.small_integers import EXACT, SmallIntegers
 
 Step = Callable[[Tensor, Tensor, Tensor], Any]
 

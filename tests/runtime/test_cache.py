@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from snncc.codegen.base import FloatType, Job, KernelSpec
-from snncc.codegen.c import CTarget
+from snncc.codegen.c.target import CTarget
 from snncc.codegen.lower import lower
 from snncc.errors import BuildError, SnnccWarning, TargetError
 from snncc.runtime import build

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d
 
-from snncc.runtime import convolution
-from snncc.runtime.convolution import convolve
+from snncc.runtime.products import convolution
+from snncc.runtime.products.convolution import convolve
 
 Convolution = Callable[..., Tensor]
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snncc.runtime import outer_products
-from snncc.runtime.outer_products import outer_product
-from snncc.runtime.skipping import Costs
+from snncc.runtime.products import outer as outer_products
+from snncc.runtime.products.outer import outer_product
+from snncc.runtime.products.skipping import Costs
 
 
 def whole_numbers(*shape: int, rate: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:

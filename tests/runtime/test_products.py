@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
-from snncc.runtime import memory, products
-from snncc.runtime.skipping import Costs
+from snncc.runtime import memory
+from snncc.runtime.products import linear as products
+from snncc.runtime.products.skipping import Costs
 
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 

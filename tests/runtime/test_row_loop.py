@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snncc.codegen.c_rows import rows_source
-from snncc.runtime import product_order, row_plan
+from snncc.codegen.c.rows import rows_source
 from snncc.runtime.cache import CACHE
-from snncc.runtime.product_order import Multiplication, find_chunk
-from snncc.runtime.row_plan import Blocks, Factors, cut_rows, float_type, multiply_rows
+from snncc.runtime.loops import row_plan
+from snncc.runtime.loops.row_plan import Blocks, Factors, cut_rows, float_type, multiply_rows
+from snncc.runtime.products import order as product_order
+from snncc.runtime.products.order import Multiplication, find_chunk
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from snncc.runtime.skipping import Costs
+from snncc.runtime.products.skipping import Costs
 
 
 def test_skipping_pays_where_enough_is_skipped() -> None:

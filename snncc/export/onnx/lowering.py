@@ -29,7 +29,7 @@ from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import is_bool
 from snncc.passes.base import Rejection
-from snncc.passes.scalar_ops import SCALAR_OPS, Scope
+from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
 
 
 class Lowering:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from snncc.export.onnx.layers import LAYERS
 from snncc.export.onnx.values import Value, known_value
-from snncc.frontend import canonical
+from snncc.frontend.operators import canonical
 from snncc.ir import sequence_ops
 
 if TYPE_CHECKING:

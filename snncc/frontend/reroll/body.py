@@ -10,7 +10,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 
-from snncc.frontend.canonical import put_back
+from snncc.frontend.operators.canonical import put_back
 from snncc.frontend.reroll.item import Item, map_leaves
 from snncc.frontend.reroll.patterns import (
     Back,

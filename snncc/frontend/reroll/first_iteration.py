@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from snncc.frontend.canonical import full_like
+from snncc.frontend.operators.canonical import full_like
 from snncc.frontend.reroll.flat import COMMUTATIVE, ELEMENTWISE, Program, alike
 from snncc.frontend.reroll.item import Item, is_number, map_leaves, operands
 from snncc.frontend.reroll.patterns import Back, Numbers, Outer, Pattern, Proof, Same

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from snncc.frontend.canonical import setitem
+from snncc.frontend.operators.canonical import setitem
 from snncc.frontend.reroll.flat import Program, axis, element, listed, replace
 from snncc.frontend.reroll.item import Item, operands
 from snncc.frontend.reroll.registers import Element, is_register, trace

@@ -1,0 +1,1 @@
+"""CUDA C++: the text of kernels for GPUs."""

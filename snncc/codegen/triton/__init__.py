@@ -1,0 +1,1 @@
+"""Triton: the text of kernels for GPUs."""

@@ -1,0 +1,1 @@
+"""Gradients that users write: autograd functions, hooks and checkpoints."""

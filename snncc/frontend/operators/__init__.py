@@ -1,0 +1,1 @@
+"""What each torch function means, and how it is recorded."""

@@ -1,0 +1,163 @@
+"""Notice cheaply whether the Python state of a model is what it was at the call before.
+
+A recording depends on the model's attributes, flags and tensor types: on its *signature*
+(`snncc.frontend.state.signature`).  To take it walks over all of the model, which costs as much as
+a small kernel; between two calls hardly anything changes.  A `Watch` therefore keeps what the walk
+found, as flat lists, and compares in a few passes of C code: the names, the identity of what cannot
+change without becoming another object, and a description of what can (tensors, containers).
+Whatever differs leads to a new walk, so a watch can be too careful but not too careless.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, MutableMapping
+from itertools import chain, compress
+from operator import is_, methodcaller
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from snncc.frontend.state.signature import Describer, Shape, Shapes
+from snncc.frontend.state.sources import gather, walk
+from snncc.ir.tape import SourceKind, Tape
+
+_values = methodcaller("values")
+_CONTAINERS = (list, dict, tuple, deque)
+
+# The holder of a source's tensor and its key there; None stands for the leaves of the arguments.
+_Place = tuple[Any, Any]
+
+
+class State:
+    """A state that a model was seen in; two calls in equal states have one such object."""
+
+    def __init__(self, named: list[Any]) -> None:
+        self._references = [_reference(value) for value in named]
+
+    @property
+    def exists(self) -> bool:
+        """Whether all objects live that the state names by their identity.
+
+        When one is gone, another object may have its identity, and the state may only seem equal.
+        """
+        return all(reference() is not None for reference in self._references)
+
+
+class StateWatcher:
+    """Tells the states of a model apart, and reads the model's tensors.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self._model = model
+        self._states: dict[Hashable, State] = {}
+        self._watch: _Watch | None = None
+
+    def state(self) -> tuple[State, Shapes]:
+        """Return the state that the model is in, and the shapes of tensors that it leaves free."""
+        watch = self._watch
+        if watch is None or watch.has_changed():
+            self._watch = None  # what it holds may go
+            watch = self._watch = _Watch(self._model, self._states)
+        return watch.state, watch.shapes
+
+    def gather(self, tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Return the tensors of a tape's sources, right after `state` found the model's state.
+
+        Args:
+            tape: A recording of the model in this state.
+            args: The arguments.
+            kwargs: The keyword arguments.
+        """
+        places = None if self._watch is None else self._watch.places(tape)
+        if places is None:
+            return gather(tape, self._model, args, kwargs)
+        leaves, _ = flatten(args, kwargs)
+        return [(leaves if holder is None else holder)[key] for holder, key in places]
+
+
+def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Hashable]:
+    """Return the leaves of the arguments, and what tells their structure from any other."""
+    if not kwargs and all(isinstance(arg, Tensor) for arg in args):
+        return list(args), len(args)
+    return pytree.tree_flatten((args, kwargs))
+
+
+class _Watch:
+    """What a walk over a model found, for comparison."""
+
+    def __init__(self, model: Callable[..., Any], states: dict[Hashable, State]) -> None:
+        holders = walk(model)
+        self._owners = [holder.owner for holder in holders]
+        self._types = [type(owner) for owner in self._owners]
+        self._entries = [holder.entries for holder in holders]
+        # A function's variables are found anew at each walk; attributes live in a dictionary.
+        self._is_lasting = all(isinstance(entries, dict) for entries in self._entries)
+        self._names = list(chain.from_iterable(self._entries))
+        values = list(chain.from_iterable(map(_values, self._entries)))
+        hidden = [key in holder.hidden for holder in holders for key in holder.entries]
+        may_change = [
+            isinstance(value, Tensor) or (isinstance(value, _CONTAINERS) and not is_hidden)
+            for value, is_hidden in zip(values, hidden, strict=True)
+        ]
+        self._changing, self._lasting = may_change, [not each for each in may_change]
+        self._seen = _described(compress(values, self._changing))
+        self._objects = list(compress(values, self._lasting))
+        self._tensors: dict[str, tuple[MutableMapping[str, Any], str]] = {
+            holder.name(key): (holder.entries, key)
+            for holder in holders
+            for key, value in holder.items()
+            if isinstance(value, Tensor)
+        }
+        self._places: dict[Tape, list[_Place] | None] = {}
+        describer = Describer(holders)
+        signature = describer.describe_all(holders)
+        self.shapes, self._named = tuple(describer.shapes), describer.named
+        state = states.get(signature)
+        if state is None or not state.exists:
+            state = states[signature] = State(self._named)
+        self.state = state
+
+    def has_changed(self) -> bool:
+        """Tell whether the model may be in another state."""
+        if not self._is_lasting or list(map(type, self._owners)) != self._types:
+            return True
+        if list(chain.from_iterable(self._entries)) != self._names:
+            return True
+        values = list(chain.from_iterable(map(_values, self._entries)))
+        return not (
+            all(map(is_, compress(values, self._lasting), self._objects))
+            and _described(compress(values, self._changing)) == self._seen
+        )
+
+    def places(self, tape: Tape) -> list[_Place] | None:
+        """Return where the tensors of a tape are; None where one has to be looked for each time."""
+        if tape not in self._places:
+            places = [self._place(source) for source in tape.sources]
+            found = [place for place in places if place is not None]
+            self._places[tape] = found if len(found) == len(places) else None
+        return self._places[tape]
+
+    def _place(self, source: Any) -> _Place | None:
+        if source.kind is SourceKind.INPUT:
+            return None, source.index
+        if source.tensor is not None:
+            return (source.tensor,), 0
+        return self._tensors.get(source.name)
+
+
+def _described(values: Iterable[Any]) -> tuple[list[Hashable], list[Shape]]:
+    describer = Describer()
+    return [describer.describe(value) for value in values], describer.shapes
+
+
+def _reference(value: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(value)
+    except TypeError:  # bytes, complex numbers, what has slots: keep it
+        return lambda: value

@@ -1,0 +1,1 @@
+"""A time loop taken apart: neurons, operators over all steps, and what stays a loop."""

@@ -1,0 +1,1 @@
+"""Loops that stay loops: steps fused, and the gradient of a loop."""

@@ -1,0 +1,1 @@
+"""Operators of torch on one lane: a neuron as a scalar recurrence."""

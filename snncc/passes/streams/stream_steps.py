@@ -1,0 +1,331 @@
+"""From a sequence graph to a program for one chunk of time, with the states made explicit.
+
+Before, the graph takes a sequence and gives its results.  After, it takes some steps and the states
+that the steps before left, and gives the results so far and the states.  A neuron starts from its
+states and returns them; a sum or maximum over time is continued; a mean divides by the steps so
+far; everything else treats the steps apart (`find_time`) and is left as it is.
+
+Precondition: no operator mixes time steps, no loop runs backwards in time, and nothing is read of
+the sequence as a whole before its end.
+Numerics: bitwise given equal products; sums and means over time are taken step after step.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from snncc.frontend.operators.canonical import size
+from snncc.ir import sequence_ops
+from snncc.ir.chunk_program import ChunkProgram, StreamState
+from snncc.ir.loop_call import LoopCall, loop_of
+from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.nodes import Const, FusedTime, Input, Rank, Recurrence, State, Var
+from snncc.ir.program import NeuronProgram
+from snncc.ir.time_loop import Fill, Result, TimeLoop
+from snncc.passes.base import Rejection
+from snncc.passes.streams.find_time import Kind, Time, TimeMap, find_time, join_of, reduced_value
+
+
+def stream_steps(
+    graph: torch.fx.Graph, values: Sequence[Tensor], inputs: Sequence[bool]
+) -> ChunkProgram | Rejection:
+    """Return the program for one chunk of a sequence graph.
+
+    Args:
+        graph: The sequence graph, its neurons in any form.
+        values: Tensors of the sizes of its placeholders.
+        inputs: For each placeholder whether it may have a time axis.
+    """
+    found = find_time(graph, values, inputs)
+    if isinstance(found, Rejection):
+        return found
+    for node in graph_outputs(found.graph):
+        time = found.times[node]
+        if time.kind is Kind.ALONG and time.factor != 1:
+            return Rejection("output-axis", "an output folds time into another axis")
+    return _Streamer(found).program()
+
+
+def graph_outputs(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    """Return the outputs of a graph that are nodes."""
+    outputs: Any = graph.output_node().args[0]
+    return [node for node in outputs if isinstance(node, torch.fx.Node)]
+
+
+@dataclass
+class _Streamer:
+    """Copies a graph and gives every state an entrance and an exit."""
+
+    source: TimeMap
+    graph: torch.fx.Graph = field(default_factory=torch.fx.Graph)
+    start: torch.fx.Graph = field(default_factory=torch.fx.Graph)
+    copies: dict[torch.fx.Node, torch.fx.Node] = field(default_factory=dict)
+    starts: dict[torch.fx.Node, torch.fx.Node] = field(default_factory=dict)
+    states: list[StreamState] = field(default_factory=list)
+    exits: list[torch.fx.Node] = field(default_factory=list)
+    start_outputs: list[torch.fx.Node] = field(default_factory=list)
+    last: torch.fx.Node | None = None
+    counts: bool = False
+
+    def program(self) -> ChunkProgram:
+        """Return the program."""
+        times = self.source.times
+        self.elapsed = self.last = self.graph.placeholder("elapsed")
+        places = [n for n in self.source.graph.nodes if n.op == "placeholder"]
+        for node in places[1:]:
+            self.copies[node] = self.graph.node_copy(node)
+            self.starts[node] = self.start.node_copy(node)
+        self.copies[places[0]] = self.length(self.graph, self.copies, places[1:])
+        self.starts[places[0]] = self.length(self.start, self.starts, places[1:])
+        for node in self.source.graph.nodes:
+            if node.op == "call_function":
+                self.add(node, times[node])
+        outputs: Any = self.source.graph.output_node().args[0]
+        results = [self.copies[n] if isinstance(n, torch.fx.Node) else n for n in outputs]
+        self.graph.output((*results, *self.exits))
+        self.start.output(tuple(self.start_outputs))
+        for each in (self.graph, self.start):
+            each.eliminate_dead_code()
+            each.lint()
+        return ChunkProgram(
+            graph=self.graph,
+            start=self.start,
+            states=tuple(self.states),
+            input_axes=tuple(_axis(times[n]) for n in places[1:]),
+            output_axes=tuple(
+                _axis(times[n]) if isinstance(n, torch.fx.Node) else None for n in outputs
+            ),
+            length=self.source.length,
+            counts=self.counts,
+        )
+
+    def length(
+        self,
+        graph: torch.fx.Graph,
+        copies: dict[torch.fx.Node, torch.fx.Node],
+        places: Sequence[torch.fx.Node],
+    ) -> torch.fx.Node:
+        """Return the number of steps of a chunk: one, where no input has a time axis."""
+        for node in places:
+            time = self.source.times[node]
+            if time.kind is Kind.ALONG:
+                return graph.call_function(size, (copies[node], time.dim))
+        return graph.call_function(int, (1,))
+
+    def add(self, node: torch.fx.Node, time: Time) -> None:
+        """Copy one node, with its states if it has any."""
+        if isinstance(node.target, NeuronCall):
+            self.copies[node] = self.neuron(node, node.target.program)
+        elif (loop := loop_of(node)) is not None:
+            self.copies[node] = self.loop(node, loop)
+        elif node.target is sequence_ops.shift_time:
+            self.shift(node)
+        elif node.target is sequence_ops.numbers_until:
+            args = (*self.mapped(node.args[:-1]), self.elapsed)
+            self.copies[node] = self.call(sequence_ops.numbers_until, args, node)
+            self.counts = True
+        elif node.target is sequence_ops.steps_until:
+            args = (*self.mapped(node.args[:3]), self.elapsed)
+            self.copies[node] = self.call(sequence_ops.steps_until, args, node)
+            self.counts = True
+        elif time.kind is Kind.PREFIX and self.reduces(node):
+            self.copies[node] = self.reduction(node)
+        else:
+            self.plain(node, time)
+
+    def plain(self, node: torch.fx.Node, time: Time) -> None:
+        """Copy a node that needs no state; lengths in values of the sequence so far count it."""
+        if time.kind is Kind.PREFIX and node.target is not operator.getitem:
+            lengths = [n for n in node.all_input_nodes if self.source.times[n].kind is Kind.LENGTH]
+            counted = {n: self.total(n) for n in lengths}
+            lookup = {**self.copies, **counted}
+        else:
+            lookup = self.copies
+        self.copies[node] = self.graph.node_copy(node, lookup.__getitem__)
+
+    def begin(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Copy a value into the start graph, where the first chunk stands for the sequence."""
+        if node not in self.starts:
+            self.starts[node] = self.start.node_copy(node, self.begin)
+        return self.starts[node]
+
+    def total(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Return a length as it is for all steps so far."""
+        self.counts = True
+        if node.op == "placeholder":
+            return self.elapsed
+        if node.target is size:
+            here = self.copies[node]
+            length = self.copies[next(iter(self.source.graph.nodes))]
+            each = self.call(operator.floordiv, (here, length), node)
+            return self.call(operator.mul, (each, self.elapsed), node)
+        lookup = {
+            n: self.total(n) if self.source.times[n].kind is Kind.LENGTH else self.copies[n]
+            for n in node.all_input_nodes
+        }
+        return self.graph.node_copy(node, lookup.__getitem__)
+
+    def state(
+        self,
+        name: str,
+        start: Fill | torch.fx.Node,
+        dtype: torch.dtype | None,
+        node: torch.fx.Node,
+    ) -> torch.fx.Node:
+        """Add a state of a node and return the placeholder that holds it before the chunk."""
+        taken = {state.name for state in self.states}
+        unique = next(n for n in _numbered(name) if n not in taken)
+        position: Fill | int
+        if isinstance(start, Fill):
+            position = start
+        else:
+            position = len(self.start_outputs)
+            self.start_outputs.append(start)
+        self.states.append(StreamState(unique, position, dtype, node.meta.get("where")))
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.placeholder(f"state{len(self.states)}")
+        return self.last
+
+    def neuron(self, node: torch.fx.Node, program: NeuronProgram) -> torch.fx.Node:
+        """Call a neuron that starts from its states and returns them."""
+        forward = program.forward
+        arguments = self.mapped(node.args)
+        names = (*forward.step_inputs, *forward.lane_inputs)
+        given = dict(zip(names, _args(node)[1:], strict=True))
+        entrances = []
+        for state in forward.states:
+            start = (
+                Fill(float(state.initial.value))
+                if isinstance(state.initial, Const)
+                else self.begin(given[state.initial.name])
+            )
+            name = f"{forward.name}.{state.name.removesuffix('_prev')}"
+            entrances.append(self.state(name, start, self.source.dtypes[node], node))
+        opened = with_open_states(forward)
+        call = NeuronCall(NeuronProgram(opened))
+        result = self.call(call, (*arguments, *entrances), node)
+        count = len(forward.outputs)
+        self.exits += [
+            self.call(operator.getitem, (result, count + opened.finals.index(s.name)), node)
+            for s in forward.states
+        ]
+        return result
+
+    def loop(self, node: torch.fx.Node, loop: TimeLoop) -> torch.fx.Node:
+        """Call a loop that starts from its carries and returns them."""
+        arguments = list(self.mapped(node.args))
+        carries, results = [], list(loop.results)
+        first = len(results)
+        for carry in loop.carries:
+            start = carry.initial
+            value = start if isinstance(start, Fill) else self.begin(_args(node)[start])
+            entrance = self.state(f"{loop.name}.{carry.name}", value, None, node)
+            carries.append(replace(carry, initial=len(arguments)))
+            arguments.append(entrance)
+            results.append(Result(carry.update, stacked=False))
+        opened = replace(
+            loop, operands=len(arguments), carries=tuple(carries), results=tuple(results)
+        )
+        target = LoopCall(opened) if isinstance(node.target, LoopCall) else opened
+        result = self.call(target, arguments, node)
+        self.exits += [
+            self.call(operator.getitem, (result, first + i), node) for i in range(len(carries))
+        ]
+        return result
+
+    def shift(self, node: torch.fx.Node) -> None:
+        """Delay by a step: the first value of a chunk is the last of the chunk before."""
+        x, initial = _args(node)
+        is_node = isinstance(initial, torch.fx.Node)
+        start = self.begin(initial) if is_node else Fill(float(initial))
+        entrance = self.state(f"{node.name}.delayed", start, self.source.dtypes[node], node)
+        self.copies[node] = self.call(
+            sequence_ops.shift_time,
+            (self.copies[x], entrance),
+            node,
+        )
+        self.exits.append(self.call(sequence_ops.last_step, (self.copies[x],), node))
+
+    def reduces(self, node: torch.fx.Node) -> bool:
+        """Tell whether a node reduces the time axis in a way that needs a state."""
+        reduced = reduced_value(node)
+        return reduced is not None and self.source.times[reduced].kind is Kind.ALONG
+
+    def reduction(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Continue a reduction over time."""
+        join = join_of(node)
+        start = -torch.inf if join is torch.maximum else torch.inf if join is torch.minimum else 0.0
+        entrance = self.state(f"{node.name}.so_far", Fill(start), self.source.dtypes[node], node)
+        here = self.graph.node_copy(node, self.copies.__getitem__)
+        if node.target is torch.mean:
+            return self.mean(node, here, entrance)
+        result = self.call(join, (entrance, here), node)
+        self.exits.append(result)
+        return result
+
+    def mean(
+        self, node: torch.fx.Node, here: torch.fx.Node, entrance: torch.fx.Node
+    ) -> torch.fx.Node:
+        """Continue a mean over time: the mean of a chunk weighs as much as its steps."""
+        length = self.copies[next(iter(self.source.graph.nodes))]
+        self.counts = True
+        total = self.call(torch.mul, (here, length), node)
+        so_far = self.call(torch.add, (entrance, total), node)
+        self.exits.append(so_far)
+        return self.call(torch.div, (so_far, self.elapsed), node)
+
+    def call(self, target: Any, args: Sequence[Any], like: torch.fx.Node) -> torch.fx.Node:
+        node = self.graph.call_function(target, tuple(args))
+        node.meta.update(where=like.meta.get("where"), dtype=like.meta.get("dtype"))
+        return node
+
+    def mapped(self, value: Any) -> Any:
+        return torch.fx.node.map_arg(value, self.copies.__getitem__)
+
+
+def with_open_states(forward: Recurrence) -> Recurrence:
+    """Return a recurrence that takes the start of every state and returns its end.
+
+    The starts are LANE inputs after all others, in the order of the states.
+    """
+    taken = {i.name for i in forward.inputs} | {s.name for s in forward.states}
+    taken |= {let.name for let in forward.lets}
+    names = []
+    for state in forward.states:
+        names.append(next(n for n in _numbered(f"{state.name}_start") if n not in taken))
+        taken.add(names[-1])
+    states = tuple(
+        State(s.name, Var(name), s.update, s.where)
+        for s, name in zip(forward.states, names, strict=True)
+    )
+    finals = dict.fromkeys((*forward.finals, *(s.name for s in forward.states)))
+    return replace(
+        forward,
+        inputs=(*forward.inputs, *(Input(name, Rank.LANE) for name in names)),
+        states=states,
+        finals=tuple(finals),
+        form=FusedTime(),
+    )
+
+
+def _args(node: torch.fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
+def _axis(time: Time) -> int | None:
+    return time.dim if time.kind is Kind.ALONG else None
+
+
+def _numbered(name: str) -> Any:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}_{number}"
+        number += 1

@@ -1,0 +1,1 @@
+"""Recurrent loops: all launches of a call laid out before the first."""

@@ -1,0 +1,1 @@
+"""Linear layers and convolutions over whole sequences, spikes or not."""

@@ -1,0 +1,318 @@
+"""Streams: a compiled network that takes its input step by step and keeps its state in between.
+
+A stream holds the state; the network and its parameters stay those of the model.  Outputs that have
+a time axis are given for the steps just taken, outputs that have none (a sum over time, a last
+potential) for the sequence so far: after the last step they are what the model returns for the
+whole sequence.  Everything runs without gradients.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy
+import torch
+import torch.fx
+from torch import Tensor
+
+from snncc.errors import BundleError, LaunchError
+from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.time_loop import Fill
+from snncc.runtime.streams.static_step import StaticStep
+
+# What reading a damaged or foreign file may raise.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, LaunchError)
+_COUNT = "steps"  # under this name a saved state says how many steps were taken
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a stream talks to the model that it came from.
+
+    Attributes:
+        collect: Maps the arguments of a call to the tensors of the program's placeholders.
+        finish: Maps the outputs of the program to what the model returns.
+        refresh: Reads the parameters of the model anew; tells whether they lie where they did.
+        ranks: For each placeholder that has a time axis its rank without it.
+        names: The names of the placeholders.
+        own: For each placeholder whether it comes from the arguments of the call.
+    """
+
+    collect: Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]]
+    finish: Callable[[Sequence[Any]], Any]
+    refresh: Callable[[], bool]
+    ranks: tuple[int, ...]
+    names: tuple[str, ...]
+    own: tuple[bool, ...]
+
+
+class Stream:
+    """Serial inference: ``y_t = stream(x_t)``.
+
+    Attributes:
+        steps: How many steps were taken since the last reset.
+    """
+
+    def __init__(self, program: ChunkProgram, interface: Interface) -> None:
+        self._program = program
+        self._run: Callable[..., tuple[Any, ...]] = _function(program.graph)
+        self._begin: Callable[..., tuple[Tensor, ...]] = _function(program.start)
+        self._interface = interface
+        self._static: StaticStep | None = None
+        self._outputs = len(program.output_axes)
+        self._starts: tuple[Tensor, ...] | None = None
+        self._states: list[Any] | None = None
+        self._sizes: tuple[tuple[int, ...], ...] | None = None
+        self.steps = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Take one step.
+
+        Args:
+            *args: The arguments of the model at one time step: without the time axis.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            What the model returns, without the time axis.
+
+        Raises:
+            LaunchError: The arguments do not fit the model or the state.
+        """
+        interface, static = self._interface, self._static
+        leaves = interface.collect(args, kwargs)
+        if static is not None and self._states is static.states and static.accepts(leaves):
+            self.steps += 1
+            return interface.finish(static(self.steps, leaves))
+        for i, axis in enumerate(self._program.input_axes):
+            if axis is not None:
+                leaves[i] = self._with_time(leaves[i], i)
+        return interface.finish(self._step(leaves))
+
+    def _step(self, leaves: list[Tensor]) -> Sequence[Any]:
+        """Take one step and return its outputs without their time axes."""
+        if self._states is None or self.steps == 0:
+            parts = zip(self._advance(leaves, 1), self._program.output_axes, strict=True)
+            return [x if axis is None else x.squeeze(axis) for x, axis in parts]
+        self._require_same_sizes(leaves)
+        with torch.no_grad():
+            if self._static is None or not self._static.fits(self._states, leaves):
+                own = self._interface.own
+                self._static = StaticStep(self._program, self._states, leaves, own)
+            self._static.move_to(self._states)
+            self._states = self._static.states
+            self.steps += 1
+            return self._static(self.steps, leaves)
+
+    def chunk(self, *args: Any, **kwargs: Any) -> Any:
+        """Take several steps at once.
+
+        Args:
+            *args: The arguments of the model, with the time axis.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            What the model returns; what has a time axis has it for these steps.
+        """
+        return self._interface.finish(self.raw_chunk(args, kwargs))
+
+    def raw_chunk(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        """Take several steps at once and return the outputs of the program as they are."""
+        leaves = self._interface.collect(args, kwargs)
+        lengths = {
+            x.shape[a]
+            for x, a in zip(leaves, self._program.input_axes, strict=True)
+            if a is not None and x.dim() > a
+        }
+        if len(lengths) > 1:
+            raise LaunchError(
+                f"The inputs of a chunk have {sorted(lengths)} steps.", code="launch.sizes"
+            )
+        return self._advance(leaves, lengths.pop() if lengths else 1)
+
+    def whole_sequence(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Start anew, take every step of a sequence, and return the outputs of the program."""
+        self.reset()
+        leaves = self._interface.collect(args, kwargs)
+        axes = self._program.input_axes
+        along = [(i, a) for i, a in enumerate(axes) if a is not None]
+        history: list[Sequence[Any]] = []
+        for t in range(leaves[along[0][0]].shape[along[0][1]] if along else self._program.length):
+            step = list(leaves)
+            for i, axis in along:
+                step[i] = leaves[i].narrow(axis, t, 1)
+            history.append(self._step(step))
+        return [
+            history[-1][i] if axis is None else torch.stack([seen[i] for seen in history], axis)
+            for i, axis in enumerate(self._program.output_axes)
+        ]
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Go back to the state before the first step.
+
+        Args:
+            mask: Bools [B]: the samples of the batch that start anew; None means all of them.
+
+        Raises:
+            LaunchError: Single samples cannot start anew, because the network counts its steps.
+        """
+        if mask is None:
+            self._states = self._starts = self._sizes = None
+            self.steps = 0
+            if not self._interface.refresh():
+                self._static = None
+            elif self._static is not None:
+                self._static.refresh()
+        elif self._states is not None:
+            self._reset_samples(mask)
+
+    def _reset_samples(self, mask: Tensor) -> None:
+        if self._program.counts:
+            raise LaunchError(
+                "The network counts its steps; one sample alone cannot start anew.",
+                code="launch.stream-count",
+                notes=["A mean over time or a decay that changes with the step counts them."],
+                hints=["Use one stream for each sample, or reset all of them."],
+            )
+        assert self._states is not None
+        self._states = list(self._states)
+        starts = self._initial()
+        for i, (value, start) in enumerate(zip(self._states, starts, strict=True)):
+            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(mask):
+                name = self._program.states[i].name
+                raise LaunchError(
+                    f"The state '{name}' has no axis of {len(mask)} samples.",
+                    code="launch.stream-mask",
+                    hints=["The mask has one bool for each sample of the batch."],
+                )
+            first = start.value if isinstance(start, Fill) else start
+            rows = mask.reshape(-1, *(1,) * (value.dim() - 1))
+            self._states[i] = torch.where(rows, torch.as_tensor(first, dtype=value.dtype), value)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What is carried to the next step, by name; empty before the first step."""
+        names = (state.name for state in self._program.states)
+        if self._states is None:
+            return {}
+        return {name: value.clone() for name, value in zip(names, self._states, strict=True)}
+
+    def load_state(self, state: Mapping[str, Tensor], steps: int | None = None) -> None:
+        """Go on from a state.
+
+        Args:
+            state: A value for each name in `state`; empty means to start anew.
+            steps: How many steps it is after the start; None keeps the count.
+
+        Raises:
+            LaunchError: A name is missing or unknown.
+        """
+        if not state:
+            self.reset()
+            return
+        names = [s.name for s in self._program.states]
+        if set(names) != set(state):
+            raise LaunchError(
+                f"The state has the names {sorted(state)}; the stream has {sorted(names)}.",
+                code="launch.stream-state",
+            )
+        self._states = [state[name].detach().clone() for name in names]
+        self.steps = self.steps if steps is None else steps
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file, whole or not at all."""
+        arrays = {name: value.numpy() for name, value in self.state.items()}
+        target = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent or ".", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                numpy.savez(file, **{_COUNT: numpy.asarray(self.steps)}, **arrays)  # type: ignore[arg-type]
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a state that `save` wrote; nothing in the file is executed.
+
+        Raises:
+            BundleError: The file is not the state of such a stream.
+        """
+        try:
+            content = io.BytesIO(Path(path).read_bytes())
+            with numpy.load(content, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            steps = int(arrays.pop(_COUNT))
+            state = {name: torch.from_numpy(value) for name, value in arrays.items()}
+            self.load_state(state, steps)
+        except _UNREADABLE as error:
+            raise BundleError(
+                f"'{os.fspath(path)}' is not a state of this stream.",
+                code="bundle.stream-state",
+                notes=[str(error).splitlines()[0] if str(error) else type(error).__name__],
+            ) from error
+
+    def _advance(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
+        self._require_same_sizes(leaves)
+        with torch.no_grad():
+            if self._states is None or self._starts is None:
+                self._starts = self._begin(*leaves)
+            if self._states is None:
+                self._states = self._initial()
+            results = self._run(self.steps + steps, *self._states, *leaves)
+        self._states = list(results[self._outputs :])
+        self.steps += steps
+        return results[: self._outputs]
+
+    def _require_same_sizes(self, leaves: Sequence[Tensor]) -> None:
+        """Refuse a step of another batch than those before."""
+        axes = self._program.input_axes
+        sizes = tuple(
+            tuple(n for d, n in enumerate(x.shape) if d != axis)
+            for x, axis in zip(leaves, axes, strict=True)
+        )
+        if self._sizes is None:
+            self._sizes = sizes
+        for name, old, new in zip(self._interface.names, self._sizes, sizes, strict=True):
+            if old != new:
+                raise LaunchError(
+                    f"The input '{name}' of a step is {list(new)}; before it was {list(old)}.",
+                    code="launch.stream-sizes",
+                    hints=["Call 'reset()' before a batch of another size."],
+                )
+
+    def _initial(self) -> list[Any]:
+        """Return the states before the first step; a loop makes of a `Fill` what it needs."""
+        assert self._starts is not None
+        values: list[Any] = []
+        for state in self._program.states:
+            start = state.start
+            if not isinstance(start, Fill):
+                values.append(self._starts[start])
+            else:
+                is_loop = state.dtype is None
+                values.append(start if is_loop else torch.tensor(start.value, dtype=state.dtype))
+        return values
+
+    def _with_time(self, x: Tensor, position: int) -> Tensor:
+        rank = self._interface.ranks[position]
+        if x.dim() != rank:
+            name = self._interface.names[position]
+            raise LaunchError(
+                f"The input '{name}' of a step has {x.dim()} axes; it takes {rank}.",
+                code="launch.rank",
+                hints=["A step takes the input without its time axis; 'chunk' takes it with one."],
+            )
+        axis = self._program.input_axes[position]
+        assert axis is not None
+        return x.unsqueeze(axis)
+
+
+def _function(graph: torch.fx.Graph) -> Callable[..., Any]:
+    return torch.fx.GraphModule(torch.nn.Module(), graph).forward
