@@ -14,6 +14,9 @@ TargetName: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 Fallback: TypeAlias = Literal["error", "serial"]
 StorageChoice: TypeAlias = Literal["auto", "recompute", "save"]
 
+# A number of sweeps is a chain of as many neurons in one kernel, which takes seconds to build.
+MOST_SWEEPS = 64
+
 # Languages whose kernels run on GPUs.
 GPU_TARGETS = frozenset({"triton", "cuda"})
 
@@ -109,6 +112,8 @@ class Options:
         problem = ""
         if sweeps != "exact" and (type(sweeps) is not int or sweeps < 1):
             problem = f"Option 'sweeps' is {sweeps!r}, neither 'exact' nor a positive number."
+        elif sweeps != "exact" and sweeps > MOST_SWEEPS:
+            problem = f"Option 'sweeps' is {sweeps}; {MOST_SWEEPS} sweeps is the most."
         elif schedule is not None and not all(s > 0 for s in schedule):
             problem = f"Option 'schedule' is {schedule!r}; steepness is positive."
         elif sweeps != "exact" and schedule is not None and len(schedule) != sweeps:

@@ -188,7 +188,7 @@ def _through(
             raise _refusal(each, after, recording)
         if after is graph:  # there was nothing to do
             continue
-        if settings().validate and each.numerics is not Numerics.SUBSTITUTED:
+        if settings().validate and each.numerics not in (Numerics.SUBSTITUTED, Numerics.ITERATED):
             check_translation(each, graph, after, leaves)
         graph = after
         dump.graph(each.name, graph)

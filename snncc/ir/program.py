@@ -87,6 +87,7 @@ class NeuronProgram:
     ``result`` is the type of outputs and finals; None stands for that of the inputs.
     ``narrow`` names outputs that are written in a type of their own.
     ``stands_for`` says which neuron the user wrote where this is another one.
+    ``written`` is the recurrence of the user where ``forward`` is a chain of sweeps over it.
     """
 
     forward: Recurrence
@@ -99,6 +100,7 @@ class NeuronProgram:
     result: torch.dtype | None = None
     narrow: tuple[tuple[str, torch.dtype], ...] = ()
     stands_for: str = ""
+    written: Recurrence | None = None
 
     @property
     def without_gradient(self) -> tuple[int, ...]:

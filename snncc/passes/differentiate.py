@@ -27,7 +27,6 @@ from snncc.ir.nodes import (
     Const,
     Detach,
     Expr,
-    FixedPoint,
     Input,
     Let,
     Op,
@@ -41,7 +40,7 @@ from snncc.ir.nodes import (
 )
 from snncc.ir.numerics import Numerics
 from snncc.ir.own_tensor import OwnTensor
-from snncc.ir.program import Adjoint, NeuronProgram, Sweep
+from snncc.ir.program import Adjoint, NeuronProgram
 from snncc.ir.walk import bool_lets, let_reads, substitute
 from snncc.passes.derivatives import partials
 from snncc.passes.find_histories import find_histories
@@ -75,18 +74,7 @@ def _with_adjoint(program: NeuronProgram, node: torch.fx.Node) -> NeuronProgram:
     results = {*forward.outputs, *forward.finals}
     constant = results - find_histories(forward, wanted)
     adjoint = differentiate(forward, wanted)
-    sweeps = program.sweeps
-    if isinstance(forward.form, FixedPoint) and forward.form.sweeps is not None:
-        sweeps = tuple(_with_guesses(sweep, wanted) for sweep in sweeps)
-    return replace(program, adjoint=adjoint, constant=frozenset(constant), sweeps=sweeps)
-
-
-def _with_guesses(sweep: Sweep, wanted: list[str]) -> Sweep:
-    """Return a sweep with the adjoint for the inputs of the neuron and for its guesses."""
-    forward = sweep.program.forward
-    guesses = forward.step_inputs[-len(sweep.found) :]
-    adjoint = differentiate(forward, [*wanted, *guesses])
-    return replace(sweep, program=replace(sweep.program, adjoint=adjoint))
+    return replace(program, adjoint=adjoint, constant=frozenset(constant))
 
 
 def _wanted(program: NeuronProgram, node: torch.fx.Node) -> list[str]:

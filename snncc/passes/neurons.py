@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch.fx
 
@@ -30,3 +31,15 @@ def rewrite_neurons(graph: torch.fx.Graph, rewrite: Rewrite) -> torch.fx.Graph:
     for node in neuron_nodes(result):
         node.target = NeuronCall(rewrite(node.target.program, node))  # type: ignore[union-attr]
     return result
+
+
+def as_written(graph: torch.fx.Graph) -> torch.fx.Graph:
+    """Return the graph with the recurrence of the user where a neuron is a chain of sweeps."""
+    return rewrite_neurons(graph, lambda program, _: serial_program(program))
+
+
+def serial_program(program: NeuronProgram) -> NeuronProgram:
+    """Return the neuron as it was written."""
+    if program.written is None:
+        return program
+    return replace(program, forward=program.written, written=None)

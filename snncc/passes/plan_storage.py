@@ -50,8 +50,7 @@ class PlanStorage:
             return program
         costs = GPU if self.on_gpu else CPU
         storage = plan_storage(program.forward, program.adjoint, self.place, costs)
-        sweeps = tuple(replace(s, program=self._plan(s.program, _node)) for s in program.sweeps)
-        return replace(program, storage=storage, sweeps=sweeps)
+        return replace(program, storage=storage)
 
 
 # Bytes that one value costs to write and read again, by type, in float32.

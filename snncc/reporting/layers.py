@@ -217,7 +217,8 @@ class _Reader:
 
     def neuron(self, node: torch.fx.Node, call: NeuronCall) -> Layer:
         """Return the line of a neuron."""
-        program, forward = call.program, call.program.forward
+        program = call.program
+        forward = program.written or program.forward
         operands = self.origins.operands(node, call)
         shown = equations_of(forward, {operand.name: operand.shown for operand in operands})
         moved = _transfers(program, node.meta.get("dtype"), shown, self.target)

@@ -303,6 +303,7 @@ def test_soft_schedule_needs_a_spike_of_height_one():
         {"sweeps": 0},
         {"sweeps": "many"},
         {"sweeps": 2},
+        {"sweeps": 65, "schedule": None},
         {"sweeps": 3, "schedule": (1.0, -3.0, 12.0)},
         {"backward_scale": 0.0},
     ],
@@ -337,6 +338,27 @@ def test_convergence_is_reported():
     assert slow.neurons[0].mismatch[2] > 0.05
     assert list(quick.neurons[0].mismatch) == sorted(quick.neurons[0].mismatch, reverse=True)
     assert "slow to converge" in str(slow)
+
+
+@pytest.mark.parametrize("schedule", [None, (1.0, 3.0, 12.0)], ids=["thresholds", "soft"])
+def test_a_number_of_sweeps_is_one_recurrence(schedule):
+    """All sweeps advance together: streams, the interpreter and kernels agree.
+
+    A stream of the serial neuron would be another one.
+    """
+    torch.manual_seed(0)
+    model, x = Network(), torch.rand(12, 2, 3) * 4
+    fast = snncc.compile(model, mode="fpt", sweeps=3, schedule=schedule)
+    oracle = snncc.compile(model, mode="fpt", sweeps=3, schedule=schedule, target="torch")
+    step = fast.stream(x)
+    streamed = torch.stack([step(x[t]) for t in range(12)])
+
+    torch.testing.assert_close(streamed, fast(x))
+    torch.testing.assert_close(fast(x), oracle(x))
+    assert not torch.allclose(fast(x), model(x))
+    assert [layer.lines for layer in fast.plans[0].neurons] == [
+        layer.lines for layer in snncc.compile(model, example_inputs=(x,)).plans[0].neurons
+    ]
 
 
 def test_verify_holds_sweeps_to_their_promise():

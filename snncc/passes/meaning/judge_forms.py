@@ -20,7 +20,7 @@ from snncc.ir.neuron_class import NeuronClass, Reset, Role, StateClass
 from snncc.ir.nodes import FixedPoint, Recurrence
 from snncc.passes.base import Rejection
 from snncc.passes.meaning.classify_neurons import classify_neuron
-from snncc.passes.parallelize_fixed_point import sweeps_of
+from snncc.passes.meaning.find_feedback import find_feedback, find_nonlinearity
 
 NOT_BUILT = Rejection("not-built", "legal here, but not part of this version")
 
@@ -38,12 +38,11 @@ def other_forms(recurrence: Recurrence) -> Iterator[tuple[str, Rejection]]:
 
 
 def _sweeps(recurrence: Recurrence) -> Rejection:
-    sweeps = sweeps_of(recurrence, FixedPoint())
-    if isinstance(sweeps, Rejection):
-        return sweeps
-    if not sweeps:
+    cuts = find_feedback(recurrence)
+    if not cuts:
         return Rejection("no-feedback", "no comparison feeds back into its states")
-    return Rejection("not-asked", "legal: mode='fpt' asks for it")
+    legal = Rejection("not-asked", "legal: mode='fpt' asks for it")
+    return find_nonlinearity(recurrence, cuts) or legal
 
 
 def can_scan(neuron: NeuronClass) -> Rejection | None:

@@ -1,0 +1,100 @@
+"""Where spikes feed back into the states of a neuron, and whether it is affine once they are given.
+
+A let is *cut* where it compares and the states depend on it.  With all cut lets given, a step of
+most neurons is affine in its states: nothing waits for a comparison any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from snncc.ir.nodes import (
+    Binary,
+    Const,
+    Detach,
+    Expr,
+    Let,
+    Op,
+    Recurrence,
+    Select,
+    Unary,
+    Var,
+)
+from snncc.ir.walk import bool_lets, let_reads
+from snncc.passes.base import Rejection
+
+
+def find_feedback(forward: Recurrence) -> tuple[str, ...]:
+    """Return the lets that compare and whose result the states depend on, in order."""
+    bools = bool_lets(forward.lets)
+    compares = {let.name for let in forward.lets if _compares(let, bools)}
+    reads = {let.name: let_reads(replace(let, surrogate=None)) for let in forward.lets}
+    reached: set[str] = set()
+    pending = [state.update for state in forward.states]
+    while pending:
+        name = pending.pop()
+        if name not in reached and name in reads:
+            reached.add(name)
+            # What a comparison compares feeds back through the comparison alone.
+            pending += [] if name in compares else reads[name]
+    return tuple(let.name for let in forward.lets if let.name in reached & compares)
+
+
+def _compares(let: Let, bools: frozenset[str]) -> bool:
+    """Tell whether a let is a spike: a bool, or a number with a gradient of its own."""
+    return let.name in bools or let.surrogate is not None
+
+
+def find_nonlinearity(forward: Recurrence, cuts: Iterable[str]) -> Rejection | None:
+    """Return why the states are not affine in the states before, the cut lets given."""
+    degrees: dict[str, int | None] = {i.name: 0 for i in forward.inputs}
+    degrees |= {s.name: 1 for s in forward.states}
+    given = frozenset(cuts)
+    for let in forward.lets:
+        degrees[let.name] = 0 if let.name in given else _degree(let.expr, degrees)
+    for state in forward.states:
+        degree = degrees[state.update]
+        if degree is None or degree > 1:
+            return Rejection(
+                "nonlinear-state",
+                f"the next '{state.name}' is not affine in the states, even with spikes given",
+                state.where or forward.where,
+            )
+    return None
+
+
+def _degree(expr: Expr, degrees: Mapping[str, int | None]) -> int | None:
+    """Return the degree of an expression in the states: 0, 1, more, or None for no polynomial."""
+    parts = list(_degrees_of_operands(expr, degrees))
+    match expr:
+        case Const():
+            return 0
+        case Var(name):
+            return degrees[name]
+        case Detach() | Unary(Op.NEG, _):
+            return parts[0]
+        case Binary(Op.ADD | Op.SUB, _, _):
+            return None if None in parts else max(p or 0 for p in parts)
+        case Binary(Op.MUL, _, _):
+            return None if None in parts else sum(p or 0 for p in parts)
+        case Binary(Op.DIV, _, _):
+            return parts[0] if parts[1] == 0 else None
+        case Select():
+            condition, *arms = parts
+            return None if condition != 0 or None in arms else max(a or 0 for a in arms)
+        case _:
+            return 0 if all(p == 0 for p in parts) else None
+
+
+def _degrees_of_operands(expr: Expr, degrees: Mapping[str, int | None]) -> Iterator[int | None]:
+    match expr:
+        case Unary(_, arg) | Detach(arg):
+            yield _degree(arg, degrees)
+        case Binary(_, lhs, rhs):
+            yield _degree(lhs, degrees)
+            yield _degree(rhs, degrees)
+        case Select(condition, if_true, if_false):
+            yield _degree(condition, degrees)
+            yield _degree(if_true, degrees)
+            yield _degree(if_false, degrees)
