@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.device import networks, neurons, published
+from benchmarks.device import networks, neurons, published, recurrent
 from benchmarks.device.claims import CLAIMS
 from benchmarks.device.clock import Clock, OutOfTimeError, Record
 
@@ -63,13 +63,14 @@ class Part:
 # The order is that of importance: if the time runs out, what is last is left out.
 PARTS = {
     "values": Part(neurons.values, 50),
-    "bandwidth": Part(neurons.bandwidth, 75),
-    "training": Part(neurons.training, 75),
+    "bandwidth": Part(neurons.bandwidth, 65),
+    "training": Part(neurons.training, 70),
     "custom": Part(neurons.custom, 45),
     "first_call": Part(neurons.first_call, 35, fresh=True),
-    "resnet": Part(networks.resnet, 80),
-    "tests": Part(None, 70),
-    "published": Part(published.published, 80),
+    "recurrent": Part(recurrent.recurrent, 40),
+    "resnet": Part(networks.resnet, 70),
+    "tests": Part(None, 75),
+    "published": Part(published.published, 60),
 }
 
 

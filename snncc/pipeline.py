@@ -39,12 +39,13 @@ from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
 from snncc.runtime import norms
 from snncc.runtime.fixed_point import FixedPointNeuron
-from snncc.runtime.loops.recurrent import RecurrentLoop
+from snncc.runtime.loops.recurrent import RecurrentLoop, StepTarget
 from snncc.runtime.operators import Neuron
 from snncc.runtime.products import convolution
 from snncc.runtime.products import linear as products
 from snncc.translation import check_translation
 
+HALVES = (torch.float16, torch.bfloat16)
 PLACES = {"auto": None, "recompute": Place.SCRATCH, "save": Place.MEMORY}
 
 
@@ -155,7 +156,7 @@ def build(
     if gates is not None:
         passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
     graph = _through(passes, recording, leaves, name, dump)
-    _require_exact(graph, options, target)
+    _require_exact(graph, options)
     _require_valid(graph)
     with _timed(recording.timings, "codegen"):
         runnable = with_kernels(graph, options)
@@ -261,7 +262,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
         )
     for node in runnable.nodes:
         if isinstance(node.target, LoopCall) and options.target != "torch":
-            node.target = RecurrentLoop(node.target, num_threads=options.num_threads)
+            target = StepTarget(options.target, options.num_threads)
+            node.target = RecurrentLoop(node.target, target)
         if node.target is sequence_ops.linear:
             node.target = products.linear
         if isinstance(node.target, TimeLoop) and options.target != "torch":
@@ -295,21 +297,20 @@ def _require_valid(graph: torch.fx.Graph) -> None:
         invariants.validate_loop(loop)
 
 
-def _require_exact(graph: torch.fx.Graph, options: Options, target: TargetName) -> None:
+def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
     """Refuse parts that stay serial, unless the user allowed it."""
     if options.fallback == "serial":
         return
     for node in graph.nodes:
         if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
             culprit, reason = node.meta.get("culprit"), node.meta["rejection"].reason
-            elsewhere = (
-                ["Such loops have kernels on the CPU only."] if target not in ("c", "torch") else []
-            )
+            dtype = None if culprit is None else culprit.meta.get("dtype")
+            halves = [f"fused steps compute in float32 and float64; it is {dtype}"]
             raise UnsupportedError(
                 "A state is updated by an operator that cannot be part of a neuron kernel.",
                 code="unsupported.serial-recurrence",
                 location=None if culprit is None else culprit.meta.get("where"),
-                notes=[reason, *elsewhere],
+                notes=[reason, *(halves if dtype in HALVES else [])],
                 hints=["Pass fallback='serial' to run this part one step after another."],
             )
 

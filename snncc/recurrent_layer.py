@@ -25,7 +25,7 @@ def recurrent_layer(node: torch.fx.Node, call: LoopCall, name: str, target: str)
     remarks = list(_remarks(node, call.forward, steps))
     others = [n for n in _calls(call.forward) if not isinstance(n.target, StepCall)]
     spelled = dict.fromkeys(_spelled(n) for n in others if n.target is not operator.getitem)
-    at_each_step = [_runner(call.forward, ", ".join(spelled))] if spelled else []
+    at_each_step = [_runner(call.forward, ", ".join(spelled), target)] if spelled else []
     lines = [n.meta.get("where") for n in others]
     lines += [let.where for step in steps for let in step.recurrence.lets]
     return Layer(
@@ -44,9 +44,9 @@ def recurrent_layer(node: torch.fx.Node, call: LoopCall, name: str, target: str)
     )
 
 
-def _runner(loop: TimeLoop, spelled: str) -> str:
+def _runner(loop: TimeLoop, spelled: str, target: str) -> str:
     """Say who computes what is no fused step."""
-    if row_products(LoopSketch(loop)) is None:
+    if target != "c" or row_products(LoopSketch(loop)) is None:
         return f"torch runs {spelled} at each step"
     return f"one call for all steps, {spelled} included, where torch adds in the same order"
 

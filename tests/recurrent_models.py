@@ -22,7 +22,7 @@ class Recurrent(nn.Module):
         self.n = n
 
     def zeros(self, x: Tensor) -> Tensor:
-        return torch.zeros(x.shape[1], self.n, dtype=x.dtype)
+        return torch.zeros(x.shape[1], self.n, dtype=x.dtype, device=x.device)
 
 
 class OwnSpikes(Recurrent):

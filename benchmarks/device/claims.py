@@ -94,5 +94,10 @@ CLAIMS = (
     ),
     Claim("the first call of a layer takes less than 5 s", "first_call", _first),
     Claim("ten values of T and batch compile nothing", "first_call", _compiled),
+    Claim(
+        "a training step of recurrent layers, T of 100 and 250, against the serial code",
+        "recurrent",
+        _ratio("serial"),
+    ),
     Claim("the setups D1 to D6", "published", _ratio("")),
 )

@@ -5,6 +5,7 @@ They are plain functions on tensors with views wherever torch allows one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,8 @@ def mean_of(total: Tensor, length: int) -> Tensor:
 
 def number(value: float, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a Python number as a tensor on the device of ``like``."""
-    return torch.tensor(value, dtype=dtype, device=like.device)
+    # A fill: a copy to a GPU would wait for the CPU, and no CUDA graph could hold it.
+    return torch.full((), value, dtype=dtype, device=like.device)
 
 
 def small(x: Tensor, bound: float, dtype: torch.dtype) -> Tensor:
@@ -116,8 +118,18 @@ def small(x: Tensor, bound: float, dtype: torch.dtype) -> Tensor:
 
 def step_numbers(values: Sequence[float], rank: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return Python numbers, one a step, as [T, 1, ...] on the device of ``like``."""
-    numbers = torch.tensor(values, dtype=dtype, device=like.device)
+    if type(like) is Tensor and torch._C._len_torch_dispatch_stack() == 0:
+        numbers = _numbers(tuple(values), dtype, like.device).clone()
+    else:
+        numbers = torch.tensor(values, dtype=dtype, device=like.device)
     return numbers.reshape(-1, *(1,) * rank)
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a tensor, once: a copy to a GPU waits for the CPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def numbers_until(

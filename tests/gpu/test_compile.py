@@ -11,6 +11,7 @@ from snncc.nn import IF, LI, LIF, AdaptiveLIF, CubaLIF, FastSigmoid, Rectangle, 
 from snncc.options import Options
 from snncc.pipeline import target_of
 from tests.models import Convolutional, Feedforward, Stateful
+from tests.recurrent_models import N, OwnSpikes
 
 pytestmark = [
     # Triton 3.6 turns arrays of one element into numbers in a way that NumPy deprecates.
@@ -194,27 +195,11 @@ def test_device_without_kernels(wanted, device):
     assert error.value.code == "target.device"
 
 
-def test_recurrent_loops_are_refused_on_gpus():
-    """A loop with a matrix in its feedback has kernels on the CPU only, and the message says so."""
-    net = Lateral()
-    x = torch.rand(6, 2, 5)
-    with pytest.raises(UnsupportedError, match="kernels on the CPU only") as error:
+def test_recurrent_loops_in_half_types_are_refused():
+    """Steps of a loop are fused in float32 and float64, and the message says so."""
+    net, x = OwnSpikes().bfloat16(), torch.rand(6, 2, N).bfloat16()
+    with pytest.raises(UnsupportedError, match=r"it is torch\.bfloat16") as error:
         snncc.compile(net, target="triton")(x)
 
     assert error.value.code == "unsupported.serial-recurrence"
     assert torch.equal(snncc.compile(net, target="triton", fallback="serial")(x), net(x))
-
-
-class Lateral(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.feedback = torch.nn.Linear(5, 5)
-
-    def forward(self, x):
-        s = torch.zeros_like(x[0])
-        v = torch.zeros_like(x[0])
-        for t in range(x.shape[0]):
-            v = 0.5 * v + x[t] + self.feedback(s)
-            s = (v > 1.0).float()
-            v = v * (1.0 - s)
-        return s

@@ -12,6 +12,7 @@ from snncc.nn import IF, LI, LIF, AdaptiveLIF, CubaLIF, FastSigmoid, Rectangle, 
 from snncc.runtime.operators import Neuron
 from tests.models import Convolutional, Feedforward, Stateful
 from tests.neuron_programs import eager_lif, lif
+from tests.recurrent_models import Convolved, N, OwnSpikes
 from tests.runtime.test_neuron import LAYOUTS
 
 pytestmark = [
@@ -182,6 +183,47 @@ def test_cuda_graph_of_training():
     expected = torch.autograd.grad(neuron(x).sum(), neuron.decay.weight)
 
     torch.testing.assert_close(neuron.decay.weight.grad, expected[0], rtol=1e-4, atol=1e-4)
+
+
+RECURRENT = {"own spikes": (OwnSpikes, (3, N)), "convolution": (Convolved, (3, 4, 3, 5))}
+
+
+@pytest.mark.parametrize("target", ["triton", "cuda"])
+@pytest.mark.parametrize("T", [1, 7])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_loops(name, T, target):
+    """A step is a product of torch and one kernel: values and gradients are those of the code."""
+    make, sizes = RECURRENT[name]
+    model, x = make().cuda(), torch.randn(T, *sizes, device="cuda")
+    fast = snncc.compile(model, target=target)
+    report = snncc.verify(model, fast, x.requires_grad_())
+    (line,) = (layer for layer in fast.plans[0].layers if layer.kind == "recurrent")
+
+    assert report.ok, report
+    assert line.kernel == target
+
+
+def test_cuda_graph_of_a_recurrent_loop():
+    """All steps of a loop, forward and backward, are captured and replayed on new values."""
+    model, x = OwnSpikes().cuda(), torch.randn(9, 32, N, device="cuda")
+    fast = snncc.compile(model)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            fast(x).sum().backward()
+    torch.cuda.current_stream().wait_stream(side)
+    model.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        spikes = fast(x)
+        spikes.sum().backward()
+    x.copy_(torch.randn_like(x) * 2)
+    graph.replay()
+    expected = model(x)
+    (reference,) = torch.autograd.grad(expected.sum(), model.back.weight)
+
+    assert (spikes != expected).float().mean() < 0.01
+    torch.testing.assert_close(model.back.weight.grad, reference, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")

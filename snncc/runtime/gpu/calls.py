@@ -187,7 +187,7 @@ class Inputs:
         self, layout: Layout, tensors: Mapping[str, Tensor], ranks: Mapping[str, Rank]
     ) -> None:
         self._plain = layout
-        self._copied = tuple(
+        self.copied = tuple(
             index
             for index, (name, tensor) in enumerate(tensors.items())
             if ranks[name] is Rank.STEP
@@ -204,10 +204,10 @@ class Inputs:
 
     def fit(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the tensors that the kernel reads."""
-        if not self._copied:
+        if not self.copied:
             return tensors
         fitted = list(tensors)
-        for index in self._copied:
+        for index in self.copied:
             fitted[index] = densify_steps(fitted[index], self._plain)
         return fitted
 

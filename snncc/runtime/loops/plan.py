@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from snncc.errors import LaunchError
 from snncc.ir.step_call import StepCall, step_inputs
 from snncc.runtime.cache import CACHE, KernelCache
+from snncc.runtime.gpu.step_kernel import BoundGpuStep, GpuStepKernel
 from snncc.runtime.loops.row_loop import find_rows
 from snncc.runtime.loops.sketch import OUT, LoopSketch
 from snncc.runtime.loops.step_kernel import BoundStep, Operand, StepKernel
-from snncc.runtime.loops.storage import in_order, is_aligned
+from snncc.runtime.loops.storage import ADDRESSES, ALIGNMENT, TENSORS, in_order, is_aligned
 
 Node = torch.fx.Node
 
@@ -31,6 +35,23 @@ class Supply(Enum):
     COPY = "copy"  # a copy into a buffer, at each step
 
 
+@dataclass(frozen=True)
+class Machinery:
+    """What runs the steps of loops.
+
+    Attributes:
+        device: Where their values lie.
+        on_gpu: Whether kernels for GPUs run them.
+        threads: The most threads of a kernel on the CPU.
+        cache: Where kernels for the CPU are kept.
+    """
+
+    device: torch.device
+    on_gpu: bool
+    threads: int
+    cache: KernelCache = CACHE
+
+
 class LoopPlan:
     """A call of a loop with operands of given sizes and strides.
 
@@ -38,11 +59,13 @@ class LoopPlan:
         sketch: The loop.
         kernels: For each fused step its kernel.
         operands: Operands of these sizes; a sequence that is no tensor is a list.
-        threads: The most threads of a kernel.
-        cache: Where kernels are kept.
+        machinery: What runs the steps.
 
     Attributes:
         length: T.
+        device: Where the values of the loop lie.
+        on_gpu: Whether kernels for GPUs run its steps.
+        places: How its kernels are told where values lie.
         like: For each value of the body a tensor without data of its sizes, strides and type; None
             where it is no tensor.
         aligned: The names of values that start where the memory of a new tensor may.
@@ -55,17 +78,19 @@ class LoopPlan:
     def __init__(
         self,
         sketch: LoopSketch,
-        kernels: Mapping[StepCall, StepKernel],
+        kernels: Mapping[StepCall, StepKernel | GpuStepKernel],
         operands: Sequence[Any],
-        threads: int,
-        cache: KernelCache = CACHE,
+        machinery: Machinery,
     ) -> None:
         self.sketch = sketch
         self.length = sketch.loop.length(tuple(operands))
+        self.device, self.on_gpu = machinery.device, machinery.on_gpu
+        self.places = TENSORS if self.on_gpu else ADDRESSES
+        self._numbers: dict[tuple[Node, torch.dtype], Tensor] = {}
         values = rehearse(sketch, operands, self.length)
         self.like = {name: _without_data(value) for name, value in values.items()}
         self.aligned = {name for name, value in values.items() if is_aligned(value)}
-        self.bound: dict[Node, BoundStep] = {}
+        self.bound: dict[Node, BoundStep | BoundGpuStep] = {}
         self.seen: dict[Node, dict[str, Operand]] = {}
         self.supplies: dict[Node, dict[str, Supply]] = {}
         for call in sketch.calls:
@@ -74,13 +99,16 @@ class LoopPlan:
                 dtype = call.target.dtype
                 supplies = {n: self._supply(node, operands, dtype) for n, node in inputs.items()}
                 seen = {n: self._operand(node, supplies[n], dtype) for n, node in inputs.items()}
-                self.bound[call] = bound = kernels[call.target].bind(seen, threads)
+                self.bound[call] = bound = kernels[call.target].bind(seen, machinery.threads)
                 for name in bound.copied:
                     if supplies[name] is Supply.ROWS:
                         supplies[name] = Supply.COPY
                 self.supplies[call] = supplies
                 self.seen[call] = seen
-        self.rows = find_rows(self, kernels, threads, cache)
+        self.rows = None
+        if not self.on_gpu:
+            on_cpu = {step: k for step, k in kernels.items() if isinstance(k, StepKernel)}
+            self.rows = find_rows(self, on_cpu, machinery.threads, machinery.cache)
 
     def sizes(self, node: Node) -> tuple[int, ...]:
         """Return the sizes of a value at one step."""
@@ -96,12 +124,33 @@ class LoopPlan:
         """Tell whether an input of a fused step is copied at each step."""
         return Supply.COPY in self.supplies[call].values()
 
+    def on_device(self, value: Any, dtype: torch.dtype) -> Tensor:
+        """Return a value that is the same at all steps as a tensor that a kernel can read."""
+        if isinstance(value, Tensor):
+            return value.to(self.device, dtype)
+        return torch.full((), value, dtype=dtype, device=self.device)
+
+    def numbers(self, node: Node, dtype: torch.dtype) -> Tensor:
+        """Return the numbers of all steps, made once: a copy to a GPU would wait for the CPU."""
+        if (node, dtype) not in self._numbers:
+            numbers = torch.tensor(self.sketch.tables[node].values, dtype=dtype)
+            self._numbers[node, dtype] = numbers.to(self.device)
+        return self._numbers[node, dtype]
+
     def is_array(self, value: Node) -> bool:
         """Tell whether a value is written into rows of an array of ours."""
         producer = self.sketch.producer(value)
         if isinstance(producer.target, StepCall):
             return True
-        return producer.target in OUT and len(self.sizes(value)) == 2 and not producer.kwargs
+        is_product = producer.target in OUT and len(self.sizes(value)) == 2 and not producer.kwargs
+        return is_product and (not self.on_gpu or self._has_aligned_rows(value))
+
+    def _has_aligned_rows(self, value: Node) -> bool:
+        """Tell whether all rows of a value start where the memory of a new tensor may.
+
+        A library may choose how a GPU adds up a product by where its result starts.
+        """
+        return math.prod(self.sizes(value)) * self.dtype(value).itemsize % ALIGNMENT == 0
 
     def _supply(self, node: Node, operands: Sequence[Any], dtype: torch.dtype) -> Supply:
         sketch = self.sketch
@@ -115,7 +164,7 @@ class LoopPlan:
         if node in sketch.given:
             sequence = operands[sketch.given[node].operand]
             if isinstance(sequence, Tensor) and sequence.dtype == dtype:
-                return Supply.GIVEN
+                return Supply.GIVEN if sequence.device == self.device else Supply.COPY
         return Supply.COPY
 
     def _operand(self, node: Node, supply: Supply, dtype: torch.dtype) -> Operand:
@@ -143,7 +192,7 @@ def rehearse(sketch: LoopSketch, operands: Sequence[Any], length: int) -> dict[s
     times = list(in_order(length, reverse=loop.reverse))
     carried = loop.initial_values(arguments)
     values: dict[str, Any] = {}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=_generators(arguments)), torch.no_grad():
         for k in range(delay + 1):
             before = values
             values = loop.run_step(times[min(k, length - 1)], arguments, carried)
@@ -151,6 +200,18 @@ def rehearse(sketch: LoopSketch, operands: Sequence[Any], length: int) -> dict[s
             for node in sketch.calls:
                 _require_equal_shapes(node, before.get(node.name), values[node.name])
     return values
+
+
+def _generators(operands: Sequence[Any]) -> list[torch.device]:
+    """Return the devices whose random numbers a loop may draw besides those of the CPU."""
+    device = device_of(operands)
+    return [] if device.type == "cpu" else [device]
+
+
+def device_of(operands: Sequence[Any]) -> torch.device:
+    """Return where the values of a loop lie; single numbers may lie on the CPU all the same."""
+    devices = (x.device for x in pytree.tree_leaves(operands) if isinstance(x, Tensor))
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
 def _without_data(value: Any) -> Tensor | None:

@@ -8,6 +8,7 @@ run in the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from snncc.codegen.cuda.target import CudaTarget
+from snncc.codegen.triton.target import TritonTarget
 from snncc.ir.adjoint_ops import collected, rows_product
 from snncc.ir.loop_call import LoopAdjoint, LoopCall
 from snncc.ir.step_call import StepCall
-from snncc.ir.time_loop import TimeLoop
+from snncc.ir.time_loop import Fill, TimeLoop
+from snncc.options import GPU_TARGETS, TargetName
 from snncc.runtime.cache import CACHE, KernelCache
-from snncc.runtime.loops.plan import LoopPlan
+from snncc.runtime.gpu.step_kernel import GpuStepKernel
+from snncc.runtime.loops.plan import LoopPlan, Machinery, device_of
 from snncc.runtime.loops.run import run_loop
 from snncc.runtime.loops.sketch import LoopSketch
 from snncc.runtime.loops.step_kernel import StepKernel
@@ -32,16 +37,44 @@ from snncc.runtime.tracing import is_traced, no_second_derivative
 _MOST_PLANS = 256
 
 
+@dataclass(frozen=True)
+class StepTarget:
+    """What fused steps are compiled to.
+
+    Attributes:
+        name: The language of their kernels; ``"auto"`` is C on the CPU and Triton elsewhere.
+        num_threads: Threads of a kernel on the CPU; None means ``torch.get_num_threads()`` at each
+            call.
+        cache: Where kernels for the CPU are kept.
+    """
+
+    name: TargetName = "c"
+    num_threads: int | None = None
+    cache: KernelCache = CACHE
+
+    def machinery(self, operands: Sequence[Any]) -> Machinery:
+        """Return what runs the steps of a loop with these operands."""
+        device = device_of(operands)
+        on_gpu = self.name in GPU_TARGETS or (self.name == "auto" and device.type != "cpu")
+        threads = self.num_threads or torch.get_num_threads()
+        return Machinery(device, on_gpu, threads, self.cache)
+
+    def kernel(self, step: StepCall, machinery: Machinery) -> StepKernel | GpuStepKernel:
+        """Return the kernel of a step."""
+        if not machinery.on_gpu:
+            return StepKernel(step, self.cache)
+        language = CudaTarget() if self.name == "cuda" else TritonTarget()
+        return GpuStepKernel(step, language, machinery.device)
+
+
 class CompiledLoop:
     """A loop with compiled steps, and its plans."""
 
-    def __init__(
-        self, loop: TimeLoop, num_threads: int | None = None, cache: KernelCache = CACHE
-    ) -> None:
+    def __init__(self, loop: TimeLoop, target: StepTarget) -> None:
         self.sketch = LoopSketch(loop)
-        self._num_threads, self._cache = num_threads, cache
-        steps = [n.target for n in loop.body.nodes if isinstance(n.target, StepCall)]
-        self._kernels = {step: StepKernel(step, cache) for step in steps}
+        self._target = target
+        self._steps = [n.target for n in loop.body.nodes if isinstance(n.target, StepCall)]
+        self._kernels: dict[torch.device, dict[StepCall, StepKernel | GpuStepKernel]] = {}
         self._plans: dict[object, LoopPlan] = {}
 
     @property
@@ -54,17 +87,25 @@ class CompiledLoop:
 
     def plan(self, operands: Sequence[Any]) -> LoopPlan:
         """Return the plan for operands of these sizes, strides and alignments."""
-        threads = self._num_threads or torch.get_num_threads()
+        machinery = self._target.machinery(operands)
         # How torch adds up a product depends on these, and on alignment.
         settings = (torch.get_num_threads(), torch.get_float32_matmul_precision())
-        key = (*map(_signature, operands), threads, settings)
+        key = (*map(_signature, operands), machinery.device, machinery.threads, settings)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = LoopPlan(self.sketch, self._kernels, operands, threads, self._cache)
+            plan = LoopPlan(self.sketch, self.kernels(machinery), operands, machinery)
             self._plans[key] = plan
         return plan
+
+    def kernels(self, machinery: Machinery) -> dict[StepCall, StepKernel | GpuStepKernel]:
+        """Return the kernels of the fused steps on a device."""
+        if machinery.device not in self._kernels:
+            self._kernels[machinery.device] = {
+                step: self._target.kernel(step, machinery) for step in self._steps
+            }
+        return self._kernels[machinery.device]
 
 
 class Collected:
@@ -85,7 +126,7 @@ class Collected:
 def _signature(operand: Any) -> object:
     if isinstance(operand, Tensor):
         return (operand.shape, operand.stride(), operand.dtype, is_aligned(operand))
-    return len(operand)
+    return operand if isinstance(operand, Fill) else len(operand)
 
 
 class RecurrentLoop:
@@ -93,17 +134,14 @@ class RecurrentLoop:
 
     Args:
         call: The loop and its adjoint.
-        num_threads: Threads of a kernel; None means ``torch.get_num_threads()`` at each call.
-        cache: Where kernels are kept.
+        target: What its steps are compiled to.
     """
 
-    def __init__(
-        self, call: LoopCall, *, num_threads: int | None = None, cache: KernelCache = CACHE
-    ) -> None:
+    def __init__(self, call: LoopCall, target: StepTarget) -> None:
         self.call = call
-        self.forward = Collected(CompiledLoop(call.forward, num_threads, cache))
+        self.forward = Collected(CompiledLoop(call.forward, target))
         adjoint = call.adjoint
-        self.gradient = None if adjoint is None else _Gradient(adjoint, num_threads, cache)
+        self.gradient = None if adjoint is None else _Gradient(adjoint, target)
 
     @property
     def __name__(self) -> str:
@@ -112,7 +150,7 @@ class RecurrentLoop:
     def __call__(self, *operands: Any) -> tuple[Any, ...]:
         """Run the loop."""
         tensors = [x for x in operands if isinstance(x, Tensor)]
-        if is_traced(tensors) or torch.is_autocast_enabled("cpu"):
+        if is_traced(tensors) or torch.is_autocast_enabled(device_of(tensors).type):
             return self.call(*operands)
         if self.gradient is None or not torch.is_grad_enabled():
             with torch.no_grad():
@@ -124,14 +162,14 @@ class RecurrentLoop:
 class _Gradient:
     """The compiled loop of training, and the backward graph with its loop compiled."""
 
-    def __init__(self, adjoint: LoopAdjoint, num_threads: int | None, cache: KernelCache) -> None:
-        self.training = CompiledLoop(adjoint.training, num_threads, cache)
+    def __init__(self, adjoint: LoopAdjoint, target: StepTarget) -> None:
+        self.training = CompiledLoop(adjoint.training, target)
         self.differentiable = adjoint.differentiable
         graph = torch.fx.Graph()
         graph.output(graph.graph_copy(adjoint.backward, {}))
         for node in graph.nodes:
             if isinstance(node.target, LoopCall):
-                node.target = Collected(CompiledLoop(node.target.forward, num_threads, cache))
+                node.target = Collected(CompiledLoop(node.target.forward, target))
             elif node.target is rows_product:
                 node.target = _rows_product
         self.backward = torch.fx.GraphModule(torch.nn.Module(), graph).forward
@@ -157,7 +195,7 @@ class _LoopFunction(torch.autograd.Function):
         ctx.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.save_for_backward(*(leaves[i] for i in ctx.places), *_shared(shown, leaves))
-        ctx.gradient, ctx.like = gradient, [(x.shape, x.dtype) for x in shown]
+        ctx.gradient, ctx.like = gradient, [(x.shape, x.dtype, x.device) for x in shown]
         ctx.set_materialize_grads(False)
         fixed = (x for x, d in zip(shown, gradient.differentiable, strict=True) if not d)
         ctx.mark_non_differentiable(*fixed)
@@ -170,8 +208,8 @@ class _LoopFunction(torch.autograd.Function):
             leaves[place] = tensor
         kept = pytree.tree_unflatten(leaves, ctx.spec)
         given = [
-            torch.zeros((), dtype=dtype).expand(shape) if g is None else g
-            for g, (shape, dtype) in zip(cotangents, ctx.like, strict=True)
+            torch.zeros((), dtype=dtype, device=device).expand(shape) if g is None else g
+            for g, (shape, dtype, device) in zip(cotangents, ctx.like, strict=True)
         ]
 
         def run() -> tuple[Any, ...]:

@@ -90,33 +90,43 @@ class _Call:
             )
             return Items([None] * self.length, None if stacked else sketch.longest_delay(value))
         if not sketch.is_stacked(value):
-            return allocate_ring(sketch.buffers(value), sizes, dtype, self.length)
+            count = sketch.buffers(value, in_place=not self.plan.on_gpu)
+            return allocate_ring(count, sizes, dtype, self.length, self.plan.device)
         # One row more, before the first step that is run, for what a carry starts as.
-        rows = memory.empty((self.length + 1, *sizes), dtype)
+        rows = self.empty((self.length + 1, *sizes), dtype)
         index, before = list(self.times), self.length
         if not sketch.loop.reverse:
             index, before = [t + 1 for t in self.times], 0
         return Rows(rows, index, before)
 
+    def empty(self, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return memory for a value."""
+        if self.plan.on_gpu:
+            return torch.empty(sizes, dtype=dtype, device=self.plan.device)
+        return memory.empty(sizes, dtype)
+
     def start(self, carry: Node) -> Tensor:
         """Return what a carry starts as, in the row before the first if there is one."""
         sketch, spec = self.sketch, self.sketch.carries[carry]
+        # A stream gives a state that has no shape yet as a number, too.
+        initial = spec.initial if isinstance(spec.initial, Fill) else self.operands[spec.initial]
         update = sketch.updates[carry]
         cells = self.cells.get(update)
         first = next(c for c, u in sketch.updates.items() if u is update)
         like = self.plan.like[carry.name]
         if isinstance(cells, Rows) and cells.before is not None and first is carry:
             target = cells.array[cells.before]
-        elif isinstance(spec.initial, int) and like is not None:
-            value = self.operands[spec.initial]
-            if value.shape == like.shape and value.dtype == like.dtype and value.is_contiguous():
-                return value  # type: ignore[no-any-return]
-            target = torch.empty(like.shape, dtype=like.dtype)
+        elif isinstance(initial, Tensor) and like is not None:
+            value = initial
+            same = (value.shape, value.dtype) == (like.shape, like.dtype)
+            if same and value.is_contiguous() and value.device == self.plan.device:
+                return value
+            target = self.empty(like.shape, like.dtype)
         else:
-            target = torch.empty(self.plan.sizes(carry), dtype=self.plan.dtype(carry))
-        if isinstance(spec.initial, Fill):
-            return target.fill_(spec.initial.value)
-        return target.copy_(self.operands[spec.initial].detach())
+            target = self.empty(self.plan.sizes(carry), self.plan.dtype(carry))
+        if isinstance(initial, Fill):
+            return target.fill_(initial.value)
+        return target.copy_(initial.detach())
 
     def is_before(self, cells: Rows, carry: Node) -> bool:
         """Tell whether the start of a carry lies in the row before the rows of its update."""
@@ -145,23 +155,23 @@ class _Call:
         if 0 in bound.lanes:
             return []
         copies: list[Run] = []
-        addresses = self.locate_step(call, step, copies)
-        return [*copies, bound.launches(addresses, self.length)]
+        places = self.locate_step(call, step, copies)
+        return [*copies, bound.launches(places, self.length)]
 
-    def locate_step(self, call: Node, step: StepCall, copies: list[Run]) -> dict[str, Addresses]:
+    def locate_step(self, call: Node, step: StepCall, copies: list[Run]) -> dict[str, Any]:
         """Return where a fused step reads and writes; add the copies that this takes."""
         bound = self.plan.bound[call]
-        addresses: dict[str, Addresses] = {}
+        places: dict[str, Any] = {}
         for name, node in step_inputs(call).items():
             if name in bound.slots:
-                addresses[name] = self.supply(call, name, node, copies)
+                places[name] = self.supply(call, name, node, copies)
         for name, node in self.sketch.outputs(call).items():
             cells = self.cells[node]
             assert isinstance(cells, Rows)
-            addresses[name] = cells.addresses()
-        for name in bound.slots.keys() - addresses.keys():
-            addresses[name] = self.hold(torch.empty(bound.lanes, dtype=step.dtype))
-        return addresses
+            places[name] = self.plan.places.of_rows(cells)
+        for name in bound.slots.keys() - places.keys():
+            places[name] = self.hold(self.empty(bound.lanes, step.dtype))
+        return places
 
     def locate(self, call: Node) -> dict[str, Addresses]:
         """Return what a call of a loop that is run by rows reads and writes."""
@@ -182,25 +192,24 @@ class _Call:
             found["bias"] = self.hold(packed(self.fixed[product.bias]))
         return found
 
-    def sequence(self, node: Node) -> list[int]:
-        """Return the addresses of a value that lies in rows, or was given, step by step."""
+    def sequence(self, node: Node) -> list[Any]:
+        """Return where a value lies that is written into rows, or was given, step by step."""
         if node in self.sketch.given:
             return self.rows(self.operands[self.sketch.given[node].operand])
-        return self.delayed(node, Rows.addresses, Tensor.data_ptr)
+        return self.delayed(node, self.plan.places.of_rows, self.plan.places.of)
 
-    def supply(self, call: Node, name: str, node: Node, copies: list[Run]) -> Addresses:
+    def supply(self, call: Node, name: str, node: Node, copies: list[Run]) -> Any:
         """Return where a fused step finds an input; add the copies that this takes."""
         bound, dtype = self.plan.bound[call], call.target.dtype  # type: ignore[union-attr]
         whole = bound.lanes if name in bound.copied else None
         match self.plan.supplies[call][name]:
             case Supply.FIXED:
-                value = torch.as_tensor(self.fixed[node], dtype=dtype)
+                value = self.plan.on_device(self.fixed[node], dtype)
                 if whole is not None:
                     value = value.expand(whole).contiguous()
                 return self.hold(value if value is self.fixed[node] else value.contiguous())
             case Supply.NUMBER:
-                numbers = self.sketch.tables[node].values
-                return self.rows(torch.tensor(numbers, dtype=dtype))
+                return self.rows(self.plan.numbers(node, dtype))
             case Supply.GIVEN:
                 sequence = self.operands[self.sketch.given[node].operand]
                 if whole is not None:
@@ -210,19 +219,19 @@ class _Call:
             case Supply.ROWS:
                 return self.sequence(node)
             case Supply.COPY:
-                buffer = torch.empty(whole or self.plan.sizes(node), dtype=dtype)
+                buffer = self.empty(whole or self.plan.sizes(node), dtype)
                 copies.append(_copy(self.reader(node, in_place=True), buffer))
                 return self.hold(buffer)
 
-    def hold(self, tensor: Tensor) -> int:
-        """Keep a tensor alive for this call and return its address."""
+    def hold(self, tensor: Tensor) -> Any:
+        """Keep a tensor alive for this call and return where it lies."""
         self.held.append(tensor)
-        return tensor.data_ptr()
+        return self.plan.places.of(tensor)
 
-    def rows(self, sequence: Tensor) -> list[int]:
-        """Return the addresses of the rows of a sequence, in the order of the steps."""
+    def rows(self, sequence: Tensor) -> list[Any]:
+        """Return where the rows of a sequence lie, in the order of the steps."""
         self.held.append(sequence)
-        return Rows(sequence, self.times).addresses()
+        return self.plan.places.of_rows(Rows(sequence, self.times))
 
     def delayed(self, node: Node, of_rows: Callable[[Rows], list[Any]], of_start: Any) -> list[Any]:
         """Return what reading a node gives at each step: starts first, then rows."""

@@ -130,12 +130,16 @@ class LoopSketch:
             delays += [reading.delay] if reading.base is value else []
         return max(delays, default=0)
 
-    def buffers(self, value: Node) -> int:
+    def buffers(self, value: Node, *, in_place: bool) -> int:
         """Return how many buffers a value needs that is not kept for every step.
 
         A value may be overwritten by that of d steps later where all that read it with delay d
         have run by then, or are the step that overwrites it: a step reads each lane before it
         writes it.
+
+        Args:
+            value: The value.
+            in_place: Whether a step may write where it reads.
         """
         delay = self.longest_delay(value)
         producer = self.producer(value)
@@ -143,7 +147,7 @@ class LoopSketch:
         late = [call for call, d in self.readers.get(value, []) if d == delay]
         in_time = all(
             self.place[call] < self.place[producer]
-            or (call is producer and isinstance(call.target, StepCall))
+            or (in_place and call is producer and isinstance(call.target, StepCall))
             for call in late
         )
         needed_after = any(r.base is value and r.delay == delay for r in shown)

@@ -50,7 +50,7 @@ class Rows:
         array = self.array
         offset = array.storage_offset() + (array.stride(0) if later else 0)
         sizes = (array.shape[0] - 1, *array.shape[1:])
-        empty = torch.empty(0, dtype=array.dtype)
+        empty = torch.empty(0, dtype=array.dtype, device=array.device)
         return empty.set_(array.untyped_storage(), offset, sizes, array.stride())
 
     def tensors(self) -> list[Tensor]:
@@ -93,10 +93,30 @@ def is_aligned(value: Any) -> bool:
     return isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT == 0
 
 
-def allocate_ring(count: int, sizes: Sequence[int], dtype: torch.dtype, length: int) -> Rows:
+@dataclass(frozen=True, slots=True)
+class Places:
+    """How the kernels of a device are told where a value lies.
+
+    Attributes:
+        of: Returns the place of a tensor.
+        of_rows: Returns the places of the values of all steps.
+    """
+
+    of: Callable[[Tensor], Any]
+    of_rows: Callable[[Rows], list[Any]]
+
+
+# Kernels on the CPU get addresses; what launches kernels on a GPU takes tensors.
+ADDRESSES = Places(Tensor.data_ptr, Rows.addresses)
+TENSORS = Places(lambda tensor: tensor, Rows.tensors)
+
+
+def allocate_ring(
+    count: int, sizes: Sequence[int], dtype: torch.dtype, length: int, device: torch.device
+) -> Rows:
     """Return buffers that the steps use in turn."""
     values, unit = math.prod(sizes), ALIGNMENT // dtype.itemsize
-    padded = torch.empty((count, -(-values // unit) * unit), dtype=dtype)
+    padded = torch.empty((count, -(-values // unit) * unit), dtype=dtype, device=device)
     array = padded[:, :values].view(count, *sizes)
     return Rows(array, [k % count for k in range(length)], before=count - 1, is_reused=True)
 
