@@ -23,7 +23,8 @@ class Layer(nn.Module):
         self.back = nn.Linear(neurons, neurons)
         self.fire = ATan()
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the spikes of ``x`` [T, B, C]."""
         v = s = torch.zeros_like(x[0])
         out = []
         for t in range(x.shape[0]):
