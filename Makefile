@@ -9,8 +9,8 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint co
 SOURCES := snncc tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup fmt lint types size pytest check golden bench bench-gpu compatibility \
-	examples clean
+.PHONY: help demo test setup fmt lint types size pytest fuzz check golden bench bench-gpu \
+	compatibility examples clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ size:  ## no file of the package over 400 lines
 
 pytest: $(VENV)/.setup  ## all tests, documentation and examples included
 	OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses auto
+
+fuzz: $(VENV)/.setup  ## property tests on examples that no run has drawn before
+	$(RUN) -m pytest --numprocesses auto --hypothesis-profile=random -m hypothesis
 
 check: lint types size pytest  ## what `make test` runs
 

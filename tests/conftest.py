@@ -1,4 +1,8 @@
-"""What all tests share: a kernel cache of their own, and random numbers of their own."""
+"""What all tests share: a kernel cache of their own, and random numbers of their own.
+
+Property tests draw the same examples in every run, so that a run tells what a change broke.  `make
+fuzz` draws new ones.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

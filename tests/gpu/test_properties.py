@@ -26,7 +26,6 @@ DTYPES = st.sampled_from([torch.float32, torch.float64])
 @settings(
     deadline=None,
     max_examples=12,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(recurrence=recurrences(max_lets=5), data=st.data())

@@ -12,7 +12,20 @@ from torch import Tensor
 
 from snncc.ir.interpret import evaluate, run_step
 from snncc.ir.neuron_class import NeuronClass, Reset, StateClass, Values
-from snncc.ir.nodes import Expr, Recurrence
+from snncc.ir.nodes import (
+    Binary,
+    Const,
+    Expr,
+    Input,
+    Let,
+    Op,
+    Rank,
+    Recurrence,
+    Select,
+    State,
+    Unary,
+    Var,
+)
 from snncc.ir.walk import names_read
 from snncc.passes.meaning.classify_neurons import classify_neuron
 from tests.strategies import recurrences
@@ -111,3 +124,16 @@ def test_claims_are_made(seed: int) -> None:
 
     assert neuron.name == "LIF"
     assert check_claims(recurrence, neuron, seed) > LANES // 2
+
+
+def test_a_count_that_a_threshold_hides_is_no_reset() -> None:
+    """The state follows the count; the spike, 0 above -1.5, does not tell what is taken away."""
+    count = Let("n", Unary(Op.FLOOR, Var("v")))
+    hidden = Select(Binary(Op.LT, Var("n"), Const(-1.5)), Var("n"), Const(0.0))
+    state = State("v", Const(0.0), "n")
+    inputs = (Input("x", Rank.STEP),)
+    recurrence = Recurrence("hidden", inputs, (state,), (count, Let("s", hidden)), ("s",))
+    neuron = classify_neuron(recurrence)
+
+    check_claims(recurrence, neuron, 0)
+    assert neuron.states[0].charge is None

@@ -96,7 +96,7 @@ def storages(recurrence: Recurrence, adjoint: Adjoint) -> st.SearchStrategy[Stor
     return st.sampled_from(plans)
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(deadline=None, max_examples=15)
 @given(recurrences(), st.data())
 def test_c_kernels_equal_the_interpreter(recurrence: Recurrence, data: st.DataObject) -> None:
     """Outputs, finals and gradients are bitwise those of the interpreter."""

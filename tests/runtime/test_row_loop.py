@@ -45,7 +45,7 @@ def multiply(
 sizes = st.tuples(st.integers(1, 20), st.integers(1, 300), st.integers(1, 150))
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(deadline=None, max_examples=60)
 @given(sizes, st.sampled_from(DTYPES), st.booleans(), st.floats(0, 1), st.integers(1, 300))
 def test_products_of_whole_numbers_are_exact(
     size: tuple[int, int, int], dtype: torch.dtype, biased: bool, rate: float, chunk: int
@@ -65,7 +65,7 @@ def test_products_of_whole_numbers_are_exact(
         assert torch.equal(multiply(x, weight, bias, chunk=chunk, skip=skip), expected)
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(deadline=None, max_examples=30)
 @given(sizes, st.sampled_from(DTYPES), st.integers(1, 300), st.integers(1, 4), st.integers(1, 9))
 def test_a_row_has_the_same_bits_in_any_company(
     size: tuple[int, int, int], dtype: torch.dtype, chunk: int, threads: int, most: int

@@ -95,8 +95,11 @@ class Update:
         decisions = decisions.union(*(s.decisions for s in self.involved))
         acting = self.reset_by.union(*(s.decisions for s in self.involved))
         wholes = {d: ZERO for d in acting if d.startswith("#")}
-        every = ({**outcome, **wholes} for outcome in self.step.outcomes(decisions))
-        return [outcome for outcome in every if self._acts(outcome) is fired]
+        every = list(self.step.outcomes(decisions))
+        counted: list[Outcome] = [{**outcome, **wholes} for outcome in every]
+        # A spike that counts can be 0 by another decision too, whatever the count.
+        counted += every if wholes and not fired else []
+        return [outcome for outcome in counted if self._acts(outcome) is fired]
 
     def _acts(self, outcome: Outcome) -> bool:
         now = (constant(simplified(s.value, outcome)) != 0.0 for s in self.involved)
