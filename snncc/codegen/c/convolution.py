@@ -25,16 +25,7 @@ from dataclasses import dataclass
 from snncc.codegen.base import FloatType, KernelSource, Signature
 from snncc.codegen.c.convolution_forward import FORWARD
 from snncc.codegen.c.convolution_gradient import GRADIENT
-
-_FLAGS = (
-    "-std=gnu11",
-    "-O3",
-    "-march=native",
-    "-mprefer-vector-width=512",
-    "-ffp-contract=fast",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-)
+from snncc.codegen.c.vectors import FLAGS, vectors
 
 # The fields of the argument structure, in order; the runtime packs them.
 SIZES = (
@@ -69,47 +60,20 @@ def emit_convolution(spec: ConvolutionSpec) -> KernelSource:
     """
     name = "convolve_gradient" if spec.backward else "convolve_active"
     head = _HEAD.format(
-        real="double" if spec.dtype is FloatType.FLOAT64 else "float",
-        integer="int64_t" if spec.dtype is FloatType.FLOAT64 else "int32_t",
         lanes=spec.lanes,
         kinds=MOST_KINDS,
         fields="\n".join(f"  int64_t {field};" for field in SIZES),
     )
-    text = (
-        head
-        + _COMMON.replace("INTERLEAVE", _interleave(spec.dtype))
-        + (GRADIENT if spec.backward else FORWARD)
-    )
-    return KernelSource(name, "c", text, text, Signature(spec.dtype, ()), _FLAGS)
+    text = vectors(spec.dtype) + head + (GRADIENT if spec.backward else FORWARD)
+    return KernelSource(name, "c", text, text, Signature(spec.dtype, ()), FLAGS)
 
 
-def _interleave(dtype: FloatType) -> str:
-    """Return the statements that interleave vectors ``a`` and ``b``."""
-    lanes = 64 // dtype.size
-    halves = [
-        ", ".join(f"{i}, {i + lanes}" for i in range(start, start + lanes // 2))
-        for start in (0, lanes // 2)
-    ]
-    return "\n    ".join(
-        f"to[2 * i + {n}] = SHUFFLE(a, b, {half});" for n, half in enumerate(halves)
-    )
-
-
-_HEAD = """\
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#ifdef __AVX512VL__
-#include <immintrin.h>
-#endif
-
-typedef {real} REAL;
-typedef {integer} INTEGER;
+_HEAD = """
 /* Output channels of a row of weights or cotangents. */
 #define ROW {lanes}
+#define VECTORS (ROW / LANES)
+/* Columns that one thread transposes at a time. */
+#define STRIP 128
 /* The most steps of the filter, down times across. */
 #define MOST_KINDS {kinds}
 
@@ -121,125 +85,10 @@ typedef struct {{
   REAL *packed;
   char *scratch;
 }} arguments;
-"""
-
-_COMMON = """
-#define LANES ((int)(64 / sizeof(REAL)))
-#define VECTORS (ROW / LANES)
-
-typedef REAL vector __attribute__((vector_size(64)));
-typedef INTEGER places __attribute__((vector_size(64)));
 
 /* An active input: where its row starts, and its value. */
-typedef struct {
+typedef struct {{
   int32_t row;
   REAL value;
-} entry;
-
-static inline int64_t smaller(int64_t a, int64_t b)
-{
-  return a < b ? a : b;
-}
-
-static inline int64_t larger(int64_t a, int64_t b)
-{
-  return a > b ? a : b;
-}
-
-static inline int64_t thread(void)
-{
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-static inline vector load(const REAL *from)
-{
-  vector v;
-  memcpy(&v, from, sizeof v);
-  return v;
-}
-
-static inline void store(REAL *to, vector v)
-{
-  memcpy(to, &v, sizeof v);
-}
-
-/* Which of LANES values are not zero, as bits. NaN is not zero. */
-static inline unsigned active(const REAL *from)
-{
-#ifdef __AVX512VL__
-  if (sizeof(REAL) == 4) {
-    return _mm512_cmp_ps_mask(_mm512_loadu_ps((const void *)from), _mm512_setzero_ps(), 4);
-  }
-  return _mm512_cmp_pd_mask(_mm512_loadu_pd((const void *)from), _mm512_setzero_pd(), 4);
-#else
-  unsigned bits = 0;
-  for (int i = 0; i < LANES; i++) {
-    bits |= (unsigned)(from[i] != 0) << i;
-  }
-  return bits;
-#endif
-}
-
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
-#endif
-
-/* Interleave the lower and the upper halves of rows i and i + LANES / 2: log2(LANES) times that
-   transposes a square. */
-static inline void interleave(const vector *from, vector *to)
-{
-  for (int i = 0; i < LANES / 2; i++) {
-    vector a = from[i], b = from[i + LANES / 2];
-    INTERLEAVE
-  }
-}
-
-static inline void transpose_square(const REAL *from, int64_t from_row, REAL *to, int64_t to_row)
-{
-  vector a[LANES], b[LANES];
-  for (int i = 0; i < LANES; i++) {
-    a[i] = load(from + i * from_row);
-  }
-  interleave(a, b);
-  interleave(b, a);
-  interleave(a, b);
-  if (LANES == 16) {
-    interleave(b, a);
-  }
-  for (int i = 0; i < LANES; i++) {
-    store(to + i * to_row, LANES == 16 ? a[i] : b[i]);
-  }
-}
-
-/* to[j][i] = from[i][j] for i < rows, j < columns. */
-static void transpose(const REAL *from, int64_t from_row, REAL *to, int64_t to_row, int64_t rows,
-                      int64_t columns)
-{
-  int64_t i = 0;
-  for (; i + LANES <= rows; i += LANES) {
-    int64_t j = 0;
-    for (; j + LANES <= columns; j += LANES) {
-      transpose_square(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
-    }
-    for (; j < columns; j++) {
-      for (int k = 0; k < LANES; k++) {
-        to[j * to_row + i + k] = from[(i + k) * from_row + j];
-      }
-    }
-  }
-  for (; i < rows; i++) {
-    for (int64_t j = 0; j < columns; j++) {
-      to[j * to_row + i] = from[i * from_row + j];
-    }
-  }
-}
-
-/* Columns that one thread transposes at a time. */
-#define STRIP 128
+}} entry;
 """

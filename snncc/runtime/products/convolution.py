@@ -1,7 +1,8 @@
 """Convolutions that skip the zeros of their input, where that is faster than the dense library.
 
 Which of the two runs is decided at each call by the sizes and by the share of the input that is
-not zero, counted on a sample.  The gradient of the input is dense and always the library's.
+not zero, counted on a sample.  The gradient of the input is dense: it is the library's, or that of
+Winograd's method where the sizes allow it.
 
 Numerics: reassociated.  Zero times infinity is NaN, so where a weight or a cotangent is not finite,
 the library runs.
@@ -25,6 +26,7 @@ from snncc.ir import sequence_ops
 from snncc.runtime import memory
 from snncc.runtime.cache import CACHE, Function
 from snncc.runtime.launch import DTYPES
+from snncc.runtime.products import winograd
 from snncc.runtime.tracing import is_traced
 
 # Input values that are looked at to tell their density.
@@ -99,6 +101,13 @@ class Shape:
         return kept + _INPUT * inputs + _OUTPUT * outputs + _WEIGHT * weights < dense
 
     @property
+    def transforms(self) -> bool:
+        """Whether Winograd's method is faster than the library for the gradient of the input."""
+        is_small = self.taps == (3, 3) and self.stride == (1, 1)
+        sizes = (self.images, self.channels, self.filters)
+        return is_small and winograd.pays(*sizes, self.size, self.out)
+
+    @property
     def padded_filters(self) -> int:
         """The filters in whole rows."""
         return -(-self.filters // self.row) * self.row
@@ -127,12 +136,14 @@ def convolve(  # noqa: PLR0913 - the signature of torch
     shape = _shape_of(x, weight, (stride, padding, dilation, groups))
     if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
         shape = None  # an error, in torch's words
-    if shape is None or not (shape.pays(density(x)) and is_finite(weight)):
+    if shape is None:
         return conv2d(x, weight, bias, stride, padding, dilation, groups)
+    skips = shape.pays(density(x)) and is_finite(weight)
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Convolution.apply(x, weight, bias, shape)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(x, weight, bias, shape)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if differentiable and (skips or (x.requires_grad and shape.transforms)):
+        return _Convolution.apply(x, weight, bias, (shape, skips))  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(x, weight, bias, shape, skips)
 
 
 def density(x: Tensor) -> float:
@@ -204,29 +215,42 @@ class _Convolution(torch.autograd.Function):
     """The convolution and its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: tuple[Shape, bool]
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.shape = shape
-        return _forward(x, weight, bias, shape)
+        ctx.shape, ctx.skips = way
+        return _forward(x, weight, bias, *way)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         shape: Shape = ctx.shape
-        for_x, for_weight, for_bias, _ = ctx.needs_input_grad
+        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
         # It may be differentiated again, or be of a kind that there is no kernel for.
-        dense = torch.is_grad_enabled() or is_traced((cotangent, x))
-        own = for_weight and not dense and is_finite(cotangent)
-        grads = torch.ops.aten.convolution_backward(
-            cotangent, x, weight, [shape.filters], shape.stride, shape.padding, [1, 1], False,
-            [0, 0], 1, [for_x, for_weight and not own, for_bias],
-        )  # fmt: skip
-        if own:
-            grads = (grads[0], _weight_gradient(x, cotangent.contiguous(), shape), grads[2])
-        return (*grads, None)
+        own = not (torch.is_grad_enabled() or is_traced((cotangent, x)))
+        of_x = of_weight = None
+        if own and for_x and shape.transforms:
+            filters = weight.contiguous()
+            of_x = winograd.input_gradient(
+                cotangent.contiguous(), filters, shape.size, shape.padding
+            )
+        if own and for_weight and ctx.skips and is_finite(cotangent):
+            of_weight = _weight_gradient(x, cotangent.contiguous(), shape)
+        left = [for_x and of_x is None, for_weight and of_weight is None, for_bias]
+        grads: tuple[Tensor | None, ...] = (None, None, None)
+        if any(left):
+            grads = torch.ops.aten.convolution_backward(
+                cotangent, x, weight, [shape.filters], shape.stride, shape.padding, [1, 1], False,
+                [0, 0], 1, left,
+            )  # fmt: skip
+        of_x, of_weight = grads[0] if left[0] else of_x, grads[1] if left[1] else of_weight
+        return of_x, of_weight, grads[2], None
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, skips: bool) -> Tensor:
+    if not skips:
+        return conv2d(x, weight, bias, shape.stride, shape.padding)
     threads = torch.get_num_threads()
     group = _forward_group(shape, threads)
     pixels = math.prod(shape.size)
