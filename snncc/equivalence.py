@@ -43,17 +43,20 @@ from snncc.frontend.state.sources import gather, named_tensors, preserved, walk
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.nodes import Scan
 from snncc.ir.numerics import Numerics
 from snncc.ir.tape import SourceKind
 from snncc.module import CompiledModule, program_of
 from snncc.options import Options
 from snncc.passes.neurons import as_written, serial_program
-from snncc.pipeline import Compiled, executable
+from snncc.pipeline import Compiled
 from snncc.recurrent_layer import recurrent_layer
 from snncc.reporting.layers import layers_of
 from snncc.reporting.report import Layer
+from snncc.runnable import executable
 from snncc.runtime.products import convolution
 from snncc.runtime.products import linear as products
+from snncc.scan_evidence import compare_scan
 from snncc.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 
 
@@ -171,12 +174,21 @@ def _kernels(
         dtype = next(x.dtype for x in (*reference, *inputs.values()) if x.is_floating_point())
         allowed = 0.0 if exact in (Numerics.BITWISE, Numerics.ITERATED) else OUTPUT_TOLERANCE[dtype]
         name = str(node.target.__name__)  # type: ignore[union-attr]
-        found += compare_all("kernel", name, reference, kernel, allowed)
+        if _moves_spikes(node.target):
+            found += compare_scan(node.target.program, args, options)  # type: ignore[union-attr]
+        else:
+            found += compare_all("kernel", name, reference, kernel, allowed)
         if gradients:
             a = _differentiate(reference, {f"{name} {k}": x for k, x in inputs.items()}, seeds)
             b = _differentiate(kernel, {f"{name} {k}": x for k, x in twins.items()}, seeds)
             found += compare_gradients("kernel", a, b)
     return found
+
+
+def _moves_spikes(target: Any) -> bool:
+    """Tell whether a neuron runs forward by chunks of time."""
+    form = target.program.forward.form if isinstance(target, NeuronCall) else None
+    return isinstance(form, Scan) and form.forward
 
 
 def _reference(target: Any) -> Callable[..., Any]:

@@ -312,7 +312,7 @@ def compile_model(
     if not callable(model) or isinstance(model, CompiledModule):
         what = "compiled already" if callable(model) else "not callable"
         raise OptionError(f"The model is {what}.", code="option.model")
-    if options.mode not in ("fused", "fpt", "dynamic_decay", "auto", "serial"):
+    if options.mode not in ("fused", "scan", "fpt", "dynamic_decay", "auto", "serial"):
         raise UnsupportedError(
             f"Mode '{options.mode}' does not exist yet.",
             code="unsupported.mode",

@@ -9,7 +9,9 @@ from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from snncc.errors import OptionError
 
-Mode: TypeAlias = Literal["fused", "fpt", "dynamic_decay", "serial", "online", "async", "auto"]
+Mode: TypeAlias = Literal[
+    "fused", "scan", "fpt", "dynamic_decay", "serial", "online", "async", "auto"
+]
 TargetName: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 Fallback: TypeAlias = Literal["error", "serial"]
 StorageChoice: TypeAlias = Literal["auto", "recompute", "save"]
@@ -40,6 +42,7 @@ class Options:
         schedule: With a number of sweeps, the steepness of each sweep's sigmoid; None keeps the
             threshold and the user's surrogate.
         backward_scale: Steepness of the derivative of those sigmoids, over that of the sigmoids.
+        chunk: In mode ``"scan"`` the steps of a chunk; None chooses for each call, by its sizes.
         kernel_size: In mode ``"dynamic_decay"`` how many inputs, the present one included, the
             decay depends on.
         tau: In mode ``"dynamic_decay"`` the exponent ``1 / tau`` of the decay's sigmoid.
@@ -56,6 +59,7 @@ class Options:
     sweeps: int | Literal["exact"] = "exact"
     schedule: tuple[float, ...] | None = (2.0, 6.0, 12.0)
     backward_scale: float = 1.0 / 3.0
+    chunk: int | None = None
     kernel_size: int = 4
     tau: float = 0.25
 
@@ -91,6 +95,12 @@ class Options:
                 hints=["Leave it out to follow 'torch.get_num_threads()'."],
             )
         self._check_sweeps()
+        if self.chunk is not None and (type(self.chunk) is not int or self.chunk < 1):
+            raise OptionError(
+                f"Option 'chunk' is {self.chunk!r}, not a positive number of steps.",
+                code="option.chunk",
+                hints=["Leave it out: each call is cut by its sizes."],
+            )
         if type(self.kernel_size) is not int or self.kernel_size < 1 or not self.tau > 0:
             raise OptionError(
                 "Options 'kernel_size' and 'tau' are positive; the first is a whole number.",

@@ -17,12 +17,11 @@ from snncc.dump import Dump
 from snncc.errors import FormError, SnnccError, TargetError, UnsupportedError
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
-from snncc.ir import sequence_ops
 from snncc.ir import validate as invariants
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.loop_call import LoopCall
-from snncc.ir.nodes import FixedPoint, Form
+from snncc.ir.nodes import FixedPoint, Form, Scan
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
@@ -31,18 +30,14 @@ from snncc.options import GPU_TARGETS, Options, TargetName, settings
 from snncc.passes import Pass, Rejection, passes_for, substituting
 from snncc.passes.decay_gates import DecayGates
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
-from snncc.passes.neurons import copy_graph, neuron_nodes
+from snncc.passes.neurons import neuron_nodes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.streams.stream_steps import stream_steps
 from snncc.passes.substitute_dynamic_decay import SubstituteDynamicDecay
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
-from snncc.runtime import norms
+from snncc.runnable import KernelCall, function_of, with_kernels
 from snncc.runtime.fixed_point import FixedPointNeuron
-from snncc.runtime.loops.recurrent import RecurrentLoop, StepTarget
-from snncc.runtime.operators import Neuron
-from snncc.runtime.products import convolution
-from snncc.runtime.products import linear as products
 from snncc.translation import check_translation
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -241,53 +236,6 @@ def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
     return program
 
 
-def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:
-    """Return a function that runs a sequence graph with compiled neurons."""
-    return function_of(with_kernels(graph, options))
-
-
-def function_of(graph: torch.fx.Graph) -> Callable[..., tuple[Any, ...]]:
-    """Return a function that runs a graph."""
-    return torch.fx.GraphModule(torch.nn.Module(), graph).forward
-
-
-def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
-    """Return a sequence graph whose neurons and products are those of the runtime."""
-    runnable = copy_graph(graph)
-    for node in neuron_nodes(runnable):
-        program = node.target.program  # type: ignore[union-attr]
-        kind = FixedPointNeuron if program.sweeps else Neuron
-        node.target = KernelCall(
-            kind(program, target=options.target, num_threads=options.num_threads)
-        )
-    for node in runnable.nodes:
-        if isinstance(node.target, LoopCall) and options.target != "torch":
-            target = StepTarget(options.target, options.num_threads)
-            node.target = RecurrentLoop(node.target, target)
-        if node.target is sequence_ops.linear:
-            node.target = products.linear
-        if isinstance(node.target, TimeLoop) and options.target != "torch":
-            node.target = norms.steps_of_norm(node.target)
-        if node.meta.get("skips_zeros"):
-            node.target = convolution.skipping(node.target)
-    return runnable
-
-
-@dataclass(frozen=True, eq=False)
-class KernelCall:
-    """Target of a node that calls a compiled neuron, as `NeuronCall` calls the reference."""
-
-    neuron: Neuron | FixedPointNeuron
-
-    @property
-    def __name__(self) -> str:
-        return self.neuron.program.forward.name
-
-    def __call__(self, length: int, *arguments: Tensor) -> Sequence[Tensor]:
-        """Run the kernels."""
-        return self.neuron.run(arguments, length)
-
-
 def _require_valid(graph: torch.fx.Graph) -> None:
     """Check the invariants of everything that code is generated from."""
     for node in neuron_nodes(graph):
@@ -346,6 +294,8 @@ def _no_loop(recording: Recording, rejection: Rejection) -> UnsupportedError:
 
 def form_of(options: Options) -> Form | None:
     """Return the form that the options ask for; None stands for fused time."""
+    if options.mode == "scan":
+        return Scan()
     if options.mode != "fpt":
         return None
     if options.sweeps == "exact":

@@ -14,7 +14,8 @@ from snncc.frontend.state.results import returned
 from snncc.frontend.state.sources import gather
 from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
-from snncc.pipeline import Compiled, chunk_program, with_kernels
+from snncc.pipeline import Compiled, chunk_program
+from snncc.runnable import with_kernels
 from snncc.runtime.streams.stream import Interface, Stream
 
 

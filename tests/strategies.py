@@ -83,6 +83,55 @@ def recurrences(draw: st.DrawFn, max_lets: int = 9) -> Recurrence:
 
 
 @st.composite
+def affine_recurrences(draw: st.DrawFn) -> Recurrence:
+    """Draw a recurrence that is affine in its states, with spikes, windows and sums around it."""
+    states = [f"v{i}" for i in range(draw(st.integers(1, 3)))]
+    factors: list[Expr] = [Var("x1"), Var("p0"), Const(draw(NUMBERS)), Const(0.75)]
+    lets: list[Let] = []
+    updates: dict[str, str] = {}
+    for number, state in enumerate(states):
+        total: Expr = Binary(Op.MUL, draw(st.sampled_from(factors)), Var("x0"))
+        # Before or after the step: a state may read what another one has just become.
+        seen = [*states, *updates.values()]
+        for other in draw(st.lists(st.sampled_from(seen), min_size=1, max_size=3, unique=True)):
+            term: Expr = Binary(Op.MUL, draw(st.sampled_from(factors)), Var(other))
+            if draw(st.booleans()):
+                condition = Binary(Op.GT, Var("x1"), Const(draw(NUMBERS)))
+                term = Select(condition, term, Unary(Op.NEG, Var(other)))
+            total = Binary(draw(st.sampled_from([Op.ADD, Op.SUB])), total, term)
+        lets.append(Let(f"h{number}", total))
+        updates[state] = f"h{number}"
+    fired = Binary(Op.GE, Var("h0"), Const(0.3))
+    rule = surrogate("s", "h0", draw(st.sampled_from(["atan", "identity"])))
+    lets += [Let("s", Unary(Op.FLOAT, fired), rule), Let("summed", add_one("count", "s"))]
+    updates["count"] = "summed"
+    if draw(st.booleans()):  # a window of two inputs
+        lets = [Let("gate", Binary(Op.MUL, Var("older"), Var("x1"))), *lets]
+        first = lets[1]
+        lets[1] = Let(first.name, Binary(Op.ADD, Var("gate"), first.expr))
+        updates |= {"old": "x0", "older": "old"}
+    starts = [s for s in updates if draw(st.booleans())]
+    inputs = [Input("x0", Rank.STEP), Input("x1", Rank.STEP), Input("p0", Rank.LANE)]
+    return Recurrence(
+        name="affine",
+        inputs=(*inputs, *(Input(f"{s}_first", Rank.LANE) for s in starts)),
+        states=tuple(
+            State(s, Var(f"{s}_first") if s in starts else Const(draw(NUMBERS)), update)
+            for s, update in updates.items()
+        ),
+        lets=tuple(lets),
+        outputs=tuple(draw(st.lists(st.sampled_from(["s", "h0", states[-1]]), min_size=1,
+                                    unique=True))),
+        finals=tuple(draw(st.lists(st.sampled_from([*updates]), unique=True))),
+    )  # fmt: skip
+
+
+def add_one(total: str, value: str) -> Expr:
+    """Return a running sum with one more value."""
+    return Binary(Op.ADD, Var(total), Var(value))
+
+
+@st.composite
 def _let(draw: st.DrawFn, name: str, floats: list[str]) -> Let:
     kind = draw(st.sampled_from(["arithmetic", "curve", "spike", "select", "detach", "decay"]))
     x = Var(draw(st.sampled_from(floats)))

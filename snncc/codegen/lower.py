@@ -70,7 +70,8 @@ def _lower_forward(program: NeuronProgram, spec: KernelSpec) -> Kernel:
     lets = prepare(forward.lets, _names(forward))
     parts = _Parts(lets, _carries(forward), inputs, bools)
     roots = [*(final.name for final in finals), *(kept.name for kept in checkpoints)]
-    main = Sweep("main", parts.live_step(stores + saved, roots), tuple(finals))
+    step = parts.live_step(stores + saved, roots)
+    main = Sweep("main", step, tuple(finals), backwards=forward.reverse)
     return Kernel(
         name=f"{forward.name}_{spec.job.value}",
         comment=print_recurrence(forward),

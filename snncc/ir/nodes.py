@@ -208,7 +208,18 @@ class FixedPoint:
     backward_scale: float = 1.0 / 3.0
 
 
-Form: TypeAlias = Sequential | FusedTime | FixedPoint
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Time is cut into chunks that run side by side, each an affine map of what it starts from.
+
+    Attributes:
+        forward: Whether the neuron runs so; its adjoint runs so wherever that is affine.
+    """
+
+    forward: bool = True
+
+
+Form: TypeAlias = Sequential | FusedTime | FixedPoint | Scan
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from enum import Enum
 
 import torch
 
+from snncc.ir.chunked_scan import ScanPrograms
 from snncc.ir.nodes import Recurrence
 
 
@@ -88,6 +89,7 @@ class NeuronProgram:
     ``narrow`` names outputs that are written in a type of their own.
     ``stands_for`` says which neuron the user wrote where this is another one.
     ``written`` is the recurrence of the user where ``forward`` is a chain of sweeps over it.
+    ``scan`` is what a scan form runs.
     """
 
     forward: Recurrence
@@ -101,6 +103,7 @@ class NeuronProgram:
     narrow: tuple[tuple[str, torch.dtype], ...] = ()
     stands_for: str = ""
     written: Recurrence | None = None
+    scan: ScanPrograms | None = None
 
     @property
     def without_gradient(self) -> tuple[int, ...]:

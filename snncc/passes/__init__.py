@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snncc.ir.nodes import FixedPoint, Form
+from snncc.ir.nodes import FixedPoint, Form, Scan
 from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
 from snncc.passes.differentiate import Differentiate
@@ -16,6 +16,7 @@ from snncc.passes.loops.differentiate_loops import DifferentiateLoops
 from snncc.passes.loops.fuse_steps import FuseSteps
 from snncc.passes.narrow_spikes import NarrowSpikes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
+from snncc.passes.parallelize_scan import ParallelizeScan
 from snncc.passes.plan_storage import PlanStorage
 from snncc.passes.simplify_step import SimplifyStep
 from snncc.passes.skip_zeros import SkipZeros
@@ -49,10 +50,11 @@ def passes_for(
         SimplifyStep(),
         *(() if isinstance(form, FixedPoint) else (FuseReadouts(on_gpu),)),
         ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),
-        *((NarrowSpikes(),) if on_gpu and not isinstance(form, FixedPoint) else ()),
+        *((NarrowSpikes(),) if on_gpu and form is None else ()),
         Differentiate(leaves),
         DifferentiateLoops(),
         PlanStorage(place, on_gpu),
+        *((ParallelizeScan(form.forward),) if isinstance(form, Scan) else ()),
         *((SkipZeros(),) if skip_zeros else ()),
     )
 

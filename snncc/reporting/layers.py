@@ -14,12 +14,12 @@ from snncc.frontend.operators.canonical import size
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import FixedPoint, Form, FusedTime, Recurrence, Sequential, Var
+from snncc.ir.nodes import FixedPoint, Form, FusedTime, Recurrence, Scan, Sequential, Var
 from snncc.ir.numerics import Numerics, weakest
 from snncc.ir.program import NeuronProgram, Place
 from snncc.ir.tape import Source, SourceKind
 from snncc.ir.time_loop import TimeLoop
-from snncc.ir.walk import calls_maths
+from snncc.ir.walk import bool_lets, calls_maths
 from snncc.options import GPU_TARGETS
 from snncc.passes.hoisting.batch_rules import REASSOCIATED
 from snncc.passes.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
@@ -257,9 +257,18 @@ def _inexact(node: torch.fx.Node, program: NeuronProgram) -> str:
         reasons.append(f"without reset, it stands for the {program.stands_for}")
     if node.meta.get("folded"):
         reasons.append("its membrane norm is folded into decay and input")
+    if promise_of(program.forward.form) is Numerics.REASSOCIATED:
+        reasons.append(_moved(program.forward))
     if calls_maths(program.forward.lets):
         reasons.append("its maths functions differ from torch's in the last place")
     return "; ".join(reasons)
+
+
+def _moved(forward: Recurrence) -> str:
+    """Return what a scan changes about a neuron."""
+    says = "its chunks start from sums in another order"
+    fires = bool_lets(forward.lets) or any(let.surrogate is not None for let in forward.lets)
+    return f"{says}, so a spike at the threshold may move" if fires else says
 
 
 def form_text(form: Form) -> str:
@@ -271,6 +280,10 @@ def form_text(form: Form) -> str:
             return f"{sweeps} sweeps"
         case FixedPoint(sweeps):
             return f"{sweeps} soft sweeps"
+        case Scan(forward=True):
+            return "scan"
+        case Scan():
+            return "fused time, backward scan"
         case Sequential() | FusedTime():
             return "fused time"
         case _:
@@ -283,6 +296,8 @@ def promise_of(form: Form) -> Numerics:
         case FixedPoint(sweeps, schedule) if sweeps is not None:
             # With sigmoids in place of thresholds the solution is another neuron's.
             return Numerics.ITERATED if schedule is None else Numerics.SUBSTITUTED
+        case Scan(forward=True):
+            return Numerics.REASSOCIATED
         case _:
             return Numerics.BITWISE
 

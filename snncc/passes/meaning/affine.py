@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from snncc.ir.nodes import Binary, Const, Detach, Expr, Op, Select, Unary, Var
-from snncc.ir.walk import names_read, transform
+from snncc.ir.walk import children, names_read, transform
 
 ZERO, ONE = Const(0.0), Const(1.0)
 _COMPUTE: Mapping[Op, Callable[..., Any]] = {
@@ -101,6 +101,62 @@ def split(expr: Expr, name: str) -> tuple[Expr, Expr] | None:
 def join(op: Op, lhs: Expr, rhs: Expr) -> Expr:
     """Return ``lhs op rhs``, simplified over the reals where both already are."""
     return reduced(Binary(op, lhs, rhs))
+
+
+def degree_in(expr: Expr, degrees: Mapping[str, int | None]) -> int | None:
+    """Return the degree of an expression: 0, 1, more, or None for no polynomial.
+
+    Args:
+        expr: The expression.
+        degrees: The degree of each variable in it.
+    """
+    parts = [degree_in(child, degrees) for child in children(expr)]
+    match expr:
+        case Var(name):
+            return degrees[name]
+        case Detach() | Unary(Op.NEG, _):
+            return parts[0]
+        case Binary(Op.ADD | Op.SUB, _, _):
+            return None if None in parts else max(p or 0 for p in parts)
+        case Binary(Op.MUL, _, _):
+            return None if None in parts else sum(p or 0 for p in parts)
+        case Binary(Op.DIV, _, _):
+            return parts[0] if parts[1] == 0 else None
+        case Select():
+            condition, *arms = parts
+            return None if condition != 0 or None in arms else max(a or 0 for a in arms)
+        case _:
+            return 0 if all(p == 0 for p in parts) else None
+
+
+def linear_part(expr: Expr, tangents: Mapping[str, Expr]) -> Expr:
+    """Return what an affine expression changes by when its variables change by their tangents.
+
+    Args:
+        expr: An expression of degree one at most in the variables that have tangents.
+        tangents: What those variables change by; every other one is fixed.
+    """
+    match expr:
+        case Var(name):
+            return tangents.get(name, ZERO)
+        case Detach(arg):
+            return linear_part(arg, tangents)
+        case Unary(Op.NEG, arg):
+            return reduced(Unary(Op.NEG, linear_part(arg, tangents)))
+        case Binary(Op.ADD | Op.SUB as op, lhs, rhs):
+            return join(op, linear_part(lhs, tangents), linear_part(rhs, tangents))
+        case Binary(Op.MUL, lhs, rhs):
+            left = linear_part(lhs, tangents)
+            if left == ZERO:
+                return join(Op.MUL, lhs, linear_part(rhs, tangents))
+            return join(Op.MUL, left, rhs)
+        case Binary(Op.DIV, lhs, rhs):
+            return join(Op.DIV, linear_part(lhs, tangents), rhs)
+        case Select(condition, if_true, if_false):
+            arms = (linear_part(arm, tangents) for arm in (if_true, if_false))
+            return reduced(Select(condition, *arms))
+        case _:
+            return ZERO
 
 
 def _each(

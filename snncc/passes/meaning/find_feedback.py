@@ -6,23 +6,16 @@ most neurons is affine in its states: nothing waits for a comparison any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 from snncc.ir.nodes import (
-    Binary,
-    Const,
-    Detach,
-    Expr,
     Let,
-    Op,
     Recurrence,
-    Select,
-    Unary,
-    Var,
 )
 from snncc.ir.walk import bool_lets, let_reads
 from snncc.passes.base import Rejection
+from snncc.passes.meaning.affine import degree_in
 
 
 def find_feedback(forward: Recurrence) -> tuple[str, ...]:
@@ -52,7 +45,7 @@ def find_nonlinearity(forward: Recurrence, cuts: Iterable[str]) -> Rejection | N
     degrees |= {s.name: 1 for s in forward.states}
     given = frozenset(cuts)
     for let in forward.lets:
-        degrees[let.name] = 0 if let.name in given else _degree(let.expr, degrees)
+        degrees[let.name] = 0 if let.name in given else degree_in(let.expr, degrees)
     for state in forward.states:
         degree = degrees[state.update]
         if degree is None or degree > 1:
@@ -62,39 +55,3 @@ def find_nonlinearity(forward: Recurrence, cuts: Iterable[str]) -> Rejection | N
                 state.where or forward.where,
             )
     return None
-
-
-def _degree(expr: Expr, degrees: Mapping[str, int | None]) -> int | None:
-    """Return the degree of an expression in the states: 0, 1, more, or None for no polynomial."""
-    parts = list(_degrees_of_operands(expr, degrees))
-    match expr:
-        case Const():
-            return 0
-        case Var(name):
-            return degrees[name]
-        case Detach() | Unary(Op.NEG, _):
-            return parts[0]
-        case Binary(Op.ADD | Op.SUB, _, _):
-            return None if None in parts else max(p or 0 for p in parts)
-        case Binary(Op.MUL, _, _):
-            return None if None in parts else sum(p or 0 for p in parts)
-        case Binary(Op.DIV, _, _):
-            return parts[0] if parts[1] == 0 else None
-        case Select():
-            condition, *arms = parts
-            return None if condition != 0 or None in arms else max(a or 0 for a in arms)
-        case _:
-            return 0 if all(p == 0 for p in parts) else None
-
-
-def _degrees_of_operands(expr: Expr, degrees: Mapping[str, int | None]) -> Iterator[int | None]:
-    match expr:
-        case Unary(_, arg) | Detach(arg):
-            yield _degree(arg, degrees)
-        case Binary(_, lhs, rhs):
-            yield _degree(lhs, degrees)
-            yield _degree(rhs, degrees)
-        case Select(condition, if_true, if_false):
-            yield _degree(condition, degrees)
-            yield _degree(if_true, degrees)
-            yield _degree(if_false, degrees)

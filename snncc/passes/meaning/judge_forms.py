@@ -5,7 +5,7 @@ form                legal where
 ==================  =============================================================================
 fused time          always
 fixed point         with all comparisons given, the states are affine in those before
-parallel scan       the states are affine in themselves and no spike changes them
+scan                the states are affine in themselves and no spike changes them
 next-spike map      one membrane that each spike sets to a value, whatever its potential was
 ==================  =============================================================================
 
@@ -17,23 +17,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from snncc.ir.neuron_class import NeuronClass, Reset, Role, StateClass
-from snncc.ir.nodes import FixedPoint, Recurrence
+from snncc.ir.nodes import FixedPoint, Recurrence, Scan
 from snncc.passes.base import Rejection
 from snncc.passes.meaning.classify_neurons import classify_neuron
 from snncc.passes.meaning.find_feedback import find_feedback, find_nonlinearity
+from snncc.passes.scans.chunked import chunked_scan
 
 NOT_BUILT = Rejection("not-built", "legal here, but not part of this version")
 
 
 def other_forms(recurrence: Recurrence) -> Iterator[tuple[str, Rejection]]:
     """Yield the forms that a neuron does not run in, and why."""
-    if isinstance(recurrence.form, FixedPoint):
+    scans = isinstance(recurrence.form, Scan) and recurrence.form.forward
+    if scans or isinstance(recurrence.form, FixedPoint):
         yield "fused time", Rejection("not-asked", "legal: mode='fused' asks for it")
-    else:
+    if not isinstance(recurrence.form, FixedPoint):
         yield "fixed point", _sweeps(recurrence)
     neuron = classify_neuron(recurrence)
-    scan, jump = can_scan(neuron), can_jump(neuron)
-    yield "parallel scan", NOT_BUILT if scan is None else scan
+    if not scans:
+        yield "scan", _scan(recurrence, neuron)
+    jump = can_jump(neuron)
     yield "next-spike map", NOT_BUILT if jump is None else jump
 
 
@@ -45,14 +48,14 @@ def _sweeps(recurrence: Recurrence) -> Rejection:
     return find_nonlinearity(recurrence, cuts) or legal
 
 
-def can_scan(neuron: NeuronClass) -> Rejection | None:
-    """Return why the states cannot be found by a parallel scan, or None where they can."""
+def _scan(recurrence: Recurrence, neuron: NeuronClass) -> Rejection:
+    found = chunked_scan(recurrence)
+    if not isinstance(found, Rejection):
+        return Rejection("not-asked", "legal: mode='scan' asks for it")
     changed = [*neuron.resets, *(s for s in neuron.states if s.role is Role.ADAPTATION)]
     if changed:
         return Rejection("reset", f"a spike changes '{_shown(changed[0])}'")
-    if not neuron.is_affine:
-        return Rejection("nonlinear-state", "its charge is not proven affine in its states")
-    return None
+    return found
 
 
 def can_jump(neuron: NeuronClass) -> Rejection | None:

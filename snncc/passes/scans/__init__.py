@@ -1,0 +1,1 @@
+"""Time cut into chunks that run side by side."""

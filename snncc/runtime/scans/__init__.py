@@ -1,0 +1,1 @@
+"""Neurons whose time is cut into chunks that run side by side."""
