@@ -6,7 +6,7 @@ import torch
 import snncc
 from snncc.ir.chunked_scan import ChunkedScan
 from snncc.ir.program import NeuronProgram
-from snncc.nn import LI, LIF, DynamicDecay
+from snncc.nn import LI, LIF
 from snncc.passes.differentiate import differentiate
 from snncc.passes.scans.alone import adjoint_alone
 from snncc.passes.scans.chunked import chunked_scan
@@ -19,7 +19,6 @@ pytestmark = [
 ]
 NEURONS = {
     "integrator": LI(0.9, learnable=True, shape=(3,)),
-    "dynamic": DynamicDecay(3, kernel_size=2),
     "lif": LIF(0.9),
 }
 

@@ -31,8 +31,6 @@ class StateKinds(NamedTuple):
 
 def state_kinds(recurrence: Recurrence) -> StateKinds | Rejection:
     """Return the states by kind, or why they are not affine."""
-    if not recurrence.states:
-        return Rejection("no-state", "it has no state", recurrence.where)
     reads = states_read(recurrence)
     depends = {s.name: reads[s.update] for s in recurrence.states}
     reach = _closure(depends)
