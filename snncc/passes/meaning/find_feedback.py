@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from snncc.ir.nodes import (
-    Let,
-    Recurrence,
-)
+from snncc.ir.nodes import Let, Recurrence
 from snncc.ir.walk import bool_lets, let_reads
 from snncc.passes.base import Rejection
 from snncc.passes.meaning.affine import degree_in
