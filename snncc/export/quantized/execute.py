@@ -1,0 +1,246 @@
+"""The reference of a quantized network: what each operation is, in numpy.
+
+Numbers are 64-bit integers here, and every bound that was proven at export holds for them too.
+The exported C computes the same numbers, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import assert_never
+
+import numpy
+
+from snncc.export.c_code import broadcast_strides
+from snncc.export.network import Array, Buffer, Steps
+from snncc.export.quantized.nodes import (
+    Apply,
+    ConstantArray,
+    Convolution,
+    Integer,
+    Linear,
+    Move,
+    Name,
+    Number,
+    Operation,
+    Pointwise,
+    Pool,
+    Product,
+    QuantizedNetwork,
+    Reduce,
+)
+
+Numbers = numpy.ndarray
+
+
+class Run:
+    """A quantized network that takes steps.
+
+    Attributes:
+        network: The network.
+        memory: For each buffer its numbers.
+    """
+
+    def __init__(self, network: QuantizedNetwork) -> None:
+        self.network = network
+        self.memory: dict[Buffer, Numbers] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the state before the first step."""
+        n = self.network.network
+        self.steps = 0
+        for buffer in (*n.inputs, *n.outputs, *n.work):
+            self.memory[buffer] = numpy.zeros(buffer.size, numpy.int64)
+        for buffer, start in self.network.starts.items():
+            self.memory[buffer] = start.astype(numpy.int64).copy()
+
+    def step(self, inputs: Sequence[Numbers]) -> list[Numbers]:
+        """Take a step on whole numbers and return the outputs."""
+        self.steps += 1
+        for buffer, x in zip(self.network.network.inputs, inputs, strict=True):
+            self.memory[buffer][:] = x.reshape(-1)
+        for operation in self.network.operations:
+            self._run(operation)
+        return [self.memory[buffer].copy() for buffer in self.network.network.outputs]
+
+    def view(self, array: Array, shape: tuple[int, ...] | None = None) -> Numbers:
+        """Return the numbers of an array, broadcast to a shape."""
+        shape = array.shape if shape is None else shape
+        return _strided(self.memory[array.buffer], array, shape)
+
+    def _run(self, operation: Operation) -> None:
+        match operation:
+            case Pointwise():
+                self._pointwise(operation)
+            case Move(source, result, shift):
+                self.view(result)[...] = self._rescaled(self.view(source), shift)
+            case Linear(x, product, result, inputs, outputs):
+                rows = self.view(x).reshape(-1, inputs)
+                weights = product.weight.values.reshape(inputs, outputs)
+                sums = _multiplied(rows, weights, product)
+                self._write(result, self._scaled(sums, product, (1, -1)))
+            case Convolution():
+                sums = _convolved(self.view(operation.x), operation)
+                self._write(operation.result, self._scaled(sums, operation.product, (1, -1, 1, 1)))
+            case Pool():
+                self._pool(operation)
+            case Reduce(kind, x, axes, result, left, divisor, _):
+                values = self.view(x)
+                if kind in ("max", "min"):
+                    self._write(result, getattr(values, kind)(axes) if axes else values)
+                else:
+                    sums = values.sum(axes) if axes else values
+                    self._write(result, self._limited(divided(sums << left, divisor)))
+            case _:
+                assert_never(operation)
+
+    def _write(self, array: Array, values: Numbers) -> None:
+        end = array.offset + values.size
+        self.memory[array.buffer][array.offset : end] = values.reshape(-1)
+
+    def _limited(self, values: Numbers) -> Numbers:
+        a = self.network.arithmetic
+        return values.clip(a.state_low, a.state_high)
+
+    def _rescaled(self, values: Numbers, shift: Numbers | int) -> Numbers:
+        """Return ``limit(x / 2^shift)``, rounded; a shift below zero multiplies."""
+        a, amount = self.network.arithmetic, numpy.asarray(shift, numpy.int64)
+        down, up = right(values, numpy.maximum(amount, 1)), numpy.maximum(-amount, 0)
+        highest = numpy.right_shift(numpy.int64(a.state_high), up)
+        beyond = numpy.where(values > highest, a.state_high, a.state_low)
+        is_inside = (values <= highest) & (values >= -highest - 1)
+        raised = numpy.where(is_inside, numpy.left_shift(values, up), beyond)
+        return self._limited(numpy.where(amount > 0, down, raised))
+
+    def _scaled(self, sums: Numbers, product: Product, shape: tuple[int, ...]) -> Numbers:
+        """Return ``limit(right(bias + sum, shift))``; a shift below zero goes to the left."""
+        bias = 0 if product.bias is None else product.bias.values.reshape(shape)
+        return self._rescaled(sums + bias, product.shift.values.reshape(shape))
+
+    def _pool(self, operation: Pool) -> None:
+        x = self.view(operation.x)
+        rows, columns = operation.windows
+        values = []
+        for a, b in rows:
+            for c, d in columns:
+                window = x[:, :, a:b, c:d]
+                values.append(window.max((2, 3)) if operation.is_max else window.sum((2, 3)))
+        y = numpy.stack(values, 2)
+        if not operation.is_max:
+            y = self._limited(divided(y << operation.left, numpy.array(operation.divisors)))
+        self._write(operation.result, y)
+
+    def _pointwise(self, operation: Pointwise) -> None:
+        values: dict[str, Numbers] = {}
+        for name, source in operation.inputs:
+            if isinstance(source, Steps):
+                most = self.network.arithmetic.wide_high // max(abs(source.factor), 1)
+                values[name] = numpy.int64(min(self.steps, most) * source.factor)
+            elif isinstance(source, ConstantArray):
+                numbers = source.constant.values.astype(numpy.int64)
+                values[name] = _strided(numbers, source, operation.shape)
+            else:
+                values[name] = self.view(source, operation.shape).copy()
+        for name, expr in operation.lets:
+            values[name] = self.evaluate(expr, values)
+        for array, expr in operation.results:
+            self.view(array, operation.shape)[...] = self.evaluate(expr, values)
+
+    def evaluate(self, expr: Integer, values: Mapping[str, Numbers]) -> Numbers:
+        """Return the numbers of an expression."""
+        match expr:
+            case Number(value):
+                return numpy.int64(value)
+            case Name(name):
+                return values[name]
+            case Apply("limit", (x,)):
+                return self._limited(self.evaluate(x, values))
+            case Apply("divide", (x, y)):
+                ends = self.network.arithmetic
+                top, bottom = self.evaluate(x, values), self.evaluate(y, values)
+                most = numpy.where(top < 0, ends.state_low, numpy.where(top > 0, ends.state_high, 0))
+                sign = numpy.where(bottom < 0, -1, 1)
+                quotient = divided(top * sign, numpy.where(bottom == 0, 1, abs(bottom)))
+                return numpy.where(bottom == 0, most, quotient)
+            case Apply("right" | "left" | "floor" as name, (x,), bits):
+                return _SHIFTS[name](self.evaluate(x, values), bits)
+            case Apply(name, args):
+                return numpy.int64(1) * _OPERATIONS[name](*(self.evaluate(a, values) for a in args))
+            case _:
+                assert_never(expr)
+
+
+def divided(x: Numbers, y: Numbers | int) -> Numbers:
+    """Return ``floor(x / y + 1/2)`` for a positive y."""
+    quotient, rest = numpy.divmod(x, y)
+    return quotient + (rest >= y - rest)
+
+
+def right(x: Numbers, bits: Numbers | int) -> Numbers:
+    """Return ``floor(x / 2^bits + 1/2)`` for positive ``bits``."""
+    half = numpy.left_shift(numpy.int64(1), numpy.asarray(bits, numpy.int64) - 1)
+    return (x + half) >> bits
+
+
+def _strided(memory: Numbers, array: Array | ConstantArray, shape: tuple[int, ...]) -> Numbers:
+    step = memory.itemsize
+    strides = [n * step for n in broadcast_strides(array, shape)]
+    return numpy.lib.stride_tricks.as_strided(memory[array.offset :], shape, strides)
+
+
+def _multiplied(x: Numbers, w: Numbers, product: Product) -> Numbers:
+    """Return a product of matrices, by floats where their sums are exact."""
+    if product.sum_bits < 53:
+        return (x.astype(numpy.float64) @ w.astype(numpy.float64)).astype(numpy.int64)
+    return x @ w.astype(numpy.int64)
+
+
+def _convolved(x: Numbers, operation: Convolution) -> Numbers:
+    """Return the sums of a convolution, one place of its kernel after another."""
+    batch, channels, height, width = x.shape
+    _, outs, out_height, out_width = operation.result.shape
+    (kh, kw), (sh, sw), (dh, dw) = operation.kernel, operation.stride, operation.dilation
+    ph, pw = operation.padding
+    padded = numpy.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    groups = operation.groups
+    weights = operation.product.weight.values.reshape(
+        groups, channels // groups, kh, kw, outs // groups
+    )
+    sums = numpy.zeros((groups, batch * out_height * out_width, outs // groups), numpy.int64)
+    for ky in range(kh):
+        for kx in range(kw):
+            y, z = ky * dh, kx * dw
+            part = padded[:, :, y : y + (out_height - 1) * sh + 1 : sh]
+            part = part[:, :, :, z : z + (out_width - 1) * sw + 1 : sw]
+            rows = part.transpose(1, 0, 2, 3).reshape(groups, channels // groups, -1)
+            sums += _multiplied(rows.transpose(0, 2, 1), weights[:, :, ky, kx], operation.product)
+    shaped = sums.reshape(groups, batch, out_height, out_width, outs // groups)
+    return shaped.transpose(1, 0, 4, 2, 3).reshape(batch, outs, out_height, out_width)
+
+
+_SHIFTS: Mapping[str, Callable[[Numbers, int], Numbers]] = {
+    "right": right,
+    "left": numpy.left_shift,
+    "floor": numpy.right_shift,
+}
+_OPERATIONS: Mapping[str, Callable[..., Numbers]] = {
+    "add": numpy.add,
+    "sub": numpy.subtract,
+    "mul": numpy.multiply,
+    "neg": numpy.negative,
+    "abs": numpy.abs,
+    "min": numpy.minimum,
+    "max": numpy.maximum,
+    "lt": numpy.less,
+    "le": numpy.less_equal,
+    "gt": numpy.greater,
+    "ge": numpy.greater_equal,
+    "eq": numpy.equal,
+    "ne": numpy.not_equal,
+    "and": numpy.logical_and,
+    "or": numpy.logical_or,
+    "xor": numpy.logical_xor,
+    "not": numpy.logical_not,
+    "select": numpy.where,
+}

@@ -1,0 +1,255 @@
+"""From a network in floats to one in whole numbers, with formats taken from examples.
+
+A value gets the finest power of two at which twice the largest seen still fits a state.  What
+counts (spikes, bools, sums of them) stays exact.  States are written after they are read, so that
+the step is quantized again until the formats it gives its states are those it assumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+import numpy
+import torch
+from torch import Tensor
+
+from snncc.export import network as floats
+from snncc.export.network import Array, Buffer, Home, Network, dense_strides
+from snncc.export.quantized import nodes
+from snncc.export.quantized.expressions import NoWholeFormError
+from snncc.export.quantized.formats import (
+    Arithmetic,
+    Format,
+    fraction_for,
+    is_whole,
+    limited,
+    whole,
+)
+from snncc.export.quantized.layers import quantize_product
+from snncc.export.quantized.observe import FloatRun
+from snncc.export.quantized.pointwise import Draft, Surroundings
+
+_MOST_ROUNDS = 40
+_WIDEN = 6  # rounds after which a count that still grows gets the whole range of a state
+_MARGIN = 2.0  # how much larger than in the examples a value may become
+
+
+def quantize(network: Network, seen: FloatRun, arithmetic: Arithmetic) -> nodes.QuantizedNetwork:
+    """Return a network in whole numbers.
+
+    Args:
+        network: The network.
+        seen: It, after the examples.
+        arithmetic: The sizes of numbers.
+
+    Raises:
+        UnsupportedError: An operation has no form in whole numbers, with the user's line.
+    """
+    writers: dict[Buffer, dict[int, Format]] = {}
+    for round_ in range(_MOST_ROUNDS):
+        quantizer = _Quantizer(network, seen, arithmetic, writers, widens=round_ >= _WIDEN)
+        result = quantizer.network()
+        if quantizer.written == writers:
+            return result
+        writers = quantizer.written
+    raise seen.refuse(-1, "the formats of its states depend on each other")
+
+
+@dataclass
+class _Quantizer:
+    """Quantizes a step once, with the formats that the round before gave to buffers."""
+
+    source: Network
+    seen: FloatRun
+    arithmetic: Arithmetic
+    writers: dict[Buffer, dict[int, Format]]
+    widens: bool
+    written: dict[Buffer, dict[int, Format]] = field(default_factory=dict)
+    cached: dict[tuple[object, ...], nodes.Constant] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.result = nodes.QuantizedNetwork(self.source, self.arithmetic)
+        a = self.arithmetic
+        self.range = (a.state_low, a.state_high)
+        for buffer in self.source.inputs:
+            exact = self.seen.whole[buffer] and self.seen.largest[buffer] <= a.state_high
+            fraction = 0 if exact else self.seen_fraction(buffer)
+            self.result.formats[buffer] = Format(fraction, *self.range, exact)
+        for state in self.source.states:
+            self.written[state] = {-1: self.start_format(state)}
+        weights = self.seen.memory.__getitem__
+        self.around = Surroundings(a, self.format, weights, self.constant)
+        self.trial = replace(self.around, constant=nodes.Constant)
+
+    def network(self) -> nodes.QuantizedNetwork:
+        """Return the network."""
+        for position, operation in enumerate(self.source.operations):
+            try:
+                self.result.operations.append(self.operation(position, operation))
+            except NoWholeFormError as error:
+                raise self.seen.refuse(position, str(error)) from error
+        result = self.result
+        for buffer in (*self.source.states, *self.source.work, *self.source.outputs):
+            result.formats[buffer] = self.format(buffer)
+        for state in self.source.states:
+            start = whole(self.start(state), self.format(state).fraction)
+            result.starts[state] = limited(start, *self.range).numpy()
+        return result
+
+    def start(self, state: Buffer) -> Tensor:
+        """Return the numbers that a state starts from."""
+        values = state.values
+        if isinstance(values, Tensor):
+            return values.detach().reshape(-1).double()
+        return torch.full((state.size,), float(values or 0.0), dtype=torch.float64)
+
+    def start_format(self, state: Buffer) -> Format:
+        start = self.start(state)
+        if is_whole(start, self.arithmetic.state_high) and start.numel():
+            return Format(0, int(start.min()), int(start.max()), exact=True)
+        return Format(self.seen_fraction(state), *self.range, exact=False)
+
+    def seen_fraction(self, *keys: Buffer | tuple[int, str]) -> int:
+        """Return the fraction for the largest of some values in the examples."""
+        largest = max(self.seen.largest.get(key, 0.0) for key in keys) * _MARGIN
+        return fraction_for(largest, self.arithmetic.state_high, self.arithmetic.state_bits - 1)
+
+    def format(self, buffer: Buffer) -> Format:
+        """Return the format of a buffer: what those who write it agree on."""
+        if buffer in self.result.formats and buffer.home is Home.INPUT:
+            return self.result.formats[buffer]
+        found = {**self.writers.get(buffer, {}), **self.written.get(buffer, {})}.values()
+        if not found:
+            return Format(0, 0, 0, exact=True)
+        low, high = min(f.low for f in found), max(f.high for f in found)
+        if all(f.exact for f in found):
+            bounds = self.range if self.widens and buffer.home is Home.STATE else (low, high)
+            known = self.writers.get(buffer, {})
+            same = known and (min(f.low for f in known.values()), max(f.high for f in known.values()))
+            return Format(0, *((low, high) if same == (low, high) else bounds), exact=True)
+        fractions = {f.fraction for f in found if not f.exact}
+        if len(fractions) > 1 or any(f.exact and (f.low, f.high) != (0, 0) for f in found):
+            fractions.add(self.seen_fraction(buffer))
+        return Format(min(fractions), *self.range, exact=False)
+
+    def write(self, position: int, buffer: Buffer, made: Format) -> Format:
+        """Note the format of what an operation writes and return that of the buffer."""
+        low, high = max(made.low, self.range[0]), min(made.high, self.range[1])
+        if made.exact:
+            made = Format(0, min(low, high), max(low, high), exact=True)
+        else:
+            made = Format(made.fraction, *self.range, exact=False)
+        self.written.setdefault(buffer, {})[position] = made
+        return self.format(buffer)
+
+    def operation(self, position: int, operation: floats.Operation) -> nodes.Operation:
+        """Return an operation in whole numbers."""
+        match operation:
+            case floats.Pointwise():
+                return self.pointwise(position, operation)
+            case floats.Copy(source, result):
+                dense = Array(
+                    result.buffer, source.shape, dense_strides(source.shape), result.offset
+                )
+                return self.move(position, source, dense)
+            case floats.Place(source, result):
+                return self.move(position, source, result)
+            case floats.Linear() | floats.Convolution():
+                return self.product(position, operation)
+            case floats.Pool() | floats.Reduce():
+                return self.reduction(position, operation)
+            case floats.MatMul() | floats.Softmax() | floats.Normalize() | floats.Lookup():
+                name = type(operation).__name__.lower()
+                raise NoWholeFormError(f"the operation '{name}' has no form in whole numbers")
+            case _:
+                assert_never(operation)
+
+    def move(self, position: int, source: Array, result: Array) -> nodes.Move:
+        """Return a copy that brings numbers to the fraction of where they go."""
+        if source.buffer.home is Home.WEIGHT:
+            raise NoWholeFormError("it returns a parameter, or keeps one as a state")
+        made = self.format(source.buffer)
+        there = self.write(position, result.buffer, made)
+        return nodes.Move(source, result, made.fraction - there.fraction)
+
+    def product(
+        self, position: int, operation: floats.Linear | floats.Convolution
+    ) -> nodes.Linear | nodes.Convolution:
+        """Return a linear layer or a convolution."""
+        x = self.format(operation.x.buffer)
+        result = operation.result
+        made = Format(self.seen_fraction(result.buffer), *self.range, exact=False)
+        y = self.write(position, result.buffer, made)
+        groups = operation.groups if isinstance(operation, floats.Convolution) else 1
+        weights = self.seen.view(operation.weight)
+        shaped = weights.reshape(groups, -1, weights.shape[-1])
+        bias = None if operation.bias is None else self.seen.view(operation.bias)
+        keep = (result.buffer.name, self.constant)
+        product = quantize_product(shaped, bias, (x, y), self.arithmetic, keep)
+        if isinstance(operation, floats.Linear):
+            return nodes.Linear(operation.x, product, result, *operation.weight.shape)
+        return nodes.Convolution(
+            operation.x, product, result, operation.stride, operation.padding,
+            operation.dilation, operation.groups, operation.kernel,
+        )  # fmt: skip
+
+    def reduction(
+        self, position: int, operation: floats.Pool | floats.Reduce
+    ) -> nodes.Pool | nodes.Reduce:
+        """Return a pooling or a reduction; extremes, and sums of counts, stay exact."""
+        x, result = self.format(operation.x.buffer), operation.result
+        count = operation.x.numel // max(result.numel, 1)
+        if isinstance(operation, floats.Pool):
+            kind = "max" if operation.is_max else "mean"
+        else:
+            kind = operation.kind
+        if kind in ("max", "min"):
+            made = x
+        elif kind == "sum" and x.exact:
+            made = Format(0, x.low * count, x.high * count, exact=True)
+        else:
+            room = 60 - (max(abs(x.low), abs(x.high), 1) * max(operation.x.numel, 1)).bit_length()
+            finest = x.fraction + max(min(room, self.arithmetic.state_bits), 0)
+            fraction = min(self.seen_fraction(result.buffer), finest)
+            made = Format(fraction, *self.range, exact=False)
+        left = self.write(position, result.buffer, made).fraction - x.fraction
+        if kind in ("max", "min") and left:
+            raise NoWholeFormError("a maximum is written among values of another scale")
+        divided, left = 1 << max(-left, 0), max(left, 0)
+        reached = max(abs(x.low), abs(x.high)) * operation.x.numel << left
+        sum_bits = self.arithmetic.wide_bits if reached <= self.arithmetic.wide_high else 64
+        if isinstance(operation, floats.Pool):
+            divisors = tuple(d * divided for d in operation.divisors)
+            windows, is_max = operation.windows, operation.is_max
+            return nodes.Pool(operation.x, result, windows, is_max, divisors, left, sum_bits)
+        axes, shape = operation.axes, operation.x.shape
+        size = 1
+        for axis in axes if kind == "mean" else ():
+            size *= shape[axis]
+        return nodes.Reduce(kind, operation.x, axes, result, left, size * divided, sum_bits)
+
+    def pointwise(self, position: int, operation: floats.Pointwise) -> nodes.Pointwise:
+        """Return lets in whole numbers; a first draft tells which values are potentials."""
+        keys = [
+            (position, *key) if isinstance(key, tuple) else key
+            for key in Draft(self.trial, operation, 0).potentials()
+        ]
+        draft = Draft(self.around, operation, self.seen_fraction(*keys) if keys else 0)
+        results = []
+        for array, name in operation.results:
+            value = draft.result(name)
+            there = self.write(position, array.buffer, value.format)
+            results.append((array, draft.stored(value, there.fraction)))
+        return draft.finished(results)
+
+    def constant(self, name: str, values: numpy.ndarray, bits: int) -> nodes.Constant:
+        """Return numbers as a constant of the library; equal ones are kept once."""
+        key = (bits, values.shape, values.tobytes())
+        if key not in self.cached:
+            taken = {c.name for c in self.result.constants}
+            names = (name, *(f"{name}{n}" for n in range(2, len(taken) + 3)))
+            fresh = next(n for n in names if n not in taken)
+            self.cached[key] = nodes.Constant(fresh, values.reshape(-1), bits)
+            self.result.constants.append(self.cached[key])
+        return self.cached[key]
