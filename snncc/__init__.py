@@ -29,6 +29,7 @@ from snncc.errors import (
     UnsupportedError,
 )
 from snncc.export.bundle import Bundle, BundleReport, read_bundle, verify_bundle
+from snncc.export.quantized.choice import Quantization
 from snncc.exporting import export
 from snncc.interchange.from_nir import NIRModel, from_nir
 from snncc.interchange.to_nir import to_nir
@@ -62,6 +63,7 @@ __all__ = [
     "OptionError",
     "Options",
     "Plan",
+    "Quantization",
     "Report",
     "SnnccError",
     "SnnccWarning",

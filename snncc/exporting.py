@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -15,8 +16,10 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import OptionError
 from snncc.export.bundle import ONNX, Bundle, require_onnx, write_bundle
-from snncc.export.c_library import Sequence, write_library
+from snncc.export.c_library import FloatNumbers, Sequence, write_library
 from snncc.export.network import Network
+from snncc.export.quantized.choice import Quantization, quantization_of
+from snncc.export.quantized.library import write_quantized
 from snncc.export.trace import trace
 from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.chunk_program import ChunkProgram
@@ -85,13 +88,14 @@ class _Network:
 Writer = Callable[[_Network, "str | os.PathLike[str]", str], Bundle]
 
 
-def export(
+def export(  # noqa: PLR0913 - all but the first two are keywords
     fast: CompiledModule,
     folder: str | os.PathLike[str],
     *,
     format: str = "c",
     example_inputs: tuple[Any, ...],
     name: str = "network",
+    arithmetic: str | Quantization = "float",
 ) -> Bundle:
     """Write a compiled model as files that run without Python and torch.
 
@@ -106,13 +110,19 @@ def export(
             one of a step with its states.
         example_inputs: Arguments of the model, with the time axis.
         name: A C identifier; every name in a library, and of a model's files, starts with it.
+        arithmetic: ``"float"``, or whole numbers for a library: ``"int8"``, ``"int16"``, or a
+            `Quantization` with more examples than the one, which decide the scales.
 
     Raises:
         OptionError: The format, the name or the model is not possible.
         UnsupportedError: The network has no form of that format, with the user's line.
         BundleError: The folder holds something else, or cannot be written.
     """
-    writers: dict[str, Writer] = {"c": _write_library, "onnx": _write_onnx}
+    choice = quantization_of(arithmetic)
+    writers: dict[str, Writer] = {
+        "c": functools.partial(_write_library, choice=choice),
+        "onnx": _write_onnx,
+    }
     if format not in writers:
         raise OptionError(
             f"There is no format '{format}'.",
@@ -124,6 +134,12 @@ def export(
             f"'{name}' is no name for a library.",
             code="option.name",
             hints=["Use letters, digits and underscores."],
+        )
+    if choice is not None and choice.sizes() and format != "c":
+        raise OptionError(
+            f"There is no '{choice.arithmetic}' in the format '{format}'.",
+            code="option.arithmetic",
+            hints=["Choose format='c', or arithmetic='float'."],
         )
     if not isinstance(fast, CompiledModule):
         raise OptionError(
@@ -149,20 +165,59 @@ def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     return _Network(fast, example_inputs, compiled, program, leaves, wanted, outputs)
 
 
-def _write_library(network: _Network, folder: str | os.PathLike[str], name: str) -> Bundle:
-    """Write a C library."""
+def _write_library(
+    network: _Network,
+    folder: str | os.PathLike[str],
+    name: str,
+    choice: Quantization | None = None,
+) -> Bundle:
+    """Write a C library, in floats or in whole numbers."""
     program, leaves = network.program, network.leaves
     axes = program.input_axes
     step = [x if a is None else x.narrow(a, 0, 1) for x, a in zip(leaves, axes, strict=True)]
     names = [source.name for source in network.sources]
     result = trace(program, step, network.own, names, network.wanted)
-    inputs = [a for a, is_own in zip(axes, network.own, strict=True) if is_own]
-    outputs = [program.output_axes[i] for i in network.wanted]
-    sequence = Sequence(
-        _time_first(network.inputs, inputs), _time_first(network.outputs, outputs), network.steps
-    )
-    files = write_library(result, name, sequence)
-    return write_bundle(folder, files, _facts(result, name, network.steps))
+    facts = _facts(result, name, network.steps)
+    example = _sequence(network, network.inputs, network.outputs)
+    if choice is None:
+        files = write_library(result, name, FloatNumbers(result, name), example)
+        return write_bundle(folder, files, facts)
+    examples = [example, *(_another(network, arguments) for arguments in choice.examples)]
+    files, more = write_quantized(result, name, choice, examples)
+    return write_bundle(folder, files, facts | more)
+
+
+def _sequence(network: _Network, inputs: list[Tensor], outputs: list[Tensor]) -> Sequence:
+    """Return a run of the model, time first."""
+    own = zip(network.program.input_axes, network.own, strict=True)
+    axes = [a for a, is_own in own if is_own]
+    ends = [network.program.output_axes[i] for i in network.wanted]
+    lengths = (x.shape[a] for x, a in zip(inputs, axes, strict=True) if a is not None)
+    steps = next(lengths, network.program.length)
+    return Sequence(_time_first(inputs, axes), _time_first(outputs, ends), steps)
+
+
+def _another(network: _Network, arguments: tuple[Any, ...]) -> Sequence:
+    """Return one more example, which has the sizes of the first but for time."""
+    model = network.fast.program
+    leaves = gather(network.compiled.recording.tape, model, arguments, {})
+    kinds = zip(leaves, network.leaves, network.own, network.program.input_axes, strict=True)
+    pairs = [(x.detach(), like, a) for x, like, is_own, a in kinds if is_own]
+    for x, like, axis in pairs:
+        if _without(x, axis) != _without(like, axis):
+            raise OptionError(
+                f"An example has the shape {tuple(x.shape)} beside {tuple(like.shape)}.",
+                code="option.arithmetic",
+                hints=["Give examples of the sizes of 'example_inputs' but for the time axis."],
+            )
+    with torch.no_grad(), preserved(model, arguments):
+        outputs = pytree.tree_leaves(model(*arguments))
+    return _sequence(network, [x for x, _, _ in pairs], outputs)
+
+
+def _without(x: Tensor, axis: int | None) -> tuple[int, ...]:
+    """Return a shape without the time axis."""
+    return tuple(n for d, n in enumerate(x.shape) if d != axis)
 
 
 def _time_first(tensors: Iterable[Tensor], axes: Iterable[int | None]) -> tuple[Tensor, ...]:

@@ -113,6 +113,7 @@ def export_command(
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
     format: Annotated[str, typer.Option(help="'c': a C11 library, 'onnx': ONNX models.")] = "c",
     name: Annotated[str, typer.Option(help="What every name in it starts with.")] = "network",
+    arithmetic: Annotated[str, typer.Option(help="'float', 'int8' or 'int16'.")] = "float",
     option: Choices = None,
 ) -> None:
     """Write a model as a C library, or as ONNX models, that run without Python.
@@ -122,7 +123,14 @@ def export_command(
     with _working("exporting"):
         model, inputs = load(factory)
         fast = snncc.compile(model, **_options(option)).eval()
-        bundle = snncc.export(fast, output, format=format, example_inputs=inputs, name=name)
+        bundle = snncc.export(
+            fast,
+            output,
+            format=format,
+            example_inputs=inputs,
+            name=name,
+            arithmetic=arithmetic,
+        )
     typer.echo(f"Wrote {bundle.folder}: {', '.join(bundle.manifest['files'])}")
 
 

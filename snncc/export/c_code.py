@@ -33,6 +33,7 @@ from snncc.export.network import (
     Reduce,
     Softmax,
     Steps,
+    Strided,
     dense_strides,
 )
 from snncc.ir.nodes import Binary, Expr, Op, Unary
@@ -342,7 +343,7 @@ class Loops:
         """The names of the loop variables."""
         return [f"{self.letter}{k}" for k in range(len(self.sizes))]
 
-    def index(self, array: Array) -> str:
+    def index(self, array: Strided) -> str:
         """Return the position in its buffer of an array's element."""
         strides = broadcast_strides(array, self.shape)
         parts = []
@@ -364,7 +365,7 @@ class Loops:
         return lines
 
 
-def broadcast_strides(array: Array, shape: tuple[int, ...]) -> Strides:
+def broadcast_strides(array: Strided, shape: tuple[int, ...]) -> Strides:
     """Return the strides of an array that is broadcast to a shape."""
     missing = len(shape) - len(array.shape)
     if missing < 0:  # leading axes of size one: a view with an axis for time

@@ -17,7 +17,7 @@ MAIN = """\
 #include <time.h>
 
 #ifndef TOLERANCE
-#define TOLERANCE 1e-4
+#define TOLERANCE @TOLERANCE@
 #endif
 
 enum { INPUTS = @IN_COUNT@, OUTPUTS = @OUT_COUNT@ };
@@ -97,7 +97,7 @@ int main(int argc, char **argv)
   left -= 4;
   const size_t steps
       = file[0] | (size_t)file[1] << 8 | (size_t)file[2] << 16 | (size_t)file[3] << 24;
-  const @REAL@ *weights = @NAME@_weights;
+  const @TYPE@ *weights = @NAME@_weights;
   void *weight_file = NULL;
   if (argc > 2) {
     weight_file = read_file(argv[2], &bytes);
@@ -136,7 +136,7 @@ int main(int argc, char **argv)
     status |= !(worst <= TOLERANCE * (largest > 1 ? largest : 1));
   }
   printf("memory: %zu bytes of state and work, %zu bytes of weights\\n", sizeof net,
-         sizeof(@REAL@) * (size_t)@MACRO@_WEIGHTS);
+         sizeof(@TYPE@) * (size_t)@MACRO@_WEIGHTS);
   if (repeat > 0 && steps > 0) {
     const double start = seconds();
     for (long n = 0; n < repeat; n++) {

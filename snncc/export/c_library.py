@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy
 from torch import Tensor
 
-from snncc.codegen.base import FloatType
 from snncc.codegen.c.expressions import literal
 from snncc.export.c_code import Writer
 from snncc.export.c_files import CMAKE, MAIN, MAKEFILE
 from snncc.export.c_functions import fixed_part
+from snncc.export.c_templates import HEADER, SOURCE
 from snncc.export.memory import Memory
 from snncc.export.network import Buffer, Network
 
@@ -34,81 +35,188 @@ class Sequence:
     steps: int
 
 
-def write_library(network: Network, name: str, sequence: Sequence) -> dict[str, bytes]:
+def write_library(
+    network: Network, name: str, numbers: Numbers, sequence: Sequence
+) -> dict[str, bytes]:
     """Return the files of a library.
 
     Args:
         network: The network.
         name: A C identifier; every name in the library starts with it.
+        numbers: Its numbers.
         sequence: What the test of the library runs.
     """
-    return _Library(network, name).files(sequence)
+    return _Library(network, name, numbers).files(sequence)
 
 
-class _Library:
+class Numbers(Protocol):
+    """The numbers of a library, and the step that is written for them.
+
+    Attributes:
+        number: The C type of an input, a state and an output.
+        dtype: The same in a file.
+        tolerance: By which part of the largest output the test may differ.
+        memory: Where buffers lie.
+        body: The statements of a step.
+        functions: The functions that it calls.
+        fixed: The functions of every library that it calls.
+        weights: The weights.
+        members: What a network needs besides its states and its work, for C.
+        macros: Further macros of the header: name, value, comment.
+    """
+
+    number: str
+    dtype: str
+    tolerance: str
+    memory: Memory
+    body: list[str]
+    functions: list[str]
+    fixed: str
+    weights: Weights
+    members: list[str]
+    macros: list[tuple[str, int, str]]
+
+    def literal(self, value: float) -> str:
+        """Return a number in C."""
+
+    def start(self, state: Buffer) -> numpy.ndarray:
+        """Return the numbers that a state starts from: one, or as many as it has."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a library.
+
+    Attributes:
+        type: The C type of one of them.
+        declaration: Its declaration, if it needs one.
+        count: How many there are.
+        size: The bytes of one.
+        values: The body of the array that holds them, in C.
+        data: The same in a file.
+        is_unique: Whether the library takes these weights and no others of the same size.
+    """
+
+    type: str
+    declaration: str
+    count: int
+    size: int
+    values: str
+    data: bytes
+    is_unique: bool = False
+
+    @property
+    def checksum(self) -> int:
+        """The checksum of the data."""
+        return zlib.crc32(self.data) & 0xFFFFFFFF
+
+    def file(self) -> bytes:
+        """Return the weights as a file: magic, size of a number, count, checksum, numbers."""
+        head = numpy.asarray([self.size, self.count, self.checksum], "<u4")
+        return MAGIC + head.tobytes() + bytes(12) + self.data
+
+
+class FloatNumbers:
+    """The floats, or doubles, of a library."""
+
+    tolerance = "1e-4"
+
     def __init__(self, network: Network, name: str) -> None:
-        self.network, self.name = network, name
+        self.network = network
         self.memory = Memory(network)
-        self.writer = Writer(network, self.memory, name)
-        self.body = self.writer.step()
-        self.real = self.writer.real
-        self.macro = name.upper()
+        writer = Writer(network, self.memory, name)
+        self.body = writer.step()
+        self.functions = writer.functions
+        self.number = writer.real
+        self.float_type = writer.float_type
+        self.dtype = "<f8" if network.is_double else "<f4"
+        self.fixed = fixed_part(writer.used, name, self.number)
+        self.weights = self._weights()
+        self.macros: list[tuple[str, int, str]] = []
+        sums, indices = self.memory.sums, self.memory.indices
+        self.members = [f"{self.number} sums[{sums}];"] if sums else []
+        self.members += [f"int active[{indices}];"] if indices else []
 
-    def files(self, sequence: Sequence) -> dict[str, bytes]:
-        weights = self.weight_values()
-        texts = {
-            f"{self.name}.h": self.header(),
-            f"{self.name}.c": self.source(),
-            f"{self.name}_weights.c": self.weight_array(weights),
-            "main.c": self.fill(MAIN, sequence),
-            "Makefile": self.fill(MAKEFILE, sequence),
-            "CMakeLists.txt": self.fill(CMAKE, sequence),
-        }
-        files = {file: text.encode() for file, text in texts.items()}
-        files[f"{self.name}.weights"] = pack_weights(weights)
-        files["test_vector.bin"] = self.test_vector(sequence)
-        return files
+    def literal(self, value: float) -> str:
+        """Return a number in C."""
+        return literal(value, self.float_type)
 
-    def weight_values(self) -> numpy.ndarray:
+    def start(self, state: Buffer) -> numpy.ndarray:
+        """Return the numbers that a state starts from."""
+        if isinstance(state.values, Tensor):
+            return numpy.asarray(state.values.detach().reshape(-1).numpy())
+        return numpy.asarray([state.values or 0.0])
+
+    def _weights(self) -> Weights:
         """Return all weights in one array, each where its operations look for it."""
         values = numpy.zeros(max(self.memory.weights, 1), self.dtype)
         for buffer in self.network.weights:
             assert isinstance(buffer.values, Tensor)
             place = self.memory.places[buffer]
             values[place : place + buffer.size] = buffer.values.detach().reshape(-1).numpy()
-        return values
+        text = in_rows([self.literal(float(v)) for v in values])
+        return Weights(self.number, "", values.size, values.itemsize, text, values.tobytes())
 
-    @property
-    def dtype(self) -> str:
-        return "<f8" if self.network.is_double else "<f4"
+
+def in_rows(items: list[str]) -> str:
+    """Return the items of an array in C, eight a line."""
+    rows = [", ".join(items[i : i + 8]) for i in range(0, len(items), 8)]
+    return ",\n  ".join(rows)
+
+
+class _Library:
+    def __init__(self, network: Network, name: str, numbers: Numbers) -> None:
+        self.network, self.name, self.numbers = network, name, numbers
+        self.memory, self.real = numbers.memory, numbers.number
+        self.weights = numbers.weights
+        self.macro = name.upper()
+
+    def files(self, sequence: Sequence) -> dict[str, bytes]:
+        texts = {
+            f"{self.name}.h": self.header(),
+            f"{self.name}.c": self.source(),
+            f"{self.name}_weights.c": self.weight_array(),
+            "main.c": self.fill(MAIN, sequence),
+            "Makefile": self.fill(MAKEFILE, sequence),
+            "CMakeLists.txt": self.fill(CMAKE, sequence),
+        }
+        files = {file: text.encode() for file, text in texts.items()}
+        files[f"{self.name}.weights"] = self.weights.file()
+        files["test_vector.bin"] = self.test_vector(sequence)
+        return files
 
     def sizes(self) -> list[tuple[str, int, str]]:
         """Return the macros of the header: name, value, comment."""
-        found = [("WEIGHTS", max(self.memory.weights, 1), "numbers in the weights")]
+        found = [("WEIGHTS", self.weights.count, f"items of {self.weights.type} in the weights")]
         for buffer in (*self.network.inputs, *self.network.outputs):
             shape = " x ".join(map(str, self.network.shapes[buffer.name])) or "one number"
             found.append((buffer.name.upper(), buffer.size, f"numbers of '{buffer.name}': {shape}"))
+        for state in self.network.states:
+            comment = f"numbers of the state '{state.name}'"
+            found.append((f"STATE_{state.name.upper()}", state.size, comment))
+        found += self.numbers.macros
         if self.network.limit:
             found.append(("STEPS", self.network.limit, "the most steps after a reset"))
         return [(f"{self.macro}_{name}", value, comment) for name, value, comment in found]
 
     def header(self) -> str:
         macros = "\n".join(f"#define {n} {v} /* {c} */" for n, v, c in self.sizes())
-        members = [f"  {self.real} state_{b.name}[{b.size}];" for b in self.network.states]
+        members = [
+            f"  {self.real} state_{b.name}[{self.macro}_STATE_{b.name.upper()}];"
+            for b in self.network.states
+        ]
         if self.memory.work:
             members.append(f"  {self.real} work[{self.memory.work}];")
-        if self.memory.sums:
-            members.append(f"  {self.real} sums[{self.memory.sums}];")
-        if self.memory.indices:
-            members.append(f"  int active[{self.memory.indices}];")
-        parameters = self.parameters()
+        members += [f"  {member}" for member in self.numbers.members]
         return HEADER.format(
             name=self.name,
             macro=self.macro,
             real=self.real,
+            type=self.weights.type,
+            declaration=self.weights.declaration,
             macros=macros,
             members="\n".join(members),
-            parameters=parameters,
+            parameters=self.parameters(),
             run_parameters=self.parameters(),
             outputs=self.describe_outputs(),
             step_error=" or 1 after the last step that it has numbers for"
@@ -129,28 +237,31 @@ class _Library:
 
     def source(self) -> str:
         name, real = self.name, self.real
-        functions = "\n".join(self.writer.functions)
-        fixed = fixed_part(self.writer.used, name, real)
         resets = "\n".join(f"  {line}" for b in self.network.states for line in self.reset_lines(b))
-        step = "\n".join(f"  {line}" for line in self.body)
+        step = "\n".join(f"  {line}" for line in self.numbers.body)
         limit = (
             f"  if (net->steps >= {self.macro}_STEPS) {{\n    return 1;\n  }}\n"
             if self.network.limit
             else ""
         )
+        own = f" || found != {self.weights.checksum:#x}u" if self.weights.is_unique else ""
         return SOURCE.format(
             name=name,
             macro=self.macro,
             real=real,
+            type=self.weights.type,
+            own=own,
             magic=", ".join(f"'{chr(b)}'" for b in MAGIC),
-            fixed=fixed,
-            functions=functions,
+            fixed=self.numbers.fixed,
+            functions="\n".join(self.numbers.functions),
             parameters=self.parameters(),
             run_parameters=self.parameters(),
             resets=resets,
             step=step,
             limit=limit,
-            weights=f"  const {real} *weights = net->weights;\n" if "weights" in step else "",
+            weights=f"  const {self.weights.type} *weights = net->weights;\n"
+            if "weights" in step
+            else "",
             advance=self.advance(),
             arguments=", ".join(b.name for b in (*self.network.inputs, *self.network.outputs)),
         )
@@ -158,22 +269,17 @@ class _Library:
     def reset_lines(self, state: Buffer) -> list[str]:
         """Return the statements that give a state its start."""
         place = f"net->state_{state.name}"
-        if isinstance(state.values, Tensor):
-            values = state.values.reshape(-1)
-            if bool((values == values[0]).all()):
-                return self.filled(place, state.size, float(values[0]))
-            items = ", ".join(literal(float(v), self.writer.float_type) for v in values)
+        values = self.numbers.start(state)
+        if not bool((values == values[0]).all()):
+            items = ", ".join(self.numbers.literal(v) for v in values.tolist())
             return [
                 f"static const {self.real} start_{state.name}[] = {{{items}}};",
                 f"memcpy({place}, start_{state.name}, sizeof start_{state.name});",
             ]
-        return self.filled(place, state.size, float(state.values or 0.0))
-
-    def filled(self, place: str, size: int, value: float) -> list[str]:
-        if value == 0 and str(value) == "0.0":
+        if values[0] == 0 and not numpy.signbit(values[0]):
             return [f"memset({place}, 0, sizeof {place});"]
-        text = literal(value, self.writer.float_type)
-        return [f"for (int i = 0; i < {size}; i++) {{", f"  {place}[i] = {text};", "}"]
+        text = self.numbers.literal(values.tolist()[0])
+        return [f"for (int i = 0; i < {state.size}; i++) {{", f"  {place}[i] = {text};", "}"]
 
     def advance(self) -> str:
         """Return the statements that move pointers to the next step."""
@@ -183,15 +289,9 @@ class _Library:
                 lines.append(f"    {buffer.name} += {self.macro}_{buffer.name.upper()};")
         return "\n".join(lines)
 
-    def weight_array(self, values: numpy.ndarray) -> str:
-        float_type = FloatType.FLOAT64 if self.network.is_double else FloatType.FLOAT32
-        items = [literal(float(v), float_type) for v in values]
-        rows = [", ".join(items[i : i + 8]) for i in range(0, len(items), 8)]
-        body = ",\n  ".join(rows)
-        return (
-            f'#include "{self.name}.h"\n\n'
-            f"const {self.real} {self.name}_weights[{self.macro}_WEIGHTS] = {{\n  {body}}};\n"
-        )
+    def weight_array(self) -> str:
+        head = f"const {self.weights.type} {self.name}_weights[{self.macro}_WEIGHTS]"
+        return f'#include "{self.name}.h"\n\n{head} = {{\n  {self.weights.values}}};\n'
 
     def test_vector(self, sequence: Sequence) -> bytes:
         """Return the inputs and expected outputs of a run: sizes first, then the numbers."""
@@ -202,8 +302,10 @@ class _Library:
                 if x.numel() == sequence.steps * buffer.size
                 else x.expand(sequence.steps, *x.shape)
             )
-            parts.append(whole.contiguous().numpy().astype(self.dtype).tobytes())
-        parts += [y.contiguous().numpy().astype(self.dtype).tobytes() for y in sequence.outputs]
+            parts.append(whole.contiguous().numpy().astype(self.numbers.dtype).tobytes())
+        parts += [
+            y.contiguous().numpy().astype(self.numbers.dtype).tobytes() for y in sequence.outputs
+        ]
         return b"".join(parts)
 
     def fill(self, template: str, sequence: Sequence) -> str:
@@ -213,6 +315,8 @@ class _Library:
             "NAME": self.name,
             "MACRO": self.macro,
             "REAL": self.real,
+            "TYPE": self.weights.type,
+            "TOLERANCE": self.numbers.tolerance,
             "STEPS": str(sequence.steps),
             "INPUTS": ", ".join(f"{self.macro}_{b.name.upper()}" for b in inputs),
             "OUTPUTS": ", ".join(f"{self.macro}_{b.name.upper()}" for b in outputs),
@@ -229,140 +333,3 @@ class _Library:
         for word, text in words.items():
             template = template.replace(f"@{word}@", text)
         return template
-
-
-def pack_weights(values: numpy.ndarray) -> bytes:
-    """Return the weights as a file: magic, size of a number, count, checksum, numbers."""
-    data = values.tobytes()
-    head = numpy.asarray([values.itemsize, values.size, zlib.crc32(data) & 0xFFFFFFFF], "<u4")
-    return MAGIC + head.tobytes() + bytes(12) + data
-
-
-HEADER = """\
-/* The network '{name}', exported by snncc.
- *
- * A network is one structure, as large as its state; nothing is allocated, nothing is global, and
- * any number of networks can share the weights.
- *
- *   struct {name} net;
- *   {name}_init(&net, {name}_weights);
- *   {name}_step(&net, ...);
- */
-#ifndef {macro}_H
-#define {macro}_H
-
-#include <stddef.h>
-
-#ifdef __cplusplus
-extern "C" {{
-#endif
-
-{macros}
-
-struct {name} {{
-  const {real} *weights;
-  unsigned long steps; /* taken since the reset */
-{members}
-}};
-
-/* The weights, in {name}_weights.c; not needed where they are read from a file. */
-extern const {real} {name}_weights[{macro}_WEIGHTS];
-
-/* Check the contents of '{name}.weights', aligned for {real}; return its numbers, or NULL if it is
-   damaged or belongs to another network. */
-const {real} *{name}_check_weights(const void *data, size_t bytes);
-
-/* Start with these weights, which are not copied, in the state before the first step. */
-void {name}_init(struct {name} *net, const {real} *weights);
-
-/* Go back to the state before the first step. */
-void {name}_reset(struct {name} *net);
-
-/* Take one step; return 0{step_error}.
-{outputs} */
-int {name}_step(struct {name} *net, {parameters});
-
-/* Take several steps: inputs, and outputs of each step, lie one step after another. */
-int {name}_run(struct {name} *net, size_t count, {run_parameters});
-
-#ifdef __cplusplus
-}}
-#endif
-
-#endif
-"""
-
-SOURCE = """\
-/* The network '{name}', exported by snncc.  Each operation is rounded once, in one order. */
-#include "{name}.h"
-
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __clang__
-#pragma STDC FP_CONTRACT OFF
-#endif
-{fixed}
-{functions}
-static uint32_t {name}_checksum(const unsigned char *data, size_t bytes)
-{{
-  uint32_t sum = 0xFFFFFFFFu;
-  for (size_t i = 0; i < bytes; i++) {{
-    sum ^= data[i];
-    for (int bit = 0; bit < 8; bit++) {{
-      sum = sum & 1u ? sum >> 1 ^ 0xEDB88320u : sum >> 1;
-    }}
-  }}
-  return ~sum;
-}}
-
-static uint32_t {name}_word(const unsigned char *data)
-{{
-  return data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 | (uint32_t)data[3] << 24;
-}}
-
-const {real} *{name}_check_weights(const void *data, size_t bytes)
-{{
-  static const char magic[8] = {{{magic}}};
-  const unsigned char *start = data;
-  const size_t size = (size_t){macro}_WEIGHTS * sizeof({real});
-  if (data == NULL || bytes != size + 32 || memcmp(start, magic, sizeof magic) != 0
-      || {name}_word(start + 8) != sizeof({real}) || {name}_word(start + 12) != {macro}_WEIGHTS
-      || {name}_word(start + 16) != {name}_checksum(start + 32, size)) {{
-    return NULL;
-  }}
-  return (const {real} *)(const void *)(start + 32);
-}}
-
-void {name}_init(struct {name} *net, const {real} *weights)
-{{
-  net->weights = weights;
-  {name}_reset(net);
-}}
-
-void {name}_reset(struct {name} *net)
-{{
-  net->steps = 0;
-{resets}
-}}
-
-int {name}_step(struct {name} *net, {parameters})
-{{
-{limit}{weights}  net->steps++;
-{step}
-  return 0;
-}}
-
-int {name}_run(struct {name} *net, size_t count, {run_parameters})
-{{
-  for (size_t i = 0; i < count; i++) {{
-    const int error = {name}_step(net, {arguments});
-    if (error) {{
-      return error;
-    }}
-{advance}
-  }}
-  return 0;
-}}
-"""

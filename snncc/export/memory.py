@@ -6,9 +6,10 @@ is free from its first to its last use.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 
-from snncc.export.network import Array, Buffer, Home, Network, Operation
+from snncc.export.network import Array, Buffer, Home, Network
 
 # Buffers start at a multiple of this many numbers, so that vector code can load them whole.
 _ALIGNMENT = 16
@@ -20,6 +21,7 @@ class Memory:
 
     Attributes:
         network: The network.
+        operations: Its step, where that is not the network's own.
         work: How large the arena is.
         weights: How many numbers the weights are, gaps included.
         indices: How many indices of active inputs a linear layer needs at most.
@@ -27,6 +29,7 @@ class Memory:
     """
 
     network: Network
+    operations: Sequence[object] | None = None
     work: int = 0
     weights: int = 0
     indices: int = 0
@@ -60,7 +63,8 @@ class Memory:
         self.sums = max(self.sums, count)
 
     def _place_work(self) -> None:
-        spans = live_spans(self.network.operations)
+        own = self.network.operations if self.operations is None else self.operations
+        spans = live_spans(own)
         placed: list[tuple[Buffer, int]] = []
         for buffer in sorted(self.network.work, key=lambda b: -b.size):
             if buffer not in spans:
@@ -81,7 +85,7 @@ class Memory:
             self.work = max(self.work, start + _aligned(buffer.size))
 
 
-def live_spans(operations: list[Operation]) -> dict[Buffer, tuple[int, int]]:
+def live_spans(operations: Sequence[object]) -> dict[Buffer, tuple[int, int]]:
     """Return for each buffer the first and the last operation that uses it."""
     spans: dict[Buffer, tuple[int, int]] = {}
     for position, operation in enumerate(operations):

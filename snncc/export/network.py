@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
+from snncc.errors import Location
 from snncc.ir.nodes import Const, Let
 
 
@@ -62,6 +63,22 @@ class Array:
     def is_dense(self) -> bool:
         """Whether its elements lie side by side in order."""
         return self.strides == dense_strides(self.shape) or self.numel <= 1
+
+
+class Strided(Protocol):
+    """Numbers that lie in strides, wherever they lie."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """For each axis how far apart its elements are."""
+
+    @property
+    def offset(self) -> int:
+        """Where the first element lies."""
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -238,6 +255,7 @@ class Network:
         weights: The constants.
         work: What is alive within a step.
         operations: The step.
+        locations: For each operation where the user wrote it, if that is known.
         every_step: For each output whether it is one value a step; else it is for all steps so far.
         shapes: The shapes of the inputs, then of the outputs.
         limit: After how many steps the network has no more numbers, or 0.
@@ -251,6 +269,7 @@ class Network:
     weights: list[Buffer] = field(default_factory=list)
     work: list[Buffer] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
+    locations: list[Location | None] = field(default_factory=list)
     every_step: tuple[bool, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     limit: int = 0

@@ -196,8 +196,10 @@ class Tracer:
         return copy
 
     def add(self, operation: Any) -> None:
-        """Write down an operation."""
+        """Write down an operation, and where the user wrote it."""
         self.result.operations.append(operation)
+        where = self.node.meta.get("where") if self.node is not None else None
+        self.result.locations.append(where)
 
     def refusal(self, reason: str) -> UnsupportedError:
         """Return the error that the network cannot be exported."""
@@ -242,7 +244,8 @@ class Tracer:
             for end, home in zip(ends, homes, strict=True)
             if end.buffer is not home.buffer
         ]
-        self.result.operations += moves
+        for move in moves:
+            self.add(move)
 
     def held(self, end: Array) -> tuple[Tensor, Array]:
         """Return a working buffer for a value that is on its way from one state to another."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from snncc.codegen.c_expressions import c_names
+from snncc.codegen.c.expressions import c_names
 from snncc.export.c_code import Loops, broadcast_strides
 from snncc.export.memory import Memory
-from snncc.export.network import Array, Buffer, Home, Steps, dense_strides
+from snncc.export.network import Array, Buffer, Steps, dense_strides
 from snncc.export.quantized.c_functions import fixed_part
 from snncc.export.quantized.nodes import (
     Apply,
@@ -49,8 +49,7 @@ class Writer:
 
     def __init__(self, network: QuantizedNetwork, prefix: str) -> None:
         self.network, self.prefix = network, prefix
-        operations: list[object] = list(network.operations)
-        self.memory = Memory(replace(network.network, operations=operations, weights=[]))
+        self.memory = Memory(replace(network.network, weights=[]), network.operations)
         a = network.arithmetic
         self.state, self.wide = f"int{a.state_bits}_t", f"int{a.wide_bits}_t"
         self.functions: list[str] = []
@@ -178,7 +177,8 @@ class Writer:
 
     def _pointwise(self, operation: Pointwise) -> str:
         """Write a function for a pointwise operation and return its call."""
-        numbered = (f"{self.prefix}_{operation.name}{n}" for n in ("", *map(str, itertools.count(2))))
+        ends = itertools.chain([""], itertools.count(2))
+        numbered = (f"{self.prefix}_{operation.name}{end}" for end in ends)
         name = next(n for n in numbered if n not in self.names)
         self.names.add(name)
         arrays = [(n, a) for n, a in operation.inputs if not isinstance(a, Steps)]
@@ -197,7 +197,15 @@ class Writer:
         body = self._body(operation, pointers, loops)
         comment = [f" * {line}".rstrip() for line in operation.comment.splitlines()]
         head = f"static void {name}({', '.join(params)})"
-        lines = ["/*", *comment, " */", head, "{", *(f"  {line}" for line in loops.around(body)), "}"]
+        lines = [
+            "/*",
+            *comment,
+            " */",
+            head,
+            "{",
+            *(f"  {line}" for line in loops.around(body)),
+            "}",
+        ]
         self.functions.append("\n".join(lines) + "\n")
         addresses = [self._address(home) for home in homes] + (["net->steps"] if steps else [])
         return f"{name}({', '.join(addresses)});"
@@ -220,15 +228,13 @@ class Writer:
                 most = self.network.arithmetic.wide_high // max(abs(source.factor), 1)
                 value = f"({self.wide})(steps < {most}UL ? steps : {most}UL) * {source.factor}"
             else:
-                value = f"{pointers[_home(source)]}[{loops.index(_placed(source))}]"
+                value = f"{pointers[_home(source)]}[{loops.index(source)}]"
             lines.append(f"const {self.wide} {names[name]} = {value};")
         for name, expr in operation.lets:
             lines.append(f"const {self.wide} {names[name]} = {_bare(self.spell(expr, names))};")
         for array, expr in operation.results:
             value = self.spell(expr, names)
-            lines.append(
-                f"{pointers[array.buffer]}[{loops.index(array)}] = ({self.state}){value};"
-            )
+            lines.append(f"{pointers[array.buffer]}[{loops.index(array)}] = ({self.state}){value};")
         return lines
 
     def spell(self, expr: Integer, names: dict[str, str]) -> str:
@@ -282,15 +288,8 @@ def _home(source: Array | ConstantArray | Steps) -> Buffer | Constant:
     return source.constant if isinstance(source, ConstantArray) else source.buffer
 
 
-def _placed(source: Array | ConstantArray) -> Array:
-    """Return an array by which loops count; of a constant its strides are all that matters."""
-    if isinstance(source, Array):
-        return source
-    return Array(Buffer("", Home.WEIGHT, 0), source.shape, source.strides, source.offset)
-
-
 def _loops(shape: tuple[int, ...], arrays: Sequence[Array | ConstantArray]) -> Loops:
-    return Loops.of(shape, [broadcast_strides(_placed(a), shape) for a in arrays])
+    return Loops.of(shape, [broadcast_strides(a, shape) for a in arrays])
 
 
 def _take(values: Sequence[int], positions: Sequence[int]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ The exported C computes the same numbers, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import assert_never
+from typing import Any, TypeAlias, assert_never
 
 import numpy
 
@@ -22,7 +22,6 @@ from snncc.export.quantized.nodes import (
     Move,
     Name,
     Number,
-    Operation,
     Pointwise,
     Pool,
     Product,
@@ -30,7 +29,7 @@ from snncc.export.quantized.nodes import (
     Reduce,
 )
 
-Numbers = numpy.ndarray
+Numbers: TypeAlias = Any  # arrays of integers, and single ones
 
 
 class Run:
@@ -39,11 +38,13 @@ class Run:
     Attributes:
         network: The network.
         memory: For each buffer its numbers.
+        values: For each pointwise operation by position what its lets were in the last step.
     """
 
     def __init__(self, network: QuantizedNetwork) -> None:
         self.network = network
         self.memory: dict[Buffer, Numbers] = {}
+        self.values: dict[int, dict[str, Numbers]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -60,8 +61,11 @@ class Run:
         self.steps += 1
         for buffer, x in zip(self.network.network.inputs, inputs, strict=True):
             self.memory[buffer][:] = x.reshape(-1)
-        for operation in self.network.operations:
-            self._run(operation)
+        for position, operation in enumerate(self.network.operations):
+            if isinstance(operation, Pointwise):
+                self.values[position] = self._pointwise(operation)
+            else:
+                self._run(operation)
         return [self.memory[buffer].copy() for buffer in self.network.network.outputs]
 
     def view(self, array: Array, shape: tuple[int, ...] | None = None) -> Numbers:
@@ -69,10 +73,8 @@ class Run:
         shape = array.shape if shape is None else shape
         return _strided(self.memory[array.buffer], array, shape)
 
-    def _run(self, operation: Operation) -> None:
+    def _run(self, operation: Move | Linear | Convolution | Pool | Reduce) -> None:
         match operation:
-            case Pointwise():
-                self._pointwise(operation)
             case Move(source, result, shift):
                 self.view(result)[...] = self._rescaled(self.view(source), shift)
             case Linear(x, product, result, inputs, outputs):
@@ -131,7 +133,7 @@ class Run:
             y = self._limited(divided(y << operation.left, numpy.array(operation.divisors)))
         self._write(operation.result, y)
 
-    def _pointwise(self, operation: Pointwise) -> None:
+    def _pointwise(self, operation: Pointwise) -> dict[str, Numbers]:
         values: dict[str, Numbers] = {}
         for name, source in operation.inputs:
             if isinstance(source, Steps):
@@ -146,6 +148,7 @@ class Run:
             values[name] = self.evaluate(expr, values)
         for array, expr in operation.results:
             self.view(array, operation.shape)[...] = self.evaluate(expr, values)
+        return values
 
     def evaluate(self, expr: Integer, values: Mapping[str, Numbers]) -> Numbers:
         """Return the numbers of an expression."""
@@ -159,7 +162,9 @@ class Run:
             case Apply("divide", (x, y)):
                 ends = self.network.arithmetic
                 top, bottom = self.evaluate(x, values), self.evaluate(y, values)
-                most = numpy.where(top < 0, ends.state_low, numpy.where(top > 0, ends.state_high, 0))
+                most = numpy.where(
+                    top < 0, ends.state_low, numpy.where(top > 0, ends.state_high, 0)
+                )
                 sign = numpy.where(bottom < 0, -1, 1)
                 quotient = divided(top * sign, numpy.where(bottom == 0, 1, abs(bottom)))
                 return numpy.where(bottom == 0, most, quotient)
@@ -198,7 +203,7 @@ def _multiplied(x: Numbers, w: Numbers, product: Product) -> Numbers:
 
 def _convolved(x: Numbers, operation: Convolution) -> Numbers:
     """Return the sums of a convolution, one place of its kernel after another."""
-    batch, channels, height, width = x.shape
+    batch, channels = x.shape[:2]
     _, outs, out_height, out_width = operation.result.shape
     (kh, kw), (sh, sw), (dh, dw) = operation.kernel, operation.stride, operation.dilation
     ph, pw = operation.padding

@@ -208,13 +208,15 @@ class Compiler:
 
     def _same(self, a: Operand, b: Operand) -> tuple[Value, Value]:
         """Return two operands in one fraction: counts if both are."""
-        x, y = (
-            self.known(v) if isinstance(v, Known) and isinstance(other, Value) and other.exact else v
-            for v, other in ((a, b), (b, a))
-        )  # fmt: skip
+        x, y = self._beside(a, b), self._beside(b, a)
         if isinstance(x, Value) and isinstance(y, Value) and x.exact and y.exact:
             return x, y
         return self.potential(a), self.potential(b)
+
+    def _beside(self, a: Operand, b: Operand) -> Operand:
+        """Return an operand; a constant beside a count as a count if it is whole."""
+        counts = isinstance(a, Known) and isinstance(b, Value) and b.exact
+        return self.known(a) if counts and isinstance(a, Known) else a
 
     def _condition(self, x: Operand) -> Integer:
         if isinstance(x, Known):
@@ -224,13 +226,11 @@ class Compiler:
         return Apply("ne", (x.expr, Number(0)))
 
     def _select(self, condition: Operand, a: Operand, b: Operand) -> Operand:
-        if all(isinstance(v, Known) for v in (a, b)):
-            both_whole = all(
-                is_whole(v.values, self.arithmetic.state_high) for v in (a, b) if isinstance(v, Known)
-            )
-            x, y = (self.known(v) if both_whole else self.potential(v) for v in (a, b))  # type: ignore[arg-type]
-        else:
-            x, y = self._same(a, b)
+        x, y = self._same(a, b)
+        if isinstance(a, Known) and isinstance(b, Known):
+            high = self.arithmetic.state_high
+            if is_whole(a.values, high) and is_whole(b.values, high):
+                x, y = self.known(a), self.known(b)
         low, high = min(x.format.low, y.format.low), max(x.format.high, y.format.high)
         expr = Apply("select", (self._condition(condition), x.expr, y.expr))
         return Value(expr, replace(x.format, low=low, high=high))
@@ -279,7 +279,7 @@ class Compiler:
         bits = math.floor(math.log2(high / largest))
         while round(math.ldexp(largest, bits)) > high:
             bits -= 1
-        bits = min(bits, self.arithmetic.wide_bits - 2)
+        bits = min(bits, self.arithmetic.wide_bits - 2 + min(self.fraction, 0))
         numbers = limited(whole(factor, bits), -high, high)
         while not bool((numbers & 1).any()) and bool(numbers.any()):
             numbers, bits = numbers >> 1, bits - 1
@@ -291,18 +291,13 @@ class Compiler:
                 raise NoWholeFormError("it divides by a constant zero")
             assert isinstance(a, Value)
             return self._scaled(a, Known(1.0 / b.values))
-        numerator = self.limited(self.potential(a))
+        numerator, denominator = self.limited_wide(self.potential(a)), self.limited_wide(b)
         if not b.exact:
-            numerator = self.shifted(numerator, self.fraction)
-        numerator, denominator = self.limited_wide(numerator), self.limited_wide(b)
-        a_, most = self.arithmetic, max(abs(numerator.format.low), abs(numerator.format.high))
-        bound = max(most, a_.state_high + 1)
-        return self.limited(
-            Value(
-                Apply("divide", (numerator.expr, denominator.expr)),
-                Format(self.fraction, -bound, bound, exact=False),
-            )
-        )
+            numerator = self.shifted(self.limited(numerator), self.fraction)
+        ends = (numerator.format.low, numerator.format.high, -self.arithmetic.state_high - 1)
+        most = max(map(abs, ends))
+        expr = Apply("divide", (numerator.expr, denominator.expr))
+        return self.limited(Value(expr, Format(self.fraction, -most, most, exact=False)))
 
     def limited_wide(self, value: Value) -> Value:
         """Return a value that does not leave the wide type, limiting it where it could."""

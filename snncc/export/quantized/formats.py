@@ -1,7 +1,7 @@
 """Number formats of a quantized network: whole numbers that count parts of a power of two.
 
-A number ``q`` of a format with ``fraction`` f stands for ``q / 2^f``.  Spikes, counts and bools have
-fraction 0 and are exact.  All rounding is to the nearest, halves up: ``floor(x + 1/2)``.
+A number ``q`` of a format with ``fraction`` f stands for ``q / 2^f``.  Spikes, counts and bools
+have fraction 0 and are exact.  All rounding is to the nearest, halves up: ``floor(x + 1/2)``.
 """
 
 from __future__ import annotations

@@ -81,5 +81,3 @@ def _fraction(  # noqa: PLR0913 - what a channel is made of
     ):
         fraction -= 1
     return min(fraction, arithmetic.wide_bits - 2 + min(y, 0) - x)
-
-

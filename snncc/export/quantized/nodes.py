@@ -36,8 +36,8 @@ class Apply:
 
     ``add sub mul neg abs min max lt le gt ge eq ne and or xor not select`` are what they say;
     ``right`` is ``floor(x / 2^bits + 1/2)``, ``floor`` is ``floor(x / 2^bits)``, ``left`` is
-    ``x * 2^bits``; ``limit`` is the nearest number of a state; ``divide`` is ``floor(x / y + 1/2)``,
-    and the limit on the side of x where y is zero.
+    ``x * 2^bits``; ``limit`` is the nearest number of a state; ``divide`` is
+    ``floor(x / y + 1/2)``, and the limit on the side of x where y is zero.
     """
 
     operation: str

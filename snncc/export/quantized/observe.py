@@ -76,10 +76,11 @@ class FloatRun:
         return [self.memory[buffer].clone() for buffer in self.network.outputs]
 
     def note(self, key: Buffer | tuple[int, str], values: Tensor, position: int) -> None:
-        """Remember how large a value was."""
-        most = float(values.abs().max()) if values.numel() else 0.0
-        if not math.isfinite(most):
-            raise self.refuse(position, "a value is not a finite number")
+        """Remember how large a value was; where an extreme starts from, infinity, has no size."""
+        finite = values[~values.isinf()].abs()
+        most = float(finite.max()) if finite.numel() else 0.0
+        if math.isnan(most):
+            raise self.refuse(position, "a value is not a number")
         self.largest[key] = max(self.largest.get(key, 0.0), most)
 
     def view(self, array: Array, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -7,6 +7,7 @@ the step is quantized again until the formats it gives its states are those it a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
@@ -32,6 +33,7 @@ from snncc.export.quantized.pointwise import Draft, Surroundings
 
 _MOST_ROUNDS = 40
 _WIDEN = 6  # rounds after which a count that still grows gets the whole range of a state
+_LARGEST_DIVISOR = (1 << 31) - 1
 _MARGIN = 2.0  # how much larger than in the examples a value may become
 
 
@@ -47,11 +49,14 @@ def quantize(network: Network, seen: FloatRun, arithmetic: Arithmetic) -> nodes.
         UnsupportedError: An operation has no form in whole numbers, with the user's line.
     """
     writers: dict[Buffer, dict[int, Format]] = {}
+    growing: set[Buffer] = set()
     for round_ in range(_MOST_ROUNDS):
-        quantizer = _Quantizer(network, seen, arithmetic, writers, widens=round_ >= _WIDEN)
+        quantizer = _Quantizer(network, seen, arithmetic, writers, growing)
         result = quantizer.network()
         if quantizer.written == writers:
             return result
+        if round_ >= _WIDEN:
+            growing |= {s for s in network.states if quantizer.written[s] != writers[s]}
         writers = quantizer.written
     raise seen.refuse(-1, "the formats of its states depend on each other")
 
@@ -64,7 +69,7 @@ class _Quantizer:
     seen: FloatRun
     arithmetic: Arithmetic
     writers: dict[Buffer, dict[int, Format]]
-    widens: bool
+    growing: set[Buffer]
     written: dict[Buffer, dict[int, Format]] = field(default_factory=dict)
     cached: dict[tuple[object, ...], nodes.Constant] = field(default_factory=dict)
 
@@ -113,7 +118,7 @@ class _Quantizer:
     def seen_fraction(self, *keys: Buffer | tuple[int, str]) -> int:
         """Return the fraction for the largest of some values in the examples."""
         largest = max(self.seen.largest.get(key, 0.0) for key in keys) * _MARGIN
-        return fraction_for(largest, self.arithmetic.state_high, self.arithmetic.state_bits - 1)
+        return fraction_for(largest, self.arithmetic.state_high, self.arithmetic.state_bits - 2)
 
     def format(self, buffer: Buffer) -> Format:
         """Return the format of a buffer: what those who write it agree on."""
@@ -124,10 +129,8 @@ class _Quantizer:
             return Format(0, 0, 0, exact=True)
         low, high = min(f.low for f in found), max(f.high for f in found)
         if all(f.exact for f in found):
-            bounds = self.range if self.widens and buffer.home is Home.STATE else (low, high)
-            known = self.writers.get(buffer, {})
-            same = known and (min(f.low for f in known.values()), max(f.high for f in known.values()))
-            return Format(0, *((low, high) if same == (low, high) else bounds), exact=True)
+            bounds = self.range if buffer in self.growing else (low, high)
+            return Format(0, *bounds, exact=True)
         fractions = {f.fraction for f in found if not f.exact}
         if len(fractions) > 1 or any(f.exact and (f.low, f.high) != (0, 0) for f in found):
             fractions.add(self.seen_fraction(buffer))
@@ -187,6 +190,8 @@ class _Quantizer:
         bias = None if operation.bias is None else self.seen.view(operation.bias)
         keep = (result.buffer.name, self.constant)
         product = quantize_product(shaped, bias, (x, y), self.arithmetic, keep)
+        if int(product.shift.values.min(initial=0)) < 2 - self.arithmetic.state_bits:
+            raise NoWholeFormError("its outputs are far smaller than its weights")
         if isinstance(operation, floats.Linear):
             return nodes.Linear(operation.x, product, result, *operation.weight.shape)
         return nodes.Convolution(
@@ -219,14 +224,14 @@ class _Quantizer:
         divided, left = 1 << max(-left, 0), max(left, 0)
         reached = max(abs(x.low), abs(x.high)) * operation.x.numel << left
         sum_bits = self.arithmetic.wide_bits if reached <= self.arithmetic.wide_high else 64
+        if divided * operation.x.numel > _LARGEST_DIVISOR:
+            raise NoWholeFormError("its inputs are far smaller than other values of its result")
         if isinstance(operation, floats.Pool):
             divisors = tuple(d * divided for d in operation.divisors)
             windows, is_max = operation.windows, operation.is_max
             return nodes.Pool(operation.x, result, windows, is_max, divisors, left, sum_bits)
         axes, shape = operation.axes, operation.x.shape
-        size = 1
-        for axis in axes if kind == "mean" else ():
-            size *= shape[axis]
+        size = math.prod(shape[axis] for axis in axes) if kind == "mean" else 1
         return nodes.Reduce(kind, operation.x, axes, result, left, size * divided, sum_bits)
 
     def pointwise(self, position: int, operation: floats.Pointwise) -> nodes.Pointwise:
@@ -235,7 +240,12 @@ class _Quantizer:
             (position, *key) if isinstance(key, tuple) else key
             for key in Draft(self.trial, operation, 0).potentials()
         ]
-        draft = Draft(self.around, operation, self.seen_fraction(*keys) if keys else 0)
+        # A number that is read is shifted to the left by less than a state has bits.
+        room = self.arithmetic.state_bits - 2
+        read = (self.format(key) for key in keys if isinstance(key, Buffer))
+        fraction = self.seen_fraction(*keys) if keys else 0
+        fraction = min(fraction, *(f.fraction + room for f in read), room)
+        draft = Draft(self.around, operation, fraction)
         results = []
         for array, name in operation.results:
             value = draft.result(name)
