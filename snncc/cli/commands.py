@@ -108,7 +108,7 @@ def verify_command(factory: Factory, gradients: Gradients = True, option: Choice
 
 
 @app.command("export")
-def export_command(
+def export_command(  # noqa: PLR0913 - the options of a command
     factory: Factory,
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
     format: Annotated[str, typer.Option(help="'c': a C11 library, 'onnx': ONNX models.")] = "c",

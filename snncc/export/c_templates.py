@@ -62,6 +62,7 @@ SOURCE = """\
 #include "{name}.h"
 
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 #ifdef __clang__
