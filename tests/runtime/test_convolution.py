@@ -22,7 +22,7 @@ Convolution = Callable[..., Tensor]
 def always(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Skip zeros at any density, and return which kernels were called.
 
-    Gradients of inputs are the library's, so that all sums are exact.
+    Winograd's method, whose sums are not exact, is left out.
     """
     called: list[str] = []
     run = convolution._Launch.run

@@ -10,7 +10,11 @@ takes 6 products in place of 12, in two directions 36 in place of 144.  The valu
 
 The gradient of the input is such a convolution of the cotangent, with turned filters.  Tiles of the
 cotangent are transformed first, for all channels; then each thread transforms filters of some
-channels, multiplies value by value, and transforms the sums.
+channels, multiplies value by value, and transforms the sums.  The gradient of the filters is what
+the chain rule makes of the equation: tiles of input and cotangent are transformed, and multiplied
+value by value,
+
+    dg = G^T (sum over tiles of (B^T d) * (A dy))
 
 Numerics: equal over the reals.  A rounding is relative to the largest value of a tile rather than
 to the terms of a sum, and one value that is not finite spoils its tile: the kernel says so.
@@ -20,6 +24,8 @@ from __future__ import annotations
 
 from snncc.codegen.base import FloatType, KernelSource, Signature
 from snncc.codegen.c.vectors import FLAGS, vectors
+from snncc.codegen.c.winograd_input import INPUT
+from snncc.codegen.c.winograd_weight import WEIGHT
 
 # The fields of the argument structure, in order; the runtime packs them.
 SIZES = (
@@ -31,8 +37,8 @@ ARRAYS = ("cotangent", "weight", "input", "values", "scratch", "unfit")
 TILES, VECTORS, KEPT = 8, 2, 64
 
 
-def emit_winograd(dtype: FloatType) -> KernelSource:
-    """Write the kernel of the gradient of the input as one translation unit.
+def emit_winograd(dtype: FloatType, of: str) -> KernelSource:
+    """Write the kernel of the gradient of the "input" or of the "weight" as one translation unit.
 
     Its argument structure holds `SIZES`, then the addresses of `ARRAYS`.
     """
@@ -42,8 +48,8 @@ def emit_winograd(dtype: FloatType) -> KernelSource:
         vectors=VECTORS,
         kept=KEPT,
     )
-    text = vectors(dtype) + head + _TRANSFORMS + _INPUT
-    return KernelSource("winograd_input", "c", text, text, Signature(dtype, ()), FLAGS)
+    text = vectors(dtype) + head + _TRANSFORMS + (INPUT if of == "input" else WEIGHT)
+    return KernelSource(f"winograd_{of}", "c", text, text, Signature(dtype, ()), FLAGS)
 
 
 _HEAD = """
@@ -57,7 +63,7 @@ _HEAD = """
 typedef struct {{
 {fields}
   const REAL *cotangent;
-  const REAL *weight;
+  REAL *weight;
   REAL *input;
   REAL *values;
   char *scratch;
@@ -107,195 +113,108 @@ static inline void outputs_of(const vector *m, int step, vector *to)
   to[2] = even_p / 2 + even_q * 2;
   to[3] = odd_p / 2 + odd_q * 2 + m[5 * step];
 }
-"""
 
-_INPUT = """
-/* The tiles of a call, and where things lie: tiles of one row of an image are a band. */
+/* A y of four outputs that are `step` apart. */
+static inline void values_of_outputs(const vector *y, int step, vector *to)
+{
+  const vector even_p = y[0] + y[2 * step] / 2, odd_p = (y[step] + y[3 * step] / 2) * P;
+  const vector even_q = y[0] + y[2 * step] * 2, odd_q = (y[step] + y[3 * step] * 2) * Q;
+  to[0] = y[0];
+  to[1] = even_p + odd_p;
+  to[2] = even_p - odd_p;
+  to[3] = even_q + odd_q;
+  to[4] = even_q - odd_q;
+  to[5] = y[3 * step];
+}
+
+/* G^T p: three taps from six sums that are `step` apart. */
+static inline void taps_of(const vector *p, int step, vector *to)
+{
+  const vector even_p = (p[step] + p[2 * step]) * (REAL)(1. / 3);
+  const vector even_q = (p[3 * step] + p[4 * step]) * (REAL)(1. / 6);
+  to[0] = p[0] - even_p * 2 + even_q;
+  to[1] = (p[step] - p[2 * step]) * (REAL)(-2. / 3) * P +
+          (p[3 * step] - p[4 * step]) * (REAL)(1. / 6) * Q;
+  to[2] = even_q * 2 - even_p + p[5 * step];
+}
+
+/* Images [images][channels][height][width] with zeros around them, from row -up, column -left. */
+typedef struct {
+  const REAL *images;
+  int64_t channels, height, width, up, left;
+} signal;
+
+/* Where transforms lie, [36][tiles][inner]: the tiles of one row of an image are a band. */
 typedef struct {
   int64_t across, down, inner, plane;
 } layout;
 
-/* Transform one band of LANES filters: values[36][tile][inner]. */
-static void transform_band(const arguments *a, layout l, int64_t band, int64_t k, REAL *lines,
-                           REAL *to)
-{
-  const int64_t length = 4 * l.across + 2, pixels = a->out_height * a->out_width;
-  const int64_t left = larger(0, 2 - a->pad_x);
-  const int64_t right = smaller(length, a->out_width + 2 - a->pad_x);
-  const REAL *planes = a->cotangent + (band / l.down * a->filters + k) * pixels;
-  memset(lines, 0, (size_t)(6 * length * LANES) * sizeof(REAL));
-  for (int64_t i = 0; i < 6 && left < right; i++) {
-    const int64_t y = band % l.down * 4 + a->pad_y - 2 + i;
-    if (y >= 0 && y < a->out_height) {
-      transpose(planes + y * a->out_width + left + a->pad_x - 2, pixels,
-                lines + (i * length + left) * LANES, LANES, smaller(LANES, a->filters - k),
-                right - left);
-    }
-  }
-  for (int64_t tile = 0; tile < l.across; tile++) {
-    vector d[6], half[36], value[6];
-    for (int j = 0; j < 6; j++) {
-      for (int i = 0; i < 6; i++) {
-        d[i] = load(lines + (i * length + 4 * tile + j) * LANES);
-      }
-      values_of_signal(d, 1, half + 6 * j);
-    }
-    for (int i = 0; i < 6; i++) {
-      values_of_signal(half + i, 6, value);
-      for (int j = 0; j < 6; j++) {
-        store(to + (6 * i + j) * l.plane + tile * l.inner + k, value[j]);
-      }
-    }
-  }
-}
-
-/* Distances that are no power of two, so that planes do not share the places of a cache. */
-#define FILTER_PLANE (KEPT * ROW + LANES)
-
-/* Transform the turned taps of some filters for a row of channels: to[36][filter][ROW]. */
-static void transform_filters(const arguments *a, int64_t c, int64_t k, int64_t filters, REAL *to)
-{
-  const REAL *end = a->weight + a->filters * a->channels * 9;
-  for (int64_t n = 0; n < filters * VECTORS; n++) {
-    const int64_t channel = c + n % VECTORS * LANES;
-    const REAL *from = a->weight + ((k + n / VECTORS) * a->channels + channel) * 9;
-    const int64_t channels = larger(0, smaller(LANES, a->channels - channel));
-    REAL taps[16 * LANES];
-    vector g[3], half[18], value[6];
-    if (LANES == 16 && channels == LANES && from + 9 * (LANES - 1) + 16 <= end) {
-      transpose_square(from, 9, taps, LANES); /* seven of sixteen rows are not used */
-    } else {
-      memset(taps, 0, sizeof taps);
-      transpose(from, 9, taps, LANES, channels, 9);
-    }
-    for (int j = 0; j < 3; j++) {
-      for (int i = 0; i < 3; i++) {
-        g[i] = load(taps + (8 - 3 * i - j) * LANES);
-      }
-      values_of_filter(g, 1, half + 6 * j);
-    }
-    for (int i = 0; i < 6; i++) {
-      values_of_filter(half + i, 6, value);
-      for (int j = 0; j < 6; j++) {
-        store(to + (6 * i + j) * FILTER_PLANE + n * LANES, value[j]);
-      }
-    }
-  }
-}
-
-/* Multiply TILES rows of values with some filters, and add the sums to what is there. */
-static inline void multiply(const REAL *values, int64_t inner, const REAL *filters, int64_t count,
-                            REAL *sums, int is_first)
-{
-  vector s[TILES][VECTORS] = {0};
-  for (int64_t k = 0; k < count; k++) {
-    for (int t = 0; t < TILES; t++) {
-      for (int v = 0; v < VECTORS; v++) {
-        s[t][v] += load(filters + k * ROW + v * LANES) * values[t * inner + k];
-      }
-    }
-  }
-  for (int t = 0; t < TILES; t++) {
-    for (int v = 0; v < VECTORS; v++) {
-      REAL *to = sums + t * ROW + v * LANES;
-      store(to, is_first ? s[t][v] : load(to) + s[t][v]);
-    }
-  }
-}
-
-/* Transform the sums of one band back, and write them; zero if all are finite. */
-static vector write_band(const arguments *a, layout l, const REAL *sums, int64_t plane,
-                         int64_t band, int64_t c, REAL *lines)
-{
-  const int64_t pixels = a->height * a->width, y = band % l.down * 4;
-  vector check = {0};
-  for (int64_t v = 0; v < VECTORS && c + v * LANES < a->channels; v++) {
-    const int64_t channel = c + v * LANES;
-    for (int64_t tile = 0; tile < l.across; tile++) {
-      vector m[6], half[24], out[4];
-      for (int j = 0; j < 6; j++) {
-        for (int i = 0; i < 6; i++) {
-          m[i] = load(sums + (6 * i + j) * plane + tile * ROW + v * LANES);
-        }
-        outputs_of(m, 1, half + 4 * j);
-      }
-      for (int i = 0; i < 4; i++) {
-        outputs_of(half + i, 4, out);
-        for (int j = 0; j < 4; j++) {
-          check += out[j] * 0;
-          store(lines + ((i * l.across + tile) * 4 + j) * LANES, out[j]);
-        }
-      }
-    }
-    for (int64_t i = 0; i < smaller(4, a->height - y); i++) {
-      transpose(lines + i * l.across * 4 * LANES, LANES,
-                a->input + (band / l.down * a->channels + channel) * pixels + (y + i) * a->width,
-                pixels, a->width, smaller(LANES, a->channels - channel));
-    }
-  }
-  return check;
-}
-
-/* Compute a row of channels of the bands first + begin to first + end. */
-static int is_unfit(const arguments *a, layout l, int64_t first, int64_t begin, int64_t end,
-                    int64_t c, REAL *lines)
-{
-  const int64_t tiles = (end - begin) * l.across;
-  const int64_t plane = (tiles + TILES) * ROW + LANES;
-  REAL *filters = lines + 6 * (4 * l.across + 2) * LANES, *sums = filters + 36 * FILTER_PLANE;
-  vector check = {0};
-  for (int64_t k = 0; k < a->filters; k += KEPT) {
-    const int64_t count = smaller(KEPT, a->filters - k);
-    transform_filters(a, c, k, count, filters);
-    for (int64_t n = 0; n < 36; n++) {
-      const REAL *values = a->values + n * l.plane + begin * l.across * l.inner + k;
-      for (int64_t tile = 0; tile < tiles; tile += TILES) {
-        multiply(values + tile * l.inner, l.inner, filters + n * FILTER_PLANE, count,
-                 sums + n * plane + tile * ROW, k == 0);
-      }
-    }
-  }
-  for (int64_t band = begin; band < end; band++) {
-    check += write_band(a, l, sums + (band - begin) * l.across * ROW, plane, first + band, c,
-                        lines);
-  }
-  for (int i = 0; i < LANES; i++) {
-    if (!(check[i] == 0)) {
-      return 1;
-    }
-  }
-  return 0;
-}
-
-void winograd_input(const arguments *a)
+static layout layout_of(int64_t height, int64_t width, int64_t bands, int64_t channels)
 {
   layout l;
-  l.across = (a->width + 3) / 4;
-  l.down = (a->height + 3) / 4;
-  l.inner = (a->filters + LANES - 1) / LANES * LANES;
-  l.plane = (a->bands * l.across + TILES) * l.inner + LANES;
-  const int64_t bands = a->images * l.down;
-  int64_t unfit = 0;
-#pragma omp parallel num_threads((int)a->threads) reduction(| : unfit)
-  {
-    REAL *lines = (REAL *)(void *)(a->scratch + thread() * a->thread_bytes);
-    for (int64_t first = 0; first < bands; first += a->bands) {
-      const int64_t count = smaller(a->bands, bands - first);
-#pragma omp for collapse(2) schedule(static)
-      for (int64_t band = 0; band < count; band++) {
-        for (int64_t k = 0; k < l.inner; k += LANES) {
-          transform_band(a, l, first + band, k, lines, a->values + band * l.across * l.inner);
-        }
+  l.across = (width + 3) / 4;
+  l.down = (height + 3) / 4;
+  l.inner = (channels + LANES - 1) / LANES * LANES;
+  /* Distances are no power of two, so that planes do not share the places of a cache. */
+  l.plane = (bands * l.across + TILES) * l.inner + LANES;
+  return l;
+}
+
+/* Some rows of LANES channels to [row][length][LANES]. */
+static void read_lines(signal s, int64_t image, int64_t y, int64_t c, int64_t rows, int64_t length,
+                       REAL *lines)
+{
+  const int64_t first = larger(0, s.left), last = smaller(length, s.width + s.left);
+  const REAL *planes = s.images + (image * s.channels + c) * s.height * s.width;
+  memset(lines, 0, (size_t)(rows * length * LANES) * sizeof(REAL));
+  for (int64_t i = 0; i < rows && first < last; i++) {
+    const int64_t row = y + i - s.up;
+    if (row >= 0 && row < s.height) {
+      transpose(planes + row * s.width + first - s.left, s.height * s.width,
+                lines + (i * length + first) * LANES, LANES, smaller(LANES, s.channels - c),
+                last - first);
+    }
+  }
+}
+
+/* Transform LANES channels of one band: tiles of `side` x `side`, 4 apart. */
+static inline __attribute__((always_inline)) void transform_band(
+  signal s, layout l, int64_t band, int64_t c, REAL *lines, REAL *to, int side)
+{
+  const int64_t length = 4 * l.across + side - 4;
+  read_lines(s, band / l.down, band % l.down * 4, c, side, length, lines);
+  for (int64_t tile = 0; tile < l.across; tile++) {
+    vector d[6], half[36], value[6];
+    for (int j = 0; j < side; j++) {
+      for (int i = 0; i < side; i++) {
+        d[i] = load(lines + (i * length + 4 * tile + j) * LANES);
       }
-#pragma omp for collapse(2) schedule(static)
-      for (int64_t c = 0; c < a->channels; c += ROW) {
-        for (int64_t part = 0; part < a->parts; part++) {
-          unfit |= is_unfit(a, l, first, count * part / a->parts, count * (part + 1) / a->parts, c,
-                            lines);
-        }
+      if (side == 6) {
+        values_of_signal(d, 1, half + 6 * j);
+      } else {
+        values_of_outputs(d, 1, half + 6 * j);
+      }
+    }
+    for (int i = 0; i < 6; i++) {
+      if (side == 6) {
+        values_of_signal(half + i, 6, value);
+      } else {
+        values_of_outputs(half + i, 6, value);
+      }
+      for (int j = 0; j < 6; j++) {
+        store(to + (6 * i + j) * l.plane + tile * l.inner + c, value[j]);
       }
     }
   }
-  *a->unfit = unfit;
+}
+
+static inline int is_zero(vector v)
+{
+  for (int i = 0; i < LANES; i++) {
+    if (!(v[i] == 0)) {
+      return 0;
+    }
+  }
+  return 1;
 }
 """
