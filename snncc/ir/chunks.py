@@ -18,7 +18,7 @@ MOST_STEPS = 16
 _MOST_REGISTERS = 96
 # Registers that a chunk of one lane may fill where a thread serves this many lanes.  Compiled for
 # sm_80 or sm_90, no neuron of the tests spills a register under these.
-_THREAD_LANES = {4: 8, 2: 32, 1: _MOST_REGISTERS}
+_THREAD_LANES = {4: 16, 2: 32, 1: _MOST_REGISTERS}
 
 
 def chunk_steps(registers: int) -> int:

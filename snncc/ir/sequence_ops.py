@@ -5,7 +5,9 @@ They are plain functions on tensors with views wherever torch allows one.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,11 +89,28 @@ def repeat_time(x: Tensor, length: int) -> Tensor:
 
 
 def mean_of(total: Tensor, length: int) -> Tensor:
-    """Return the mean over time of what sums up to ``total``, rounded as on a GPU.
+    """Return the mean over time of what sums up to ``total``, rounded as ``torch.mean`` does.
 
-    There ``torch.mean`` multiplies by one over the number of steps; on a CPU it divides.
+    It divides on a CPU; on a GPU it multiplies by `mean_factor`.
     """
-    return total / length if total.device.type == "cpu" else total * (1.0 / length)
+    if total.device.type == "cpu":
+        return total / length
+    return total * mean_factor(total.numel(), length, total.dtype)
+
+
+def mean_factor(lanes: int, length: int, dtype: torch.dtype) -> float:
+    """Return what ``torch.mean`` over time multiplies sums with on a GPU.
+
+    It is the number of sums over that of terms, each rounded to the working type.  Where there are
+    more terms than the type counts exactly, that is not quite one over the number of steps.
+
+    Source: PyTorch, ``aten/src/ATen/native/cuda/ReduceMomentKernel.cu``, ``mean_kernel_impl``.
+    """
+    if lanes * length == 0:
+        return math.inf if length == 0 else 1.0
+    real = ctypes.c_double if dtype is torch.float64 else ctypes.c_float
+    # A quotient of two float32 is the same, rounded at once or by way of a double.
+    return real(real(lanes).value / real(lanes * length).value).value
 
 
 def number(value: float, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -41,7 +41,7 @@ class FuseReadouts:
     """Let neurons count their spikes where nothing but the count is used.
 
     ``on_gpu`` tells where means are taken: on a CPU torch divides by the number of steps, on a GPU
-    it multiplies by one over it.
+    it multiplies (`mean_of`).
     """
 
     on_gpu: bool = False

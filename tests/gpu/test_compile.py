@@ -1,5 +1,6 @@
 """Whole models with kernels for GPUs, in an interpreter or on the CPU."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 import snncc
 from snncc.errors import TargetError, UnsupportedError
+from snncc.ir.sequence_ops import mean_factor
 from snncc.nn import IF, LI, LIF, AdaptiveLIF, CubaLIF, FastSigmoid, Rectangle, Sigmoid, Triangle
 from snncc.options import Options
+from snncc.passes.neurons import neuron_nodes
 from snncc.pipeline import target_of
 from tests.models import Convolutional, Feedforward, Stateful
 from tests.recurrent_models import N, OwnSpikes
@@ -203,3 +206,46 @@ def test_recurrent_loops_in_half_types_are_refused():
 
     assert error.value.code == "unsupported.serial-recurrence"
     assert torch.equal(snncc.compile(net, target="triton", fallback="serial")(x), net(x))
+
+
+class Rate(torch.nn.Module):
+    """Firing rates, which the neurons count."""
+
+    def __init__(self):
+        super().__init__()
+        self.neuron = LIF(0.9)
+
+    def forward(self, x):
+        s = self.neuron(x)
+        return s.mean(0), s.sum(0)
+
+
+def test_rates_are_counted(target):
+    """Sums and means of spikes come from the kernel, in both languages."""
+    x = (torch.rand(7, 2, 40) * 1.5).requires_grad_()
+    fast = snncc.compile(Rate(), target=target)
+    rates, counts = fast(x)
+    expected, reference = Rate()(x)
+    (node,) = neuron_nodes(fast.specialize(x).graph)
+    (gradient,) = torch.autograd.grad((rates + counts).sum(), x)
+    (wanted,) = torch.autograd.grad((expected + reference).sum(), x)
+
+    assert not node.target.program.forward.outputs
+    assert torch.equal(rates, expected)
+    assert torch.equal(counts, reference)
+    torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize(("T", "lanes"), [(7, 64), (17, 2**20 + 3), (3, 2**23 + 1), (11, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_factor_of_a_mean(dtype, T, lanes):
+    """On a GPU a mean is a sum times a quotient of rounded numbers, as torch computes it there."""
+    rounded = torch.tensor(float(lanes), dtype=dtype) / torch.tensor(float(lanes * T), dtype=dtype)
+
+    assert mean_factor(lanes, T, dtype) == float(rounded)
+
+
+def test_means_of_nothing():
+    """A mean of no steps is no number; where there are no lanes there is none to multiply."""
+    assert math.isnan(0.0 * mean_factor(5, 0, torch.float32))
+    assert mean_factor(0, 5, torch.float32) == 1.0

@@ -23,6 +23,8 @@ from tests.neuron_programs import lif
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on this machine")
 
 LANES = (64, C, 16, 16)
+# Bytes that a backward kernel of a chunk of 16 steps moves at a time.
+WIDTHS = {"soft": 16, "rectangle": 16, "if": 16, "integrator": 16, "adaptive": 4}
 
 
 def calls(neuron: nn.Module, T: int) -> Calls:
@@ -55,7 +57,7 @@ def machine_code(binary: Binary, folder: Path) -> str:
 def test_kernels_stay_in_registers(arch, tmp_path):
     """No kernel of a neuron spills a register or touches local memory, and none contracts.
 
-    Each moves what the plan says, in vectors, on every architecture.
+    Each moves what the plan says, 16 bytes at a time, on every architecture; T is long.
     """
     found = calls(LIF(), 64)
     launched = (found.inference, found.training, found.backward)
@@ -65,9 +67,9 @@ def test_kernels_stay_in_registers(arch, tmp_path):
         assert binary.spilled == 0
         assert binary.shared == 0
         assert binary.accesses.local == 0
+        assert set(binary.accesses.loads) == set(binary.accesses.stores) == {16}
         assert "fma" not in binary.stages["ptx"]
     assert [moved(b, call) for b, call in zip(binaries, launched, strict=True)] == [8, 8.25, 12.25]
-    assert set(binaries[0].accesses.loads) == set(binaries[0].accesses.stores) == {16}
     code = machine_code(binaries[0], tmp_path)
 
     assert re.search(r"\bLDG\S*\.128\b", code)
@@ -79,13 +81,15 @@ def test_kernels_stay_in_registers(arch, tmp_path):
 def test_neurons_fit(name):
     """Nor does any other, whether or not it sums gradients of parameters; T is long.
 
-    Backward kernels are those that keep much.
+    Backward kernels are those that keep much: one value a step leaves room for 16 bytes at a time,
+    two for 8, six for 4.
     """
     call = calls(NEURONS[name], 64).backward
     binary = compile_offline(call.kernel.source, call.variant, "sm_80")
 
     assert binary.spilled == 0
     assert binary.accesses.local == 0
+    assert set(binary.accesses.loads) == set(binary.accesses.stores) == {WIDTHS.get(name, 8)}
     assert not re.search(r"\bfma\.|\batom|\bred\.", binary.stages["ptx"])
 
 

@@ -185,6 +185,24 @@ def test_cuda_graph_of_training():
     torch.testing.assert_close(neuron.decay.weight.grad, expected[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("target", ["triton", "cuda"])
+@pytest.mark.parametrize(("T", "lanes"), [(7, 64), (17, 2**20 + 3), (3, 2**23 + 1)])
+def test_means_over_time(T, lanes, target):
+    """A mean that a neuron counts is the one that torch takes, whatever number it counts to."""
+
+    class Rate(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron = LIF(0.9)
+
+        def forward(self, x):
+            return self.neuron(x).mean(0)
+
+    x = torch.rand(T, lanes, device="cuda") * 1.5
+    with torch.no_grad():
+        assert torch.equal(snncc.compile(Rate(), target=target)(x), Rate()(x))
+
+
 RECURRENT = {"own spikes": (OwnSpikes, (3, N)), "convolution": (Convolved, (3, 4, 3, 5))}
 
 

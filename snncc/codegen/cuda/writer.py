@@ -49,7 +49,7 @@ class Writer:
             *self.finals(),
         ]
         return [
-            f'extern "C" __global__ void __launch_bounds__(THREADS) {name}(',
+            f'extern "C" __global__ void __launch_bounds__(THREADS, 1) {name}(',
             *self.parameters(),
             "{",
             *indent(body),

@@ -50,6 +50,6 @@ class CudaKernel:
 
 def entry_name(text: str) -> str:
     """Return the name of the kernel in a text."""
-    found = re.search(r"__launch_bounds__\(THREADS\) (\w+)\(", text)
+    found = re.search(r"__launch_bounds__\(THREADS, 1\) (\w+)\(", text)
     assert found is not None
     return found[1]

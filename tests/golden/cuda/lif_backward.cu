@@ -180,7 +180,7 @@ INLINE void snncc_fold(
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) lif_backward(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) lif_backward(
     const x_in_type *__restrict__ x_in,
     const v0_in_type *__restrict__ v0_in,
     const s_bar_in_type *__restrict__ s_bar_in,

@@ -139,7 +139,7 @@ INLINE void snncc_write(
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) lif_training(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) lif_training(
     const x_in_type *__restrict__ x_in,
     const v0_in_type *__restrict__ v0_in,
     s_out_type *__restrict__ s_out,

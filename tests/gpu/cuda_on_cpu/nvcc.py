@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
     assert "-fmad=false" in words
     for file in (Path(word) for word in words if word.endswith(".cu")):
         text = file.read_text()
-        name = re.search(r"__launch_bounds__\(THREADS\) (\w+)\(", text)[1]
+        name = re.search(r"__launch_bounds__\(THREADS, 1\) (\w+)\(", text)[1]
         unit = file.with_suffix(".cpp")
         unit.write_text(f'#include "cuda_on_cpu.h"\n{text}{RUN.format(name=name)}')
         # What -fmad=false is to nvcc, -ffp-contract=off is to g++.
