@@ -19,6 +19,7 @@ from snncc.options import Options
 from snncc.passes.decay_gates import DecayGates
 from snncc.pipeline import Compiled
 from snncc.reporting.report import Plan
+from snncc.runtime.parallel_reset import Chunks
 from snncc.runtime.streams.stream import Stream
 from snncc.specializations import Specializations
 from snncc.streaming import open_stream
@@ -102,6 +103,13 @@ class CompiledModule(nn.Module):
         """How many sweeps each neuron took in its last call, in mode ``"fpt"``."""
         layers = (compiled.fixed_points for compiled in self._specializations)
         return {layer.program.forward.name: layer.sweeps for each in layers for layer in each}
+
+    @property
+    def chunks(self) -> dict[str, Chunks]:
+        """How each neuron was cut into chunks in its last call, in mode ``"parallel_reset"``."""
+        layers = (compiled.parallel_resets for compiled in self._specializations)
+        found = {layer.program.forward.name: layer.chunks for each in layers for layer in each}
+        return {name: chunks for name, chunks in found.items() if chunks is not None}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; record and compile it first where this is a new specialisation."""
@@ -312,7 +320,7 @@ def compile_model(
     if not callable(model) or isinstance(model, CompiledModule):
         what = "compiled already" if callable(model) else "not callable"
         raise OptionError(f"The model is {what}.", code="option.model")
-    if options.mode not in ("fused", "scan", "fpt", "dynamic_decay", "auto", "serial"):
+    if options.mode in ("online", "async"):
         raise UnsupportedError(
             f"Mode '{options.mode}' does not exist yet.",
             code="unsupported.mode",

@@ -10,7 +10,15 @@ from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 from snncc.errors import OptionError
 
 Mode: TypeAlias = Literal[
-    "fused", "scan", "fpt", "dynamic_decay", "serial", "online", "async", "auto"
+    "fused",
+    "scan",
+    "parallel_reset",
+    "fpt",
+    "dynamic_decay",
+    "serial",
+    "online",
+    "async",
+    "auto",
 ]
 TargetName: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 Fallback: TypeAlias = Literal["error", "serial"]
@@ -42,7 +50,8 @@ class Options:
         schedule: With a number of sweeps, the steepness of each sweep's sigmoid; None keeps the
             threshold and the user's surrogate.
         backward_scale: Steepness of the derivative of those sigmoids, over that of the sigmoids.
-        chunk: In mode ``"scan"`` the steps of a chunk; None chooses for each call, by its sizes.
+        chunk: In modes ``"scan"`` and ``"parallel_reset"`` the steps of a chunk; None chooses for
+            each call, by its sizes.
         kernel_size: In mode ``"dynamic_decay"`` how many inputs, the present one included, the
             decay depends on.
         tau: In mode ``"dynamic_decay"`` the exponent ``1 / tau`` of the decay's sigmoid.

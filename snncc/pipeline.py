@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.dump import Dump
-from snncc.errors import FormError, SnnccError, TargetError, UnsupportedError
+from snncc.errors import TargetError, UnsupportedError
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import validate as invariants
 from snncc.ir.chunk_program import ChunkProgram
-from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.loop_call import LoopCall
-from snncc.ir.nodes import FixedPoint, Form, Scan
+from snncc.ir.nodes import FixedPoint, Form, ParallelReset, Scan
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
@@ -31,13 +30,14 @@ from snncc.passes import Pass, Rejection, passes_for, substituting
 from snncc.passes.decay_gates import DecayGates
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
 from snncc.passes.neurons import neuron_nodes
-from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.streams.stream_steps import stream_steps
 from snncc.passes.substitute_dynamic_decay import SubstituteDynamicDecay
+from snncc.refusals import refusal
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
 from snncc.runnable import KernelCall, function_of, with_kernels
 from snncc.runtime.fixed_point import FixedPointNeuron
+from snncc.runtime.parallel_reset import ParallelResetNeuron
 from snncc.translation import check_translation
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -72,6 +72,7 @@ class Compiled:
         plan: What runs how.
         target: The language of its kernels.
         fixed_points: The neurons that are solved by sweeps.
+        parallel_resets: The neurons that run chunks of time at once.
     """
 
     recording: Recording
@@ -80,6 +81,7 @@ class Compiled:
     plan: Plan
     target: TargetName
     fixed_points: tuple[FixedPointNeuron, ...] = ()
+    parallel_resets: tuple[ParallelResetNeuron, ...] = ()
 
 
 def record(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -158,12 +160,13 @@ def build(
         run = function_of(runnable)
     calls = [n.target.neuron for n in runnable.nodes if isinstance(n.target, KernelCall)]
     fixed_points = tuple(n for n in calls if isinstance(n, FixedPointNeuron))
+    resets = tuple(n for n in calls if isinstance(n, ParallelResetNeuron))
     notes = ("so few steps run as recorded, operator by operator",) if recording.flat else ()
     sources, described = recording.tape.sources, _described(recording.tape, leaves)
     plan = plan_of(graph, target, sources, described, notes)
     if dump.folder is not None:
         dump.text("report.txt", str(plan))
-    return Compiled(recording, graph, run, plan, target, fixed_points)
+    return Compiled(recording, graph, run, plan, target, fixed_points, resets)
 
 
 def _through(
@@ -181,7 +184,7 @@ def _through(
         if isinstance(after, Rejection):
             if recording.flat and not isinstance(each, SubstituteDynamicDecay):
                 continue
-            raise _refusal(each, after, recording)
+            raise refusal(each, after, recording.tape, recording.rolled)
         if after is graph:  # there was nothing to do
             continue
         if settings().validate and each.numerics not in (Numerics.SUBSTITUTED, Numerics.ITERATED):
@@ -263,64 +266,17 @@ def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
             )
 
 
-def _refusal(each: Pass, rejection: Rejection, recording: Recording) -> SnnccError:
-    """Return the error for a pass that does not apply."""
-    match each:
-        case SubstituteDynamicDecay():
-            return _no_substitution(rejection)
-        case ParallelizeFixedPoint():
-            return _no_fixed_point(rejection)
-        case _:
-            return _no_loop(recording, rejection)
-
-
-def _no_loop(recording: Recording, rejection: Rejection) -> UnsupportedError:
-    differences = getattr(recording.rolled, "diagnostics", ())
-    functions = [c for c in recording.tape.calls if isinstance(c.target, CustomGradient)]
-    places = [d.location for d in differences] + [c.meta["where"] for c in functions]
-    names = dict.fromkeys(str(c.target) for c in functions)
-    return UnsupportedError(
-        "The model has no loop over time that could be proven.",
-        code="unsupported.no-time-loop",
-        location=next((place for place in places if place is not None), None),
-        notes=[
-            rejection.reason,
-            *(str(d) for d in differences[:3]),
-            *(f"'{n}' has a gradient of its own: its inside is not searched" for n in names),
-        ],
-        hints=["Loop over the time axis in Python: 'for t in range(x.shape[0]): ...'."],
-    )
-
-
 def form_of(options: Options) -> Form | None:
     """Return the form that the options ask for; None stands for fused time."""
     if options.mode == "scan":
         return Scan()
+    if options.mode == "parallel_reset":
+        return ParallelReset()
     if options.mode != "fpt":
         return None
     if options.sweeps == "exact":
         return FixedPoint()
     return FixedPoint(options.sweeps, options.schedule, options.backward_scale)
-
-
-def _no_fixed_point(rejection: Rejection) -> FormError:
-    return FormError(
-        "A neuron cannot be solved by sweeps.",
-        code="form.fixed-point",
-        location=rejection.where,
-        notes=[rejection.reason],
-        hints=["Use mode='fused', which runs any neuron."],
-    )
-
-
-def _no_substitution(rejection: Rejection) -> FormError:
-    return FormError(
-        "A dynamic decay cannot stand for the neurons of the model.",
-        code="form.dynamic-decay",
-        location=rejection.where,
-        notes=[rejection.reason],
-        hints=["Use snncc.nn.DynamicDecay in its place, or mode='fused', which runs any neuron."],
-    )
 
 
 def _described(tape: Tape, leaves: Sequence[Tensor]) -> str:

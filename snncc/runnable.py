@@ -20,11 +20,12 @@ from snncc.runtime import norms
 from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.runtime.loops.recurrent import RecurrentLoop, StepTarget
 from snncc.runtime.operators import Neuron
+from snncc.runtime.parallel_reset import ParallelResetNeuron
 from snncc.runtime.products import convolution
 from snncc.runtime.products import linear as products
 from snncc.runtime.scans.neuron import ScanNeuron
 
-AnyNeuron: TypeAlias = Neuron | FixedPointNeuron | ScanNeuron
+AnyNeuron: TypeAlias = Neuron | FixedPointNeuron | ParallelResetNeuron | ScanNeuron
 
 
 def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:
@@ -61,6 +62,8 @@ def _neuron_of(program: NeuronProgram, options: Options) -> AnyNeuron:
     target, threads = options.target, options.num_threads
     if program.sweeps:
         return FixedPointNeuron(program, target=target, num_threads=threads)
+    if program.restart is not None:
+        return ParallelResetNeuron(program, target=target, num_threads=threads, chunk=options.chunk)
     if program.scan is not None:
         return ScanNeuron(program, target=target, num_threads=threads, chunk=options.chunk)
     return Neuron(program, target=target, num_threads=threads)

@@ -242,7 +242,7 @@ def test_data_for_tools() -> None:
     assert neuron["meaning"]["states"][0]["decay"] == "0.9"
     assert neuron["meaning"]["spikes"][0]["threshold"] == "1.0"
     assert {r["form"] for r in neuron["rejected"]} == {
-        "scan", "fixed point", "next-spike map",
+        "scan", "fixed point", "parallel reset",
     }  # fmt: skip
     assert neuron["where"]["function"] == "forward"
     assert data["seconds"].keys() >= {"capture", "reroll"}

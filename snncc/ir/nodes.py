@@ -219,7 +219,15 @@ class Scan:
     forward: bool = True
 
 
-Form: TypeAlias = Sequential | FusedTime | FixedPoint | Scan
+@dataclass(frozen=True, slots=True)
+class ParallelReset:
+    """Chunks of time run at once, each from the states that a restart shortly before it leaves.
+
+    A step restarts a neuron if the states after it do not depend on those before it.
+    """
+
+
+Form: TypeAlias = Sequential | FusedTime | FixedPoint | Scan | ParallelReset
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,12 +77,28 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """The programs of a form that runs chunks of time at once.
+
+    Attributes:
+        guess: The neuron, restarted at the first step that it is given, whatever it is given there.
+            It has no outputs; its first finals are the states of the neuron.
+        chunk: The neuron from any states.  Its lane inputs are those of the neuron, then a value
+            for each state; its outputs are those of the neuron, its finals all its states.
+    """
+
+    guess: NeuronProgram
+    chunk: NeuronProgram
+
+
+@dataclass(frozen=True, slots=True)
 class NeuronProgram:
     """One neuron layer, ready for code generation.
 
     ``adjoint`` and ``storage`` are None where the layer can only be run without gradients.
     ``constant`` names the outputs and finals that require no gradients even where inputs do.
     ``sweeps`` are the programs of a fixed-point form, in order; the last is repeated.
+    ``restart`` holds the programs of a parallel-reset form.
     ``inexact`` says why results may differ from torch's in the last place though every operation
     rounds as written.  ``most_steps`` is the largest T for which integers are held exactly.
     ``result`` is the type of outputs and finals; None stands for that of the inputs.
@@ -97,6 +113,7 @@ class NeuronProgram:
     storage: Storage | None = None
     constant: frozenset[str] = frozenset()
     sweeps: tuple[Sweep, ...] = ()
+    restart: Restart | None = None
     inexact: str = ""
     most_steps: int | None = None
     result: torch.dtype | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from snncc.ir.nodes import FixedPoint, Form, Scan
+from typing import assert_never
+
+from snncc.ir.nodes import FixedPoint, Form, FusedTime, ParallelReset, Scan, Sequential
 from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
 from snncc.passes.differentiate import Differentiate
@@ -16,6 +18,7 @@ from snncc.passes.loops.differentiate_loops import DifferentiateLoops
 from snncc.passes.loops.fuse_steps import FuseSteps
 from snncc.passes.narrow_spikes import NarrowSpikes
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
+from snncc.passes.parallelize_reset import ParallelizeReset
 from snncc.passes.parallelize_scan import ParallelizeScan
 from snncc.passes.plan_storage import PlanStorage
 from snncc.passes.simplify_step import SimplifyStep
@@ -41,15 +44,16 @@ def passes_for(
         on_gpu: Whether the kernels run on a GPU.
         skip_zeros: Whether convolutions may skip the zeros of their input.
     """
+    is_fused = not isinstance(form, FixedPoint | ParallelReset)
     return (
         SeparateDraws(),
         FoldMembraneNorm(),
-        HoistStateless(halves=on_gpu and not isinstance(form, FixedPoint)),
+        HoistStateless(halves=on_gpu and is_fused),
         FuseSteps(),
-        *(() if isinstance(form, FixedPoint) else (FuseEdges(),)),
+        *((FuseEdges(),) if is_fused else ()),
         SimplifyStep(),
-        *(() if isinstance(form, FixedPoint) else (FuseReadouts(on_gpu),)),
-        ParallelizeFixedPoint(form) if isinstance(form, FixedPoint) else FuseTime(),
+        *((FuseReadouts(on_gpu),) if is_fused else ()),
+        _set_form(form),
         *((NarrowSpikes(),) if on_gpu and form is None else ()),
         Differentiate(leaves),
         DifferentiateLoops(),
@@ -57,6 +61,19 @@ def passes_for(
         *((ParallelizeScan(form.forward),) if isinstance(form, Scan) else ()),
         *((SkipZeros(),) if skip_zeros else ()),
     )
+
+
+def _set_form(form: Form | None) -> Pass:
+    """Return the pass that sets a form."""
+    match form:
+        case FixedPoint():
+            return ParallelizeFixedPoint(form)
+        case ParallelReset():
+            return ParallelizeReset()
+        case Sequential() | FusedTime() | Scan() | None:
+            return FuseTime()
+        case _:
+            assert_never(form)
 
 
 def substituting(passes: tuple[Pass, ...], substitution: Pass) -> tuple[Pass, ...]:

@@ -14,7 +14,16 @@ from snncc.frontend.operators.canonical import size
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import FixedPoint, Form, FusedTime, Recurrence, Scan, Sequential, Var
+from snncc.ir.nodes import (
+    FixedPoint,
+    Form,
+    FusedTime,
+    ParallelReset,
+    Recurrence,
+    Scan,
+    Sequential,
+    Var,
+)
 from snncc.ir.numerics import Numerics, weakest
 from snncc.ir.program import NeuronProgram, Place
 from snncc.ir.tape import Source, SourceKind
@@ -284,6 +293,8 @@ def form_text(form: Form) -> str:
             return "scan"
         case Scan():
             return "fused time, backward scan"
+        case ParallelReset():
+            return "parallel reset"
         case Sequential() | FusedTime():
             return "fused time"
         case _:

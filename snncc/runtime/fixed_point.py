@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from snncc.errors import UnsupportedError
 from snncc.ir.nodes import FixedPoint
 from snncc.ir.program import NeuronProgram
 from snncc.runtime.neuron import Neuron, NeuronTarget
+from snncc.runtime.solved import solved
 from snncc.runtime.tracing import is_traced
 
 
@@ -44,7 +44,6 @@ class FixedPointNeuron:
         assert isinstance(program.forward.form, FixedPoint)
         self.program = program
         self.form = program.forward.form
-        self.target = target
         options: dict[str, Any] = {"target": target, "num_threads": num_threads}
         self.serial = Neuron(replace(program, sweeps=()), **options)
         self._each = [Neuron(sweep.program, **options) for sweep in program.sweeps]
@@ -70,14 +69,9 @@ class FixedPointNeuron:
                 location=self.program.forward.where,
                 hints=["Compile with 'sweeps=3', or with mode='fused'."],
             )
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in arguments)):
-            return self._until_stable(arguments, length)
-        if self.target == "torch":
-            return list(self.serial.run(tuple(arguments), length))
-        apply: Any = _Solved.apply
-        return list(apply(self, length, *arguments))
+        return solved(self, arguments, length)
 
-    def _until_stable(self, arguments: Sequence[Tensor], length: int | None) -> list[Tensor]:
+    def solve(self, arguments: Sequence[Tensor], length: int | None) -> list[Tensor]:
         """Sweep until no spike changes: at most one sweep more than there are steps."""
         steps = self._length(arguments, length)
         guesses = self._first(arguments, steps)
@@ -120,29 +114,3 @@ class FixedPointNeuron:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return bool((a.reshape(a.shape + (1,) * (b.dim() - a.dim())) == b).all())
-
-
-class _Solved(torch.autograd.Function):
-    """The stable result of the sweeps, with the gradient of the serial neuron."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, layer: FixedPointNeuron, length: int | None, *arguments: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.layer, ctx.length = layer, length
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*arguments)
-        results = layer._until_stable(arguments, length)
-        ctx.mark_non_differentiable(*(results[i] for i in layer.program.without_gradient))
-        return tuple(results)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        arguments, neuron = ctx.saved_tensors, ctx.layer.serial
-        forward = neuron.plan(arguments, ctx.length, training=True)
-        needs = ctx.needs_input_grad[2:]
-        plan = neuron.backward_plan(forward, arguments, cotangents, needs)
-        # Where backward reads stored values, the serial kernel stores them now.
-        saved = forward.run(arguments)[neuron.results :] if forward.results.saved else ()
-        return (None, None, *plan.run(arguments, cotangents, saved))

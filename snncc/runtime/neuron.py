@@ -117,8 +117,7 @@ class Neuron:
 
     def run(self, tensors: tuple[Tensor, ...], length: int | None) -> Sequence[Tensor]:
         """Return the outputs and the finals for all inputs, those with a time axis first."""
-        if self.program.most_steps is not None:
-            self._check_steps(tensors, length)
+        self.check_steps(tensors, length)
         if self.target == "torch":
             return self._interpret(tensors, length)
         if is_traced(tensors):
@@ -249,10 +248,13 @@ class Neuron:
             )
         return (*steps, *lanes)
 
-    def _check_steps(self, tensors: tuple[Tensor, ...], length: int | None) -> None:
+    def check_steps(self, tensors: Sequence[Tensor], length: int | None) -> None:
+        """Check that the neuron holds what it counts exactly, for so many steps."""
         most = self.program.most_steps
+        if most is None:
+            return
         steps = tensors[0].shape[0] if self._steps else length or 0
-        if most is not None and steps > most:
+        if steps > most:
             raise LaunchError(
                 f"The neuron counts in floats, exactly for {most} steps; the input has {steps}.",
                 code="launch.steps",
