@@ -37,9 +37,9 @@ def prepare(lets: Iterable[Let], taken: Iterable[str]) -> tuple[Let, ...]:
     """Return lets that compute the same values in a form that kernels can be written from.
 
     Surrogates and detaches have done their work in differentiation and are dropped.  Powers with
-    a simple exponent become products.  Calls of maths functions move out of the arms of selects
-    into lets of their own: such a call is cheap to run on every lane and costs the vector
-    code if it is conditional.
+    a simple exponent become products, and the logarithm of a sigmoid that of a sum.  Calls of maths
+    functions move out of the arms of selects into lets of their own: such a call is cheap to run on
+    every lane and costs the vector code if it is conditional.
 
     Args:
         lets: The lets of one step, in order.
@@ -50,7 +50,7 @@ def prepare(lets: Iterable[Let], taken: Iterable[str]) -> tuple[Let, ...]:
     result: list[Let] = []
     for let in lets:
         expr = transform(let.expr, lambda e: e.arg if isinstance(e, Detach) else e)
-        expr = _expand_powers(expr, let.name, names, result)
+        expr = _expand(expr, let.name, names, result)
         expr = _hoist_calls(expr, let.name, names, result)
         result.append(Let(let.name, expr, where=let.where))
     return tuple(result)
@@ -77,17 +77,25 @@ class Names:
         return name
 
 
-def _expand_powers(expr: Expr, owner: str, names: Names, before: list[Let]) -> Expr:
+def _expand(expr: Expr, owner: str, names: Names, before: list[Let]) -> Expr:
     def rule(node: Expr) -> Expr:
         match node:
             case Binary(Op.POW, base, Const(exponent)) if exponent in _POWERS:
                 return _POWERS[float(exponent)](_named(base, owner, names, before))
             case Binary(Op.POW, _, Const(exponent)) if exponent == 0.0:
                 return _ONE
+            case Unary(Op.LOGSIGMOID, x):
+                return _log_of_sum(_named(x, owner, names, before))
             case _:
                 return node
 
     return transform(expr, rule)
+
+
+def _log_of_sum(x: Expr) -> Expr:
+    """Return log(sigmoid(x)) as min(x, 0) - log(1 + exp(-|x|)), in which nothing overflows."""
+    tail = Unary(Op.LOG1P, Unary(Op.EXP, Unary(Op.NEG, Unary(Op.ABS, x))))
+    return Binary(Op.SUB, Binary(Op.MIN, x, Const(0.0)), tail)
 
 
 def _named(expr: Expr, owner: str, names: Names, before: list[Let]) -> Expr:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, assert_never
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.ir.nodes import (
@@ -39,6 +40,7 @@ UNARY: Mapping[Op, Callable[[Tensor], Tensor]] = {
     Op.LOG1P: torch.log1p,
     Op.SQRT: torch.sqrt,
     Op.SIGMOID: torch.sigmoid,
+    Op.LOGSIGMOID: F.logsigmoid,
     Op.TANH: torch.tanh,
     Op.SIN: torch.sin,
     Op.COS: torch.cos,

@@ -29,6 +29,7 @@ class Op(Enum):
     LOG1P = "log1p"  # log(1 + x), exact for small x
     SQRT = "sqrt"
     SIGMOID = "sigmoid"
+    LOGSIGMOID = "logsigmoid"  # log(sigmoid(x)), exact for large x
     TANH = "tanh"
     SIN = "sin"
     COS = "cos"
@@ -66,7 +67,8 @@ LOGICAL = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})
 # it by one unit in a seventh of all float32 arguments.
 TRANSCENDENTAL = frozenset(
     {
-        Op.EXP, Op.EXPM1, Op.LOG, Op.LOG1P, Op.SQRT, Op.SIGMOID, Op.TANH, Op.SIN, Op.COS, Op.POW
+        Op.EXP, Op.EXPM1, Op.LOG, Op.LOG1P, Op.SQRT, Op.SIGMOID, Op.LOGSIGMOID, Op.TANH, Op.SIN,
+        Op.COS, Op.POW,
     }
 )  # fmt: skip
 # Powers that are products and quotients, in torch as in the kernels.

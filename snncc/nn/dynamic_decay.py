@@ -7,9 +7,11 @@ With a causal depthwise convolution over the last ``k`` inputs as the gate::
     h[t]     = decay[t] h[t-1] + (1 - decay[t]) x[t]
     s[t]     = clip(round(h[t]), 0, levels)         or a binary spike of h[t] - v_threshold
 
-The decay is formed in logarithmic space and ``1 - decay`` as ``-expm1(g)``, so that neither a decay
-near one nor a product of many decays loses its digits.  The potential is a convex combination of
-inputs: bounded inputs give bounded potentials, whatever the length of the sequence.
+The decay is formed in logarithmic space, so that neither a decay near one nor a product of many
+decays loses its digits.  ``1 - decay`` is ``-expm1(g)`` where the decay is near one; where it is
+near zero it is the difference as written, because autograd takes ``expm1(g) + 1`` for the
+derivative of ``expm1(g)``, which has no digits left there.  The potential is a convex combination
+of inputs: bounded inputs give bounded potentials, whatever the length of the sequence.
 
 Source: arXiv 2602.01133 (dynamic decay spiking neuron), equations 9 to 12; the convolution is
 depthwise and padded with zeros on the left.
@@ -71,35 +73,52 @@ class DynamicDecay(nn.Module):
         """Return the state before the first step of ``x`` [T, B, C, *]: potential, past inputs."""
         return (torch.zeros_like(x[0]),) * self.kernel_size
 
-    def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def run(self, x: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """Run from a state.
 
         Args:
             x: Input currents [T, B, C, *].
             state: The potential and the last ``kernel_size - 1`` inputs, oldest first, [B, C, *].
+            lengths: How many steps each sample of a padded batch has, [B]; all of them where it
+                is None.  A sample that is over does not spike, and its state stays.
 
         Returns:
-            The spikes [T, B, C, *] and the state after the last step.
+            The spikes [T, B, C, *] and the state after the last step of each sample.
         """
         shape = (self.channels, *(1,) * (x.dim() - 3))
         weight = [self.weight[:, j].reshape(shape) for j in range(self.kernel_size)]
         bias = self.bias.reshape(shape)
-        h, *past = state
         spikes = []
         for t in range(x.shape[0]):
+            h, *past = state
             window = [*past, x[t]]
             logit = bias
             for j in range(self.kernel_size):
                 logit = logit + weight[j] * window[j]
             gate = F.logsigmoid(logit) / self.tau
-            h = torch.exp(gate) * h - torch.expm1(gate) * x[t]
-            spikes.append(self.surrogate(h))
-            past = window[1:]
-        return torch.stack(spikes), (h, *past)
+            decay = torch.exp(gate)
+            gain = torch.where(decay < 0.5, 1.0 - decay, -torch.expm1(gate))
+            h = decay * h + gain * x[t]
+            s = self.surrogate(h)
+            after = (h, *window[1:])
+            if lengths is not None:
+                goes_on = (t < lengths).reshape(-1, *(1,) * (x.dim() - 2))
+                s = torch.where(goes_on, s, 0.0)
+                after = tuple(
+                    torch.where(goes_on, new, old) for new, old in zip(after, state, strict=True)
+                )
+            spikes.append(s)
+            state = after
+        return torch.stack(spikes), state
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the spikes [T, B, C, *] of input currents ``x`` [T, B, C, *]."""
-        return self.run(x, self.initial(x))[0]
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the spikes [T, B, C, *] of input currents ``x`` [T, B, C, *].
+
+        Args:
+            x: The input currents.
+            lengths: As for `run`.
+        """
+        return self.run(x, self.initial(x), lengths)[0]
 
     def extra_repr(self) -> str:
         """Return the parameters for ``print``."""

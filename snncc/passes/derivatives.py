@@ -33,6 +33,7 @@ UNARY_RULES: Mapping[Op, Callable[[Expr, Expr, Expr], Expr]] = {
     Op.LOG1P: lambda a, y, g: Binary(Op.DIV, g, Binary(Op.ADD, ONE, a)),
     Op.SQRT: lambda a, y, g: Binary(Op.DIV, g, _mul(TWO, y)),
     Op.SIGMOID: lambda a, y, g: _mul(_mul(g, Binary(Op.SUB, ONE, y)), y),
+    Op.LOGSIGMOID: lambda a, y, g: _mul(g, Unary(Op.SIGMOID, _neg(a))),
     Op.TANH: lambda a, y, g: _mul(g, Binary(Op.SUB, ONE, _mul(y, y))),
     Op.SIN: lambda a, y, g: _mul(g, Unary(Op.COS, a)),
     Op.COS: lambda a, y, g: _mul(g, _neg(Unary(Op.SIN, a))),

@@ -7,7 +7,7 @@ Before, with any reset r::
 After, with a gate over the last k inputs for each channel::
 
     u[t] = gain x[t]                  g[t] = logsigmoid(bias + sum_j weight[j] u[t-k+1+j]) / tau
-    h[t] = exp(g[t]) h[t-1] - expm1(g[t]) u[t]                 s[t] = fire(h[t])
+    h[t] = exp(g[t]) h[t-1] + (1 - exp(g[t])) u[t]             s[t] = fire(h[t])
 
 ``weight`` starts at zero, ``bias`` at ``logit(decay^tau)`` and ``gain`` is ``1 / (1 - decay)``, so
 that before training the neuron is the user's own without its reset: ``h[t] = decay h[t-1] + x[t]``.
@@ -34,7 +34,20 @@ from torch import Tensor
 from snncc.ir import interpret, sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.neuron_class import Decay, NeuronClass, Role, StateClass, Values
-from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, State, Unary, Var
+from snncc.ir.nodes import (
+    Binary,
+    Const,
+    Expr,
+    Input,
+    Let,
+    Op,
+    Rank,
+    Recurrence,
+    Select,
+    State,
+    Unary,
+    Var,
+)
 from snncc.ir.numerics import Numerics
 from snncc.ir.own_tensor import OwnTensor
 from snncc.ir.program import NeuronProgram
@@ -272,9 +285,15 @@ def dynamic_decay(
     log_sigmoid: Any = SCALAR_OPS[F.logsigmoid](Scope(lambda _: False), logit)
     made.append(Let(fresh("gate"), Binary(Op.DIV, log_sigmoid, Const(tau))))
     gate = Var(made[-1].name)
-    kept = Binary(Op.MUL, Unary(Op.EXP, gate), Var(lif.membrane.name))
-    added = Binary(Op.MUL, Unary(Op.EXPM1, gate), Var(current.name))
-    charged = Binary(Op.SUB, kept, added)
+    made.append(Let(fresh("decay"), Unary(Op.EXP, gate)))
+    decay = Var(made[-1].name)
+    rest = Select(
+        Binary(Op.LT, decay, Const(0.5)),
+        Binary(Op.SUB, Const(1.0), decay),
+        Unary(Op.NEG, Unary(Op.EXPM1, gate)),
+    )
+    kept = Binary(Op.MUL, decay, Var(lif.membrane.name))
+    charged = Binary(Op.ADD, kept, Binary(Op.MUL, rest, Var(current.name)))
     lets: list[Let] = []
     for let in forward.lets:
         if let.name == lif.charge:

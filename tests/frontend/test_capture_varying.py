@@ -91,6 +91,64 @@ def test_computing_is_right(name: str) -> None:
         assert torch.equal(fast(x), model(x))
 
 
+def steps_of(x: Tensor, lengths: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return ways to say how many steps the longest sample of a padded batch has."""
+    longest = lengths.max()
+    return {
+        "slice": lambda: x[:longest].shape[0],
+        "narrow": lambda: x.narrow(0, 0, longest).shape[0],
+        "arange": lambda: len(torch.arange(longest)),
+        "mask": lambda: (torch.arange(longest)[:, None] < lengths).shape[0],
+        "zeros": lambda: torch.zeros(longest, 3).shape[0],
+        "full": lambda: torch.full((longest, 3), 0.5).shape[0],
+        "expand": lambda: lengths[:1, None].expand(1, longest).shape[1],
+        "split": lambda: len(x.split(lengths.tolist())),
+        "tensor split": lambda: len(x.tensor_split(lengths)),
+        "write": lambda: x.clone().__setitem__(slice(longest, None), 0.0) or len(x),
+    }
+
+
+@pytest.mark.parametrize("name", steps_of(torch.zeros(6, 3), torch.tensor([3, 2, 1])))
+def test_lengths_do_not_steer_a_loop(name: str) -> None:
+    """A number of steps that was seen once is not that of other lengths: each way is refused."""
+
+    def model(x: Tensor, lengths: Tensor) -> Tensor:
+        v, out = torch.zeros_like(x[0]), []
+        for t in range(steps_of(x, lengths)[name]()):
+            v = 0.5 * v + x[t]
+            out.append(v)
+        return torch.stack(out)
+
+    lengths = torch.tensor([3, 2, 1])
+    model(torch.rand(6, 3), lengths)
+    with pytest.raises(CaptureError) as caught:
+        snncc.compile(model)(torch.rand(6, 3), lengths)
+
+    assert caught.value.code in ("capture.varying-size", "capture.value-left-torch")
+    assert "test_capture_varying.py" in str(caught.value)
+
+
+def test_what_lengths_select_may_be_computed_with() -> None:
+    """Slices, ranges and fills whose sizes are tensors, as long as no loop runs over them."""
+
+    def model(x: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        v, out = torch.zeros_like(x[0]), []
+        for t in range(x.shape[0]):
+            v = 0.5 * v + x[t]
+            out.append(v)
+        y = torch.stack(out)[: lengths.max()]
+        goes_on = torch.arange(lengths.max())[:, None] < lengths
+        filled = torch.full((lengths.max(), 3), 0.5) + x.narrow(0, 0, lengths.max())
+        return (y * goes_on).sum(0) / lengths, y, filled, y.size(1) * v
+
+    fast = snncc.compile(model)
+    for lengths in ([3, 2, 1], [6, 1, 1], [1, 5, 2]):
+        x = torch.rand(6, 3)
+        found = zip(fast(x, torch.tensor(lengths)), model(x, torch.tensor(lengths)), strict=True)
+
+        assert all(torch.equal(a, b) for a, b in found)
+
+
 def test_results_may_have_such_sizes() -> None:
     """A model may return what a mask selects."""
 

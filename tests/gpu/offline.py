@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import snncc
 from snncc.ir.program import NeuronProgram
-from snncc.nn import IF, LI, LIF, AdaptiveLIF, Rectangle
+from snncc.nn import IF, LI, LIF, AdaptiveLIF, DynamicDecay, Rectangle
 from snncc.passes.neurons import neuron_nodes
 from snncc.runtime.backward import BackwardCall
 from snncc.runtime.gpu.binaries import Binary, compile_offline, machine_of_arch
@@ -27,6 +27,7 @@ NEURONS = {
     "if": IF(),
     "integrator": LI(**LEARNABLE),
     "adaptive": AdaptiveLIF(**LEARNABLE),
+    "dynamic decay": DynamicDecay(C),
 }
 
 

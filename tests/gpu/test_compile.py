@@ -9,7 +9,18 @@ import torch
 import snncc
 from snncc.errors import TargetError, UnsupportedError
 from snncc.ir.sequence_ops import mean_factor
-from snncc.nn import IF, LI, LIF, AdaptiveLIF, CubaLIF, FastSigmoid, Rectangle, Sigmoid, Triangle
+from snncc.nn import (
+    IF,
+    LI,
+    LIF,
+    AdaptiveLIF,
+    CubaLIF,
+    DynamicDecay,
+    FastSigmoid,
+    Rectangle,
+    Sigmoid,
+    Triangle,
+)
 from snncc.options import Options
 from snncc.passes.neurons import neuron_nodes
 from snncc.pipeline import target_of
@@ -39,6 +50,7 @@ NEURONS = {
     "integrator": LI(learnable=True, shape=(3,)),
     "current": CubaLIF(learnable=True, shape=(4, 1, 1)),
     "adaptive": AdaptiveLIF(learnable=True),
+    "dynamic decay": DynamicDecay(4),
 }
 
 

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 LANES = (64, C, 16, 16)
 # Bytes that a backward kernel of a chunk of 16 steps moves at a time.
-WIDTHS = {"soft": 16, "rectangle": 16, "if": 16, "integrator": 16, "adaptive": 4}
+NARROW = {"adaptive": 4, "dynamic decay": 4}
+WIDTHS = {"soft": 16, "rectangle": 16, "if": 16, "integrator": 16, **NARROW}
 
 
 def calls(neuron: nn.Module, T: int) -> Calls:
@@ -90,7 +91,9 @@ def test_neurons_fit(name):
     assert binary.spilled == 0
     assert binary.accesses.local == 0
     assert set(binary.accesses.loads) == set(binary.accesses.stores) == {WIDTHS.get(name, 8)}
-    assert not re.search(r"\bfma\.|\batom|\bred\.", binary.stages["ptx"])
+    assert not re.search(r"\batom|\bred\.", binary.stages["ptx"])
+    # Only within the exponentials of CUDA's library is a sum fused with a product.
+    assert name == "dynamic decay" or "fma." not in binary.stages["ptx"]
 
 
 def test_bytes_are_those_of_the_triton_kernel():

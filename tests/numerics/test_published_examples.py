@@ -164,27 +164,29 @@ class DynamicDecay(nn.Module):
         self.w = nn.Parameter(torch.tensor([[[0.0, 0.0, 0.5, -0.25]]], dtype=torch.float64))
         self.b = nn.Parameter(torch.ones(1, dtype=torch.float64))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         padded = torch.cat([x.new_zeros(3, 1), x])
-        gate = torch.nn.functional.conv1d(padded.t().unsqueeze(0), self.w, self.b)
-        alpha = torch.sigmoid(gate[0].t()) ** 4.0
+        gate = torch.nn.functional.conv1d(padded.t().unsqueeze(0), self.w, self.b)[0].t()
+        alpha = torch.sigmoid(gate) ** 4.0
         h = torch.zeros_like(x[0])
         hs, ss = [], []
         for t in range(x.shape[0]):
             h = alpha[t] * h + (1.0 - alpha[t]) * x[t]
             hs.append(h)
             ss.append(RoundClip.apply(h))
-        return torch.stack(hs), torch.stack(ss)
+        return torch.sigmoid(gate), alpha, torch.stack(hs), torch.stack(ss)
 
 
 def test_dynamic_decay() -> None:
-    """Potentials, integer spikes, and gradients of input, gate weights and gate bias."""
+    """Decays, potentials, integer spikes, and gradients of input, gate weights and gate bias."""
     for model in both(DynamicDecay()):
         x = rows(1.0, 2.5, -0.5, 3.0).requires_grad_()
-        h, s = model(x)
+        sigma, alpha, h, s = model(x)
         loss = (s * rows(1.0, -0.5, 0.25, 2.0)).sum()
         gx, gw, gb = torch.autograd.grad(loss, [x, *model.parameters()])  # type: ignore[attr-defined]
 
+        close(sigma, 0.679179, 0.705785, 0.914901, 0.5)
+        close(alpha, 0.212783, 0.248136, 0.700642, 0.0625)
         close(h, 0.787217, 2.075, 1.30415, 2.89401)
         assert s.flatten().tolist() == [1.0, 2.0, 1.0, 3.0]
         close(gx, 0.864453, -0.0929054, -0.157296, 1.98099)

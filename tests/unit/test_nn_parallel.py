@@ -1,7 +1,11 @@
 """Neurons without reset: dynamic decay and the PSN family, against published numbers."""
 
+import copy
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -93,11 +97,146 @@ def test_sequence_can_be_cut(compiled):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+def ended(neuron, x, lengths):
+    """Return spikes and states of a padded batch, sample after sample without the padding."""
+    spikes, states = [], []
+    for b, length in enumerate(lengths.tolist()):
+        alone = x[:, b : b + 1]
+        s, state = alone[:0], neuron.initial(alone)
+        if length:
+            s, state = neuron.run(alone[:length], state)
+        spikes.append(torch.cat([s, torch.zeros_like(alone[length:])]))
+        states.append(state)
+    return torch.cat(spikes, 1), [torch.cat(each) for each in zip(*states, strict=True)]
+
+
+@pytest.mark.parametrize("planes", [(), (2, 3)], ids=["rows", "planes"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["serial", "compiled"])
+def test_samples_of_a_padded_batch_end_where_they_end(compiled, planes):
+    """Spikes, states and gradients are those of each sample alone; one program for all lengths."""
+    torch.manual_seed(0)
+    neuron = DynamicDecay(4).double()
+    run = snncc.compile(neuron.run) if compiled else neuron.run
+    for lengths in ([9, 4, 1], [2, 9, 0], [9, 9, 9]):
+        lengths = torch.tensor(lengths)
+        x = (torch.randn(9, 3, 4, *planes, dtype=torch.float64) * 3).requires_grad_()
+        s, state = run(x, neuron.initial(x), lengths)
+        expected, states = ended(neuron, x, lengths)
+        pairs = [(s, expected), *zip(state, states, strict=True)]
+        seeds = [torch.randn_like(a) for a, _ in pairs]
+        wrt = [x, neuron.weight, neuron.bias]
+        actual, reference = (
+            torch.autograd.grad(each, wrt, seeds) for each in zip(*pairs, strict=True)
+        )
+
+        assert torch.equal(s, expected)
+        for a, b in [*pairs, *zip(actual, reference, strict=True)]:
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    if compiled:
+        assert len(run.plans) == 1
+
+
+MASKS = {
+    "by step": lambda lengths, T: [t < lengths for t in range(T)],
+    "by number": lambda lengths, T: [(lengths > t).float() for t in range(T)],
+    "at once": lambda lengths, T: torch.arange(T)[:, None] < lengths,
+    "to the longest": lambda lengths, T: F.pad(
+        torch.arange(lengths.max())[:, None] < lengths, (0, 0, 0, 9)
+    ),
+}
+
+
+@pytest.mark.parametrize("how", MASKS)
+def test_masks_may_be_written_in_any_way(how):
+    """Serial code with a mask of its own is compiled for all lengths, its last step included."""
+    torch.manual_seed(0)
+    neuron = DynamicDecay(3)
+
+    def model(x, lengths):
+        goes_on = MASKS[how](lengths, x.shape[0])
+        s = neuron(x)
+        h, out = torch.zeros_like(x[0]), []
+        for t in range(x.shape[0]):
+            m = goes_on[t].to(x.dtype).unsqueeze(1)
+            h = m * (0.5 * h + s[t]) + (1 - m) * h
+            out.append(h * m)
+        last = torch.stack(out)[(lengths - 1).clamp(min=0), torch.arange(x.shape[1])]
+        return h, last
+
+    fast = snncc.compile(model)
+    for lengths in ([7, 3, 1], [1, 2, 4], [7, 7, 7]):
+        arguments = torch.randn(7, 3, 3) * 3, torch.tensor(lengths)
+
+        for actual, expected in zip(fast(*arguments), model(*arguments), strict=True):
+            assert torch.equal(actual, expected)
+    assert len(fast.plans) == 1
+
+
+def gated(bias, dtype, T):
+    """Return a neuron that gives its potentials, with one gate, and an input of T steps."""
+    neuron = DynamicDecay(1, kernel_size=2, surrogate=nn.Identity()).to(dtype)
+    with torch.no_grad():
+        neuron.bias.fill_(bias)
+    return neuron, torch.randn(T, 2, 1, dtype=torch.float64).to(dtype)
+
+
+# Of the sigmoid, with an exponent of 4: from a decay that is 0 in float32, and ones that are
+# subnormal, to ones that differ from 1 by less than float32 can say.
+BIASES = [-math.inf, -1e4, -100.0, -25.0, -22.0, -10.0, -5.0, 0.0, 5.0, 15.0, 18.0, 40.0, 1e4]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["serial", "compiled"])
+def test_extreme_gates_keep_their_digits(compiled):
+    """Potentials and gradients in float32 are those in float64, whatever the decay is."""
+    torch.manual_seed(0)
+    neuron, x = gated(0.0, torch.float32, 50)
+    run = snncc.compile(neuron) if compiled else neuron
+    g = torch.randn(50, 2, 1)
+    for bias in [*BIASES, math.inf]:
+        with torch.no_grad():
+            neuron.bias.fill_(bias)
+        found = {}
+        for dtype, each in ((torch.float32, run), (torch.float64, copy.deepcopy(neuron).double())):
+            leaf = x.to(dtype).requires_grad_()
+            h = each(leaf)
+            own = neuron if dtype is torch.float32 else each
+            grads = torch.autograd.grad(h, [leaf, own.weight, own.bias], g.to(dtype))
+            found[dtype] = h.detach(), *grads
+
+        # What float32 cannot say at all is less than its smallest number.
+        for actual, expected in zip(*found.values(), strict=True):
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(
+                actual.double(), expected, rtol=1e-5, atol=4e-6 * scale + 1e-36
+            )
+
+
+def test_long_sequences_do_not_drift():
+    """After 65,536 steps a potential is off by the roundings of what the decay still holds."""
+    torch.manual_seed(0)
+    neuron, x = gated(0.0, torch.float32, 1 << 16)
+    runs = []
+    with torch.no_grad():
+        for each in (neuron, copy.deepcopy(neuron).double()):
+            runs.append(snncc.compile(each))
+            for length in (4, 7):  # after two lengths it is free
+                runs[-1](x[:length].to(each.bias.dtype))
+        for bias in (0.0, 8.0, 15.0, 40.0):
+            for run in runs:
+                run.original.bias.fill_(bias)
+            h, exact = runs[0](x), runs[1](x.double())
+            kept = min(1.0 / -math.expm1(-4.0 * math.log1p(math.exp(-bias))), len(x))
+            bound = 2.0 * torch.finfo(h.dtype).eps * kept**0.5 * float(x.abs().max())
+
+            assert bool(h.isfinite().all())
+            assert float((h - exact).abs().max()) <= bound
+
+
 def test_long_sequence_runs_step_by_step():
     """Steps of a stream are the sequence, without one flipped spike."""
     torch.manual_seed(0)
     neuron = DynamicDecay(2).eval()
-    x = torch.rand(3000, 1, 2) * 4
+    x = torch.rand(1000, 1, 2) * 4
     with torch.no_grad():
         fast = snncc.compile(neuron)
         whole = fast(x)

@@ -160,4 +160,14 @@ def _log1p(lanes: Lanes, x: Term) -> Term:
     return lanes.node("Where", is_zero, x, far)
 
 
-_COMPOSED: Mapping[Op, Callable[[Lanes, Term], Term]] = {Op.EXPM1: _expm1, Op.LOG1P: _log1p}
+def _log_sigmoid(lanes: Lanes, x: Term) -> Term:
+    """Write log(sigmoid(x)) as min(x, 0) - log(1 + exp(-|x|))."""
+    tail = _log1p(lanes, lanes.node("Exp", lanes.node("Neg", lanes.node("Abs", x))))
+    return lanes.node("Sub", lanes.node("Min", x, lanes.write(Const(0.0))), tail)
+
+
+_COMPOSED: Mapping[Op, Callable[[Lanes, Term], Term]] = {
+    Op.EXPM1: _expm1,
+    Op.LOG1P: _log1p,
+    Op.LOGSIGMOID: _log_sigmoid,
+}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snncc.frontend import departures
 from snncc.frontend.functionalize import Edge, View
 from snncc.frontend.operators.canonical import cast, full_like, setitem
 from snncc.frontend.operators.invocation import Call, Invocation
@@ -118,7 +119,7 @@ def assign(recorder: Recorder, base: Tensor, index: Any, value: Any, run: Callab
         value: A number or a tensor that broadcasts to the part.
         run: Does it for real.
     """
-    edges = basic_edges(recorder, index, base.dim())
+    edges = basic_edges(recorder, _bounded(recorder, index), base.dim())
     view = recorder.view(base)
     if edges is None:
         node = _write_advanced(recorder, base, index, value)
@@ -132,6 +133,27 @@ def assign(recorder: Recorder, base: Tensor, index: Any, value: Any, run: Callab
     result = run()
     recorder.write(view, node)
     return result
+
+
+def _bounded(recorder: Recorder, index: Any) -> Any:
+    """Return an index with numbers for the tensors that bound its slices.
+
+    Raises:
+        CaptureError: Such a tensor depends on the model's inputs.
+    """
+    if isinstance(index, tuple):
+        return tuple(_bounded(recorder, item) for item in index)
+    if not isinstance(index, slice):
+        return index
+    return slice(*[_leaving(recorder, x) for x in (index.start, index.stop, index.step)])
+
+
+def _leaving(recorder: Recorder, bound: Any) -> Any:
+    """Return a tensor that Python uses as a number as that number, if it may leave torch."""
+    if not isinstance(bound, Tensor):
+        return bound
+    number = Invocation(torch.Tensor.__index__, (bound,), {})
+    return departures.HANDLERS["__index__"](recorder, number)
 
 
 def _fitted(recorder: Recorder, view: View, value: Any) -> Node:
@@ -201,6 +223,9 @@ def _unbind(recorder: Recorder, call: Invocation) -> Any:
 def _split(recorder: Recorder, call: Invocation) -> Any:
     """Record ``split``, ``chunk`` and the like: each piece is an element or a slice."""
     x = call.args[0]
+    for size in departures.tensors_in(call.args[1:], call.kwargs):
+        departures.HANDLERS["__array__"](recorder, Invocation(torch.Tensor.__array__, (size,), {}))
+    recorder.lower((call.args[1:], *call.kwargs.values()))  # refuses numbers that left torch
     dim = {"hsplit": 1, "vsplit": 0, "dsplit": 2}.get(call.name, call.argument(2, "dim", 0))
     dim %= max(x.dim(), 1)
     if dim in recorder.varying.of(x):

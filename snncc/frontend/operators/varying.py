@@ -1,4 +1,4 @@
-"""Sizes that depend on values: how many elements a mask selects, how many values are distinct.
+"""Sizes that depend on values: how many elements a mask selects, where a tensor ends a slice.
 
 Such a tensor may be computed with, but a number that Python reads off its sizes would be frozen
 into the program.  So each tensor that has such a size is remembered, and what is made of it is
@@ -8,7 +8,7 @@ looked at: with that size one larger, which sizes of the result are larger?
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -27,7 +27,21 @@ SOURCES = frozenset(
 )
 # The same, where an argument is a tensor: a mask, or numbers of repetitions; or is missing.
 _CONDITIONAL = frozenset({"__getitem__", "repeat_interleave", "where", "one_hot", "index"})
-NAMES = SOURCES | _CONDITIONAL
+# The same, where a size is a tensor, as in ``torch.arange(lengths.max())``; which of the arguments
+# are sizes.
+_SIZES: Mapping[str, slice] = {
+    **dict.fromkeys(("arange", "range", "eye", "zeros", "ones", "empty"), slice(None)),
+    **dict.fromkeys(("rand", "randn", "randint", "randperm"), slice(None)),
+    **dict.fromkeys(("linspace", "logspace"), slice(2, 3)),
+    "full": slice(0, 1),
+    "new_full": slice(1, 2),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty"), slice(1, None)),
+    **dict.fromkeys(("expand", "repeat", "tile", "view", "reshape"), slice(1, None)),
+    **dict.fromkeys(("broadcast_to", "unflatten"), slice(1, None)),
+    "narrow": slice(3, 4),
+}
+_SIZE_NAMES = ("size", "sizes", "shape", "length", "end", "start", "step", "steps", "n", "repeats")
+NAMES = SOURCES | _CONDITIONAL | _SIZES.keys()
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -90,12 +104,26 @@ def _is_source(call: Invocation) -> bool:
         repeats = call.argument(1, "repeats", call.args[0] if call.args else None)
         return isinstance(repeats, Tensor)
     if call.name in ("__getitem__", "index"):
-        return any(x.dtype in _MASKS for x in _tensors(call.args[1:]))
+        ends = any(_ends_at_tensor(item) for item in _items(call.args[1]))
+        return ends or any(x.dtype in _MASKS for x in _tensors(call.args[1:]))
+    if call.name in _SIZES:
+        named = [call.kwargs.get(name) for name in _SIZE_NAMES]
+        return any(True for _ in _tensors((call.args[_SIZES[call.name]], named)))
     return False
 
 
+def _items(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _ends_at_tensor(item: Any) -> bool:
+    """Tell whether an item of an index is a slice that a tensor bounds."""
+    bounds = (item.start, item.stop, item.step) if isinstance(item, slice) else ()
+    return any(isinstance(bound, Tensor) for bound in bounds)
+
+
 def _selected(call: Invocation) -> list[int]:
-    """Return the dims of ``x[index]`` that are as long as its masks have true elements."""
+    """Return the dims of ``x[index]`` that are as long as masks and tensors in it say."""
     x, index = call.args
     try:
         one, two = (_shape_of_part(x, index, count) for count in (1, 2))
@@ -105,16 +133,19 @@ def _selected(call: Invocation) -> list[int]:
 
 
 def _shape_of_part(x: Tensor, index: Any, count: int) -> torch.Size:
-    """Return the shape of ``x[index]`` where each mask has so many true elements."""
+    """Return the shape of ``x[index]`` where masks and slices of tensors select so many."""
     items: list[Any] = []
-    for item in index if isinstance(index, tuple) else (index,):
-        if not isinstance(item, Tensor):
+    for item in _items(index):
+        if _ends_at_tensor(item):
+            items.append(slice(count))
+        elif not isinstance(item, Tensor):
             items.append(item)
         elif item.dtype in _MASKS:
             items += [torch.empty(count, dtype=torch.long, device="meta")] * item.dim()
         else:
             items.append(torch.empty(item.shape, dtype=torch.long, device="meta"))
-    return torch.empty(x.shape, device="meta")[tuple(items)].shape
+    sizes = [max(n, 2) for n in x.shape]
+    return torch.empty(sizes, device="meta")[tuple(items)].shape
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

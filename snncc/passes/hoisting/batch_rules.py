@@ -176,7 +176,13 @@ def _getitem(
     parts = index if isinstance(index, tuple) else (index,)
     if not all(isinstance(p, int | slice) or p is None or p is Ellipsis for p in parts):
         return MAPPED
+    if any(isinstance(b, Value) for p in parts if isinstance(p, slice) for b in _bounds(p)):
+        return MAPPED
     return emit(operator.getitem, args[0].node, (slice(None), *parts))
+
+
+def _bounds(part: slice) -> tuple[Any, Any, Any]:
+    return part.start, part.stop, part.step
 
 
 def _gather(

@@ -141,12 +141,6 @@ def _relu(scope: Scope, x: Expr) -> Expr:
     return Select(Binary(Op.LE, value, ZERO), ZERO, value)
 
 
-def _logsigmoid(scope: Scope, x: Expr) -> Expr:
-    value = scope.as_float(x)
-    tail = Unary(Op.LOG1P, Unary(Op.EXP, Unary(Op.NEG, Unary(Op.ABS, value))))
-    return Binary(Op.SUB, Binary(Op.MIN, value, ZERO), tail)
-
-
 def _square(scope: Scope, x: Expr) -> Expr:
     return Binary(Op.POW, scope.as_float(x), Const(2.0))
 
@@ -215,7 +209,7 @@ SCALAR_OPS: Mapping[Callable[..., Any], Builder] = {
     torch.expm1: _unary(Op.EXPM1),
     torch.log: _unary(Op.LOG),
     torch.log1p: _unary(Op.LOG1P),
-    F.logsigmoid: _logsigmoid,
+    F.logsigmoid: _unary(Op.LOGSIGMOID),
     torch.sqrt: _unary(Op.SQRT),
     torch.sigmoid: _unary(Op.SIGMOID),
     torch.tanh: _unary(Op.TANH),
