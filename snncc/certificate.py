@@ -39,11 +39,12 @@ class Comparison:
     """One line of a report.
 
     Attributes:
-        part: ``structure``, ``product``, ``kernel`` or ``network``.
+        part: ``structure``, ``product``, ``fold``, ``kernel`` or ``network``.
         name: What was compared.
         values: How many numbers.
         differing: How many are not equal bit by bit.
-        error: Largest difference relative to the largest magnitude.
+        error: Largest difference relative to the largest magnitude; for the spikes of a neuron
+            behind a folded norm the largest margin, see `snncc.fold_check`.
         allowed: The bound on ``error``; 0 means that nothing may differ.
         first: Where the first difference is, as an index tuple ([t, b, n] for a sequence).
         explained: Whether the other comparisons show that a difference is one of rounding.

@@ -25,8 +25,9 @@ from snncc.passes.neurons import neuron_nodes
 class Dump:
     """Writes the stages of one compilation, numbered, into a folder of its own."""
 
-    folder: Path | None
-    wanted: str
+    name: str
+    folder: Path | None = None
+    wanted: str = ""
     number: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
@@ -34,11 +35,11 @@ class Dump:
         """Return the dump of one compilation as the settings ask for it."""
         current = settings()
         if current.dump is None:
-            return cls(None, current.print_after or "")
+            return cls(name, None, current.print_after or "")
         base = Path(current.dump) / name
         folder = next(f for n in itertools.count(1) if not (f := _numbered(base, n)).exists())
         folder.mkdir(parents=True)
-        return cls(folder, current.print_after or "")
+        return cls(name, folder, current.print_after or "")
 
     @property
     def is_wanted(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -37,6 +38,7 @@ class _Network:
         fast: The model.
         example: Its arguments.
         compiled: The specialisation that serves the example.
+        graph: Its sequence graph, norms folded.
         program: It, for a chunk of time.
         leaves: The tensors that it reads.
         wanted: Which outputs of the program the model returns.
@@ -46,6 +48,7 @@ class _Network:
     fast: CompiledModule
     example: tuple[Any, ...]
     compiled: Compiled
+    graph: torch.fx.Graph
     program: ChunkProgram
     leaves: list[Tensor]
     wanted: list[int]
@@ -157,12 +160,13 @@ def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     tape = compiled.recording.tape
     leaves = [leaf.detach() for leaf in gather(tape, model, example_inputs, {})]
     wanted = _wanted(tape)
-    program = chunk_program(compiled, leaves)
+    folded = fast.without_norms(compiled, leaves)
+    program = chunk_program(folded, leaves)
     # With other neurons than the user's the reference is what was compiled.
     reference = fast if fast.options.mode == "dynamic_decay" else model
     with torch.no_grad(), preserved(model, example_inputs):
         outputs = pytree.tree_leaves(reference(*example_inputs))
-    return _Network(fast, example_inputs, compiled, program, leaves, wanted, outputs)
+    return _Network(fast, example_inputs, compiled, folded.graph, program, leaves, wanted, outputs)
 
 
 def _write_library(
@@ -232,8 +236,9 @@ def _write_onnx(network: _Network, folder: str | os.PathLike[str], name: str) ->
 
     axes = network.program.input_axes
     sources = sources_of([s.name for s in network.sources], network.leaves, network.own, axes)
-    graph = network.compiled.graph
-    models = Exporter(network.program, graph, sources, network.wanted).models(network.serves)
+    models = Exporter(network.program, network.graph, sources, network.wanted).models(
+        network.serves
+    )
     files = onnx_files(models, name, network.inputs, network.outputs)
     facts = _versions(name, network.steps) | onnx_facts(models)
     return write_bundle(folder, files, facts, ONNX)
@@ -254,7 +259,7 @@ def _facts(network: Network, name: str, steps: int) -> dict[str, Any]:
     """Return what the manifest says of a library."""
     shapes = network.shapes
     return _versions(name, steps) | {
-        "numerics": "as PyTorch, but products sum in the order of their inputs",
+        "numerics": "as PyTorch, but with norms folded, and products summed in order of inputs",
         "number": "float64" if network.is_double else "float32",
         "inputs": {b.name: list(shapes[b.name]) for b in network.inputs},
         "outputs": {b.name: list(shapes[b.name]) for b in network.outputs},

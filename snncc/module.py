@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from snncc.errors import FormError, OptionError, UnsupportedError
 from snncc.frontend.placement import placed
@@ -181,6 +181,18 @@ class CompiledModule(nn.Module):
         if isinstance(self.program, OverTime):
             self.program.length(args[0] if args else None)
         return self._specializations.find(args, kwargs)
+
+    def without_norms(self, compiled: Compiled, leaves: Sequence[Tensor]) -> Compiled:
+        """Return a program as it is exported: its norms in evaluation mode folded.
+
+        Args:
+            compiled: The program.
+            leaves: The tensors that it reads.
+
+        Raises:
+            UnsupportedError: A norm takes the statistics of its batch.
+        """
+        return self._specializations.without_norms(compiled, leaves)
 
     def train(self, mode: bool = True) -> CompiledModule:
         """Set the training flag of the model."""

@@ -43,6 +43,8 @@ class Options:
         storage: What the backward pass needs is recomputed in cache, or saved in memory.
         skip_zeros: Whether convolutions on the CPU may skip the zeros of spikes, and so add in
             another order.
+        fold_norms: Whether batch norms in evaluation mode are folded into weights, and so round
+            in another way.
         num_threads: Threads of a CPU kernel; None means ``torch.get_num_threads()`` at each call.
         step: Whether the model is one time step, and the sequence of its calls is compiled.
         time_dim: The time axis of the sequences that a model of one step is called with.
@@ -62,6 +64,7 @@ class Options:
     fallback: Fallback = "error"
     storage: StorageChoice = "auto"
     skip_zeros: bool = True
+    fold_norms: bool = False
     num_threads: int | None = None
     step: bool = False
     time_dim: int = 0

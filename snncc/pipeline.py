@@ -28,6 +28,7 @@ from snncc.ir.time_loop import TimeLoop
 from snncc.options import GPU_TARGETS, Options, TargetName, settings
 from snncc.passes import Pass, Rejection, passes_for, substituting
 from snncc.passes.decay_gates import DecayGates
+from snncc.passes.fold_norms import FoldNorms
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
 from snncc.passes.neurons import neuron_nodes
 from snncc.passes.streams.stream_steps import stream_steps
@@ -41,6 +42,8 @@ from snncc.runtime.parallel_reset import ParallelResetNeuron
 from snncc.translation import check_translation
 
 HALVES = (torch.float16, torch.bfloat16)
+# Passes that the user asked for: where one does not apply, that is an error.
+_WANTED = (FoldNorms, SubstituteDynamicDecay)
 PLACES = {"auto": None, "recompute": Place.SCRATCH, "save": Place.MEMORY}
 
 
@@ -141,18 +144,8 @@ def build(
     if dump.is_wanted:  # the record of a long run is large as a graph
         dump.graph("capture", recording.tape.graph)
     dump.graph("reroll", recording.rolled.graph)
-    requires = tuple(leaf.requires_grad for leaf in leaves)
     target = target_of(options, leaves)
-    passes = passes_for(
-        PLACES[options.storage],
-        requires,
-        form_of(options),
-        on_gpu=target in GPU_TARGETS,
-        skip_zeros=options.skip_zeros and target == "c",
-    )
-    if gates is not None:
-        passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
-    graph = _through(passes, recording, leaves, name, dump)
+    graph = sequence_graph(recording, options, leaves, dump, gates)
     _require_exact(graph, options)
     _require_valid(graph)
     with _timed(recording.timings, "codegen"):
@@ -169,20 +162,53 @@ def build(
     return Compiled(recording, graph, run, plan, target, fixed_points, resets)
 
 
+def sequence_graph(
+    recording: Recording,
+    options: Options,
+    leaves: Sequence[Tensor],
+    dump: Dump,
+    gates: DecayGates | None = None,
+) -> torch.fx.Graph:
+    """Return the sequence graph of a recording after all passes (L2).
+
+    Args:
+        recording: The recorded model.
+        options: How to compile it.
+        leaves: The tensors of the recording's sources.
+        dump: Where stages are written to.
+        gates: The parameters of substituted neurons, in mode ``"dynamic_decay"``.
+
+    Raises:
+        UnsupportedError: Part of the model cannot be compiled exactly and no fallback was allowed.
+    """
+    requires = tuple(leaf.requires_grad for leaf in leaves)
+    target = target_of(options, leaves)
+    passes = passes_for(
+        PLACES[options.storage],
+        requires,
+        form_of(options),
+        on_gpu=target in GPU_TARGETS,
+        skip_zeros=options.skip_zeros and target == "c",
+        fold_norms=options.fold_norms,
+    )
+    if gates is not None:
+        passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
+    return _through(passes, recording, leaves, dump)
+
+
 def _through(
     passes: Sequence[Pass],
     recording: Recording,
     leaves: Sequence[Tensor],
-    name: str,
     dump: Dump,
 ) -> torch.fx.Graph:
     """Return the graph of a recording after all passes, each checked where that is asked for."""
     graph = recording.rolled.graph
     for each in passes:
-        with _timed(recording.timings, each.name), _noting(each.name, name):
+        with _timed(recording.timings, each.name), _noting(each.name, dump.name):
             after = each.run(graph)
         if isinstance(after, Rejection):
-            if recording.flat and not isinstance(each, SubstituteDynamicDecay):
+            if recording.flat and not isinstance(each, _WANTED):
                 continue
             raise refusal(each, after, recording.tape, recording.rolled)
         if after is graph:  # there was nothing to do

@@ -67,6 +67,8 @@ def _remarks(node: torch.fx.Node, loop: TimeLoop, steps: list[StepCall]) -> Iter
     """Yield why a loop rounds in another way than the serial code, if it does."""
     if any(calls_maths(step.recurrence.lets) for step in steps):
         yield "its maths functions differ from torch's in the last place"
+    if any(n.meta.get("folded") for n in node.all_input_nodes):
+        yield "norms are folded into its products and states"
     grown = (user for carry in uneven_starts(loop, node.args) for user in carry.users)
     if any(not isinstance(user.target, StepCall) for user in grown):
         yield "its first step multiplies as many rows as the others"

@@ -7,6 +7,7 @@ from snncc.frontend.reroll import Rolled
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.tape import Tape
 from snncc.passes import Pass, Rejection
+from snncc.passes.fold_norms import FoldNorms
 from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.parallelize_reset import ParallelizeReset
 from snncc.passes.substitute_dynamic_decay import SubstituteDynamicDecay
@@ -21,6 +22,8 @@ def refusal(each: Pass, rejection: Rejection, tape: Tape, rolled: Rolled) -> Snn
             return _no_fixed_point(rejection)
         case ParallelizeReset():
             return _no_parallel_reset(rejection)
+        case FoldNorms():
+            return _no_fold(rejection)
         case _:
             return _no_loop(tape, rolled, rejection)
 
@@ -40,6 +43,16 @@ def _no_loop(tape: Tape, rolled: Rolled, rejection: Rejection) -> UnsupportedErr
             *(f"'{n}' has a gradient of its own: its inside is not searched" for n in names),
         ],
         hints=["Loop over the time axis in Python: 'for t in range(x.shape[0]): ...'."],
+    )
+
+
+def _no_fold(rejection: Rejection) -> UnsupportedError:
+    return UnsupportedError(
+        "A batch norm cannot be folded.",
+        code="unsupported.fold-norms",
+        location=rejection.where,
+        notes=[rejection.reason],
+        hints=["Call 'model.eval()' first; 'snncc.compile' without 'fold_norms' keeps its norms."],
     )
 
 

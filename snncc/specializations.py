@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -72,6 +72,17 @@ class Specializations:
     ) -> list[Tensor]:
         """Return the tensors that a program runs on, right after it was found for a call."""
         return self._watcher.gather(compiled.recording.tape, args, kwargs)
+
+    def without_norms(self, compiled: Compiled, leaves: Sequence[Tensor]) -> Compiled:
+        """Return a program with its norms folded; the same where that was asked for anyway.
+
+        Raises:
+            UnsupportedError: A norm takes the statistics of its batch.
+        """
+        if self.options.fold_norms:
+            return compiled
+        options = replace(self.options, fold_norms=True)
+        return build(compiled.recording, options, leaves, self.name, self.gates)
 
     def _make(
         self, family: _Family, shapes: Shapes, args: tuple[Any, ...], kwargs: dict[str, Any]

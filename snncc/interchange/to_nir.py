@@ -63,6 +63,7 @@ def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
         tape = compiled.recording.tape
         leaves = [leaf.detach() for leaf in gather(tape, fast.program, example_inputs, {})]
         own = [source.kind is SourceKind.INPUT for source in tape.sources]
+        compiled = fast.without_norms(compiled, leaves)
         axes = chunk_program(compiled, leaves).input_axes
         return _Writer(compiled.graph, dt).write(leaves, own, axes)
 

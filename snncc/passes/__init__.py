@@ -9,6 +9,7 @@ from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
 from snncc.passes.differentiate import Differentiate
 from snncc.passes.fold_membrane_norm import FoldMembraneNorm
+from snncc.passes.fold_norms import FoldNorms
 from snncc.passes.fuse_edges import FuseEdges
 from snncc.passes.fuse_readouts import FuseReadouts
 from snncc.passes.fuse_time import FuseTime
@@ -27,13 +28,14 @@ from snncc.passes.skip_zeros import SkipZeros
 __all__ = ["Pass", "Rejection", "passes_for", "substituting"]
 
 
-def passes_for(
+def passes_for(  # noqa: PLR0913 - the choices of a compilation
     place: Place | None,
     leaves: tuple[bool, ...],
     form: Form | None = None,
     *,
     on_gpu: bool = False,
     skip_zeros: bool = False,
+    fold_norms: bool = False,
 ) -> tuple[Pass, ...]:
     """Return the passes of a compilation.
 
@@ -43,11 +45,13 @@ def passes_for(
         form: The form of spiking neurons; None stands for fused time.
         on_gpu: Whether the kernels run on a GPU.
         skip_zeros: Whether convolutions may skip the zeros of their input.
+        fold_norms: Whether batch norms are folded into weights.
     """
     is_fused = not isinstance(form, FixedPoint | ParallelReset)
     return (
         SeparateDraws(),
         FoldMembraneNorm(),
+        *((FoldNorms(),) if fold_norms else ()),
         HoistStateless(halves=on_gpu and is_fused),
         FuseSteps(),
         *((FuseEdges(),) if is_fused else ()),

@@ -30,10 +30,12 @@ import torch.fx
 import torch.nn.functional as F
 
 from snncc.ir.numerics import Numerics
-from snncc.ir.time_loop import TimeLoop
+from snncc.ir.time_loop import Fill, TimeLoop
 from snncc.passes.base import Rejection
+from snncc.passes.hoisting.find_recurrences import pointwise
 from snncc.passes.neurons import copy_graph
 
+INTO_STATE = "its membrane norm is folded into decay and input"
 Coefficient = torch.fx.Node | float
 
 
@@ -56,15 +58,24 @@ class FoldMembraneNorm:
 
 
 def _norms(loop: TimeLoop) -> list[torch.fx.Node]:
-    """Return the norms in evaluation mode that a carry depends on and that depend on a carry."""
+    """Return the norms in evaluation mode that elementwise operators feed back to themselves."""
     named = {node.name: node for node in loop.body.nodes}
-    after = _reached([named[c.name] for c in loop.carries], lambda n: list(n.users))
-    before = _reached([named[c.update] for c in loop.carries], lambda n: n.all_input_nodes)
+    carries = {named[c.update]: named[c.name] for c in loop.carries}
+
+    def follow(node: torch.fx.Node) -> list[torch.fx.Node]:
+        readers = [user for user in node.users if _is_lanewise(user)]
+        return [*readers, carries[node]] if node in carries else readers
+
     return [
         n
         for n in loop.body.nodes
-        if n.target is F.batch_norm and _is_evaluation(n) and n in after and n in before
+        if n.target is F.batch_norm and _is_evaluation(n) and n in _reached(follow(n), follow)
     ]
+
+
+def _is_lanewise(node: torch.fx.Node) -> bool:
+    """Tell whether a node can be part of a neuron; a norm can once it is folded."""
+    return node.target is F.batch_norm or pointwise(node) is None
 
 
 def _is_evaluation(node: torch.fx.Node) -> bool:
@@ -90,16 +101,18 @@ def _fold(loop: TimeLoop) -> TimeLoop:
     folded = replace(loop, body=body)
     for norm in _norms(folded):
         _Folder(folded, norm).run()
-    kept = _kept(folded)
+    kept = _names(folded)
     for node in reversed(body.nodes):
         if node.op == "call_function" and not node.users and node.name not in kept:
             body.erase_node(node)
     return folded
 
 
-def _kept(loop: TimeLoop) -> set[str]:
-    """Return the names under which the loop knows values of its body."""
-    return {c.update for c in loop.carries} | {r.node for r in loop.results}
+def _names(loop: TimeLoop) -> set[str]:
+    """Return the names under which a loop knows values of its body."""
+    starts = (c.initial for c in loop.carries)
+    likes = {s.like for s in starts if isinstance(s, Fill) and s.like is not None}
+    return {c.update for c in loop.carries} | {r.node for r in loop.results} | likes
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +131,7 @@ class _Folder:
         self.norm = norm
         args: Any = norm.args
         self.m: torch.fx.Node = args[0]
-        self.kept = _kept(loop)
+        self.kept = _names(loop)
         self.affine: dict[torch.fx.Node, _Affine] = {self.m: _Affine(1.0, 0.0)}
         self.moving = _reached([self.m], lambda n: list(n.users))
         self.names: dict[str, str] = {}
@@ -235,12 +248,12 @@ class _Folder:
         broadcast: Any = torch.broadcast_shapes
         shape = args[1] if target is torch.reshape else tuple(broadcast(*shapes))
         dtype = self.m.meta["dtype"]
-        node.meta.update(self.norm.meta, shape=shape, dtype=dtype, folded=True)
+        node.meta.update(self.norm.meta, shape=shape, dtype=dtype, folded=INTO_STATE)
         return node
 
     def as_node(self, value: Coefficient, like: torch.fx.Node) -> torch.fx.Node:
         assert isinstance(value, torch.fx.Node), like
-        value.meta.update(like.meta, folded=True)
+        value.meta.update(like.meta, folded=INTO_STATE)
         return value
 
     def take_name(self, old: torch.fx.Node, new: torch.fx.Node) -> None:

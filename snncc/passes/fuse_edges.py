@@ -135,6 +135,7 @@ def _fuse(graph: torch.fx.Graph, node: torch.fx.Node, position: int) -> bool:
     grown = replace(forward, inputs=tuple(inputs), lets=(let, *forward.lets))
     program = node.target.program  # type: ignore[union-attr]
     node.target = NeuronCall(replace(program, forward=grown))
+    node.meta["folded"] = node.meta.get("folded") or edge.operator.meta.get("folded", "")
     order = (*grown.step_inputs, *grown.lane_inputs)
     node.args = (node.args[0], *(given[name] for name in order))
     _forget(graph, edge, views[steps[0]])

@@ -11,7 +11,7 @@ import torch
 import torch.fx
 
 from snncc.frontend.operators.canonical import size
-from snncc.ir import sequence_ops
+from snncc.ir import norm_ops, sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import (
@@ -149,7 +149,8 @@ class _Reader:
         if layer is not None:
             self.layers[node] = layer
             return layer.name
-        if node.target not in PLUMBING and not isinstance(node.target, sequence_ops.TripLength):
+        is_plumbing = node.target in PLUMBING or "folded" in node.meta
+        if not is_plumbing and not isinstance(node.target, sequence_ops.TripLength):
             where = node.meta.get("where")
             self.others += [] if where is None else [where]
         return None
@@ -184,14 +185,17 @@ class _Reader:
             where=node.meta.get("where"),
             form="all steps at once" if hoisted else "once",
             kernel="torch or c" if node.meta.get("skips_zeros") else "torch",
-            numerics=node.meta.get("numerics", Numerics.BITWISE),
-            operator=_spelled(node),
+            numerics=weakest(node.meta.get("numerics", Numerics.BITWISE), _folded(node)),
+            note=node.meta.get("folded", ""),
+            operator="scale and shift" if node.target is torch.add else _spelled(node),
             lines=_lines([node]),
         )
 
     def module_name(self, node: torch.fx.Node) -> str:
         """Return the name of the module whose parameters a node reads, or nothing."""
-        owners = {n.rpartition(".")[0] for n in parameters_of(node, self.sources)}
+        weights = [n for n in node.all_input_nodes if n.target is norm_ops.folded_weight]
+        read = parameters_of(weights[0] if weights else node, self.sources)
+        owners = {n.rpartition(".")[0] for n in (read[:1] if weights else read)}
         owner = owners.pop() if len(owners) == 1 else ""
         # A module of a Sequential has a number for a name.
         return f"{_spelled(node)}_{owner}" if owner.isdigit() else owner
@@ -217,7 +221,7 @@ class _Reader:
             where=node.meta.get("where"),
             form="one step after another",
             kernel="torch",
-            numerics=Numerics.BITWISE,
+            numerics=weakest(*(_folded(n) for n in node.all_input_nodes)),
             note=rejection.reason,
             operator=_looped(loop, rejection.code),
             lines=_lines(loop.body.nodes),
@@ -265,7 +269,7 @@ def _inexact(node: torch.fx.Node, program: NeuronProgram) -> str:
     if program.stands_for:
         reasons.append(f"without reset, it stands for the {program.stands_for}")
     if node.meta.get("folded"):
-        reasons.append("its membrane norm is folded into decay and input")
+        reasons.append(node.meta["folded"])
     if promise_of(program.forward.form) is Numerics.REASSOCIATED:
         reasons.append(_moved(program.forward))
     if calls_maths(program.forward.lets):
@@ -318,9 +322,16 @@ def _is_layer(node: torch.fx.Node) -> bool:
     operator_: Any = target.operator if isinstance(target, sequence_ops.Folded) else target
     if target in PLUMBING or isinstance(target, sequence_ops.TripLength):
         return False
+    if target is torch.add and node.meta.get("folded"):  # what is left of a norm
+        return True
     # Methods of tensors have no module.
     module = getattr(operator_, "__module__", "")
     return operator_ in PRODUCTS or module in ("torch.nn.functional", "torch._C._nn")
+
+
+def _folded(node: torch.fx.Node) -> Numerics:
+    """Return what is left of the serial results where a norm was folded into a value."""
+    return Numerics.REASSOCIATED if node.meta.get("folded") else Numerics.BITWISE
 
 
 def _spelled(node: torch.fx.Node) -> str:

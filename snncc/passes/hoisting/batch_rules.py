@@ -21,7 +21,7 @@ import torch.fx
 import torch.nn.functional as F
 
 from snncc.frontend.operators.canonical import size
-from snncc.ir import sequence_ops
+from snncc.ir import norm_ops, sequence_ops
 from snncc.passes.base import Rejection
 
 
@@ -304,7 +304,7 @@ POINTWISE = (
     torch.trunc, torch.frac, torch.remainder, torch.fmod, torch.atan2, torch.hypot, torch.copysign,
     torch.fmax, torch.fmin, torch.lerp, torch.addcmul, torch.addcdiv, torch.bitwise_and,
     torch.bitwise_or, torch.bitwise_xor, torch.bitwise_not, torch.complex, torch.real, torch.imag,
-    torch.conj, torch.angle,
+    torch.conj, torch.angle, norm_ops.norm_scale, norm_ops.norm_shift,
 )  # fmt: skip
 
 RULES: Mapping[Any, Rule] = {

@@ -21,7 +21,7 @@ import torch.fx
 
 from snncc.errors import InternalError
 from snncc.frontend.operators.canonical import graft, size
-from snncc.ir import sequence_ops
+from snncc.ir import norm_ops, sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.time_loop import Carry, Result, TimeLoop
@@ -165,7 +165,9 @@ class _Split:
         elif group.kind is Kind.INVARIANT:
             node = group.nodes[0]
             args, kwargs = self.arguments(node, lambda v: v.node)
-            self.bind(node, self.emit(node.target, *args, **kwargs), stacked=False)
+            self.bind(
+                node, self.marked(node, self.emit(node.target, *args, **kwargs)), stacked=False
+            )
         elif group.nodes[0] not in self.serial:
             self.emit_stateless(group.nodes[0])
 
@@ -198,7 +200,15 @@ class _Split:
         if is_inexact(node):
             result.meta["numerics"] = Numerics.REASSOCIATED
             result.meta["stacked"] = tuple(isinstance(a, Value) and a.stacked for a in args)
-        self.bind(node, result, stacked=True)
+        self.bind(node, self.marked(node, result), stacked=True)
+
+    def marked(self, node: torch.fx.Node, value: torch.fx.Node) -> torch.fx.Node:
+        """Note on a value of the sequence graph what a norm was folded into."""
+        if "folded" in node.meta:
+            value.meta["folded"] = node.meta["folded"]
+            if node.target is norm_ops.folded_weight:  # it is the same at all steps
+                value.meta["shape"] = node.meta["shape"]
+        return value
 
     def arguments(self, node: torch.fx.Node, read: Any, rank: int = 0) -> tuple[Any, Any]:
         """Return the arguments of a body node with its inputs replaced."""

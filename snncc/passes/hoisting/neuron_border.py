@@ -57,7 +57,7 @@ class NeuronBorder:
         call = split.emit(NeuronCall(program), split.length, *steps, *lanes)
         call.meta["dtype"] = self.group.dtype
         call.meta["lanes"] = lanes_shape
-        call.meta["folded"] = any(n.meta.get("folded") for n in nodes)
+        call.meta["folded"] = next((n.meta["folded"] for n in nodes if "folded" in n.meta), "")
         self.bind_results(call, neuron)
 
     def inexact(self, neuron: Neuron) -> str:
