@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from snncc.errors import OptionError
 from snncc.export.bundle import ONNX, Bundle, require_onnx, write_bundle
 from snncc.export.c_library import FloatNumbers, Sequence, write_library
+from snncc.export.footprint import footprint
 from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization, quantization_of
 from snncc.export.quantized.library import write_quantized
@@ -184,8 +185,9 @@ def _write_library(
     facts = _facts(result, name, network.steps)
     example = _sequence(network, network.inputs, network.outputs)
     if choice is None:
-        files = write_library(result, name, FloatNumbers(result, name), example)
-        return write_bundle(folder, files, facts)
+        numbers = FloatNumbers(result, name)
+        files = write_library(result, name, numbers, example)
+        return write_bundle(folder, files, facts | footprint(result, numbers, files, name))
     examples = [example, *(_another(network, arguments) for arguments in choice.examples)]
     files, more = write_quantized(result, name, choice, examples)
     return write_bundle(folder, files, facts | more)

@@ -131,7 +131,7 @@ def export_command(  # noqa: PLR0913 - the options of a command
             name=name,
             arithmetic=arithmetic,
         )
-    typer.echo(f"Wrote {bundle.folder}: {', '.join(bundle.manifest['files'])}")
+    typer.echo(f"Wrote {bundle}")
 
 
 @app.command("emit")

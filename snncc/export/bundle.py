@@ -46,6 +46,33 @@ class Bundle:
         """The name that everything in the library starts with."""
         return str(self.manifest["name"])
 
+    def __str__(self) -> str:
+        facts = self.manifest
+        lines = [f"{self.folder}: {', '.join(facts['files'])}"]
+        if "weight_bytes" in facts:
+            code = facts["code_bytes"]
+            lines.append(
+                f"{facts['number']}: weights {facts['weight_bytes']:,} bytes, "
+                f"states {facts['state_bytes']:,}, work {facts['work_bytes']:,}, "
+                f"code {'not measured' if code is None else f'{code:,}'}"
+            )
+        lines += _differences(facts["mismatch"]) if "mismatch" in facts else []
+        return "\n".join(lines)
+
+
+def _differences(found: Mapping[str, Any]) -> list[str]:
+    """Return what a library in whole numbers says of the PyTorch model, as text."""
+    spikes = f"{found['differing_spikes']:,} of {found['spikes']:,} spikes differ"
+    answers = f"{found['same_answers']} of {found['answers']} answers are the same"
+    lines = [f"{found['examples']} examples: {spikes}, {answers}"]
+    for name, difference in found["output_difference"].items():
+        largest = found["output_largest"][name]
+        lines.append(f"output '{name}': largest difference {difference:.3g} of {largest:.3g}")
+    if "accuracy" in found:
+        right, quantized = found["accuracy"], found["accuracy_quantized"]
+        lines.append(f"accuracy {right:.2%}, in whole numbers {quantized:.2%}")
+    return lines
+
 
 @dataclass(frozen=True)
 class BundleReport:

@@ -62,6 +62,7 @@ class Numbers(Protocol):
         fixed: The functions of every library that it calls.
         weights: The weights.
         members: What a network needs besides its states and its work, for C.
+        extra_bytes: How large that is.
         macros: Further macros of the header: name, value, comment.
     """
 
@@ -74,6 +75,7 @@ class Numbers(Protocol):
     fixed: str
     weights: Weights
     members: list[str]
+    extra_bytes: int
     macros: list[tuple[str, int, str]]
 
     def literal(self, value: float) -> str:
@@ -136,6 +138,7 @@ class FloatNumbers:
         sums, indices = self.memory.sums, self.memory.indices
         self.members = [f"{self.number} sums[{sums}];"] if sums else []
         self.members += [f"int active[{indices}];"] if indices else []
+        self.extra_bytes = sums * (8 if network.is_double else 4) + indices * 4
 
     def literal(self, value: float) -> str:
         """Return a number in C."""

@@ -131,12 +131,63 @@ int main(void)
     assert subprocess.run([str(tmp_path / "two")]).returncode == 0
 
 
-def test_library_needs_no_operating_system(bundles):
-    """The network itself calls memory and maths functions only: no heap, no files."""
-    source = (bundles["dense"].folder / "net_dense.c").read_text()
+@pytest.mark.parametrize("arithmetic", ["float", "int8"])
+@pytest.mark.parametrize("name", ["conv", "recurrent", "temporal"])
+def test_library_needs_no_operating_system(tmp_path, name, arithmetic):
+    """It calls memory and maths functions only, has nothing global that changes, and is small."""
+    case = NETWORKS[name]
+    model, x = prepared(case)
+    bundle = snncc.export(
+        snncc.compile(model, **case.options),
+        tmp_path / "b",
+        example_inputs=(x,),
+        arithmetic=arithmetic,
+    )
+    source = str(bundle.folder / "network.c")
+    subprocess.run([CC, "-std=c11", "-O2", "-c", source, "-o", "n.o"], cwd=tmp_path, check=True)
+    listed = subprocess.run(
+        ["nm", "n.o"], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    symbols = [line.split()[-2:] for line in listed.splitlines()]
 
-    assert not re.search(r"\b(malloc|calloc|free|printf|fopen|exit)\b", source)
-    assert set(re.findall(r"#include <(.*?)>", source)) == {"math.h", "stdint.h", "string.h"}
+    assert {n for kind, n in symbols if kind == "U"} <= {"memcpy", "memset", "memmove", "memcmp"}
+    assert not [n for kind, n in symbols if kind in "BbCDdGgSs"]
+    assert {n for kind, n in symbols if kind == "T"} == {
+        f"network_{end}" for end in ("check_weights", "init", "reset", "run", "step")
+    }
+    assert 0 < bundle.manifest["code_bytes"] < 64 * 1024
+
+
+@pytest.mark.parametrize("arithmetic", ["float", "int8", "int16"])
+def test_sizes_are_told_before_compilation(tmp_path, arithmetic):
+    """The macros of the header and the bytes of the manifest are those of the structure."""
+    model, x = prepared(NETWORKS["dense"])
+    bundle = snncc.export(
+        snncc.compile(model),
+        tmp_path / "b",
+        example_inputs=(x,),
+        name="net",
+        arithmetic=arithmetic,
+    )
+    facts = bundle.manifest
+    states = re.findall(r"#define NET_(STATE_(\w+)) \d+", (bundle.folder / "net.h").read_text())
+    checks = [
+        f"sizeof ((struct net *)0)->state_{member} == NET_{macro} * sizeof(NUMBER)"
+        for macro, name in states
+        for member in [name.lower()]
+    ]
+    bytes_ = facts["state_bytes"] + facts["work_bytes"]
+    room = f"sizeof(struct net) - {bytes_} - sizeof(void *) - sizeof(unsigned long) < 16"
+    given = f"sizeof *net_weights * NET_WEIGHTS == {facts['weight_bytes']}"
+    number = {"float32": "float"}.get(facts["number"], f"{facts['number']}_t")
+    text = "\n".join(f'_Static_assert({c}, "size");' for c in [*checks, room, given])
+    (tmp_path / "sizes.c").write_text(f'#include "net.h"\n#define NUMBER {number}\n{text}\n')
+
+    assert len(states) == len(set(states)) == 3
+    subprocess.run(
+        [CC, "-std=c11", f"-I{bundle.folder}", "-c", "sizes.c"], cwd=tmp_path, check=True
+    )
+    assert f"weights {facts['weight_bytes']:,} bytes" in str(bundle)
 
 
 def test_makefile_tests_the_library(bundles, tmp_path):

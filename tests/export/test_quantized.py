@@ -71,16 +71,6 @@ def test_numbers_that_fit_are_exact(bundles):
     assert found["output_difference"] == {"y": 0.0}
 
 
-@pytest.mark.parametrize("name", ["dense", "grouped", "arithmetic"])
-def test_optimisation_changes_no_bit(bundles, tmp_path, name):
-    """Without optimisation, with all of it and for this machine: the same bits."""
-    bundle = bundles(name, "int8")
-    for i, flags in enumerate([("-O0",), ("-O3",), ("-O3", "-march=native"), ("-Os",)]):
-        report = snncc.verify_bundle(bundle.folder, flags)
-
-        assert report.ok, (i, report)
-
-
 class Decay(nn.Module):
     """A potential that starts at one and decays."""
 

@@ -12,6 +12,7 @@ from snncc.export.c_code import Loops, broadcast_strides
 from snncc.export.memory import Memory
 from snncc.export.network import Array, Buffer, Steps, dense_strides
 from snncc.export.quantized.c_functions import fixed_part
+from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (
     Apply,
     Constant,
@@ -225,7 +226,7 @@ class Writer:
         lines = []
         for name, source in operation.inputs:
             if isinstance(source, Steps):
-                most = self.network.arithmetic.wide_high // max(abs(source.factor), 1)
+                most = MOST_STEPS // max(abs(source.factor), 1)
                 value = f"({self.wide})(steps < {most}UL ? steps : {most}UL) * {source.factor}"
             else:
                 value = f"{pointers[_home(source)]}[{loops.index(source)}]"

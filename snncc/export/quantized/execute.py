@@ -13,6 +13,7 @@ import numpy
 
 from snncc.export.c_code import broadcast_strides
 from snncc.export.network import Array, Buffer, Steps
+from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (
     Apply,
     ConstantArray,
@@ -137,7 +138,7 @@ class Run:
         values: dict[str, Numbers] = {}
         for name, source in operation.inputs:
             if isinstance(source, Steps):
-                most = self.network.arithmetic.wide_high // max(abs(source.factor), 1)
+                most = MOST_STEPS // max(abs(source.factor), 1)
                 values[name] = numpy.int64(min(self.steps, most) * source.factor)
             elif isinstance(source, ConstantArray):
                 numbers = source.constant.values.astype(numpy.int64)

@@ -49,6 +49,8 @@ INT8 = Arithmetic("int8", 8, 16, 32)
 INT16 = Arithmetic("int16", 16, 32, 64)
 ARITHMETICS = {a.name: a for a in (INT8, INT16)}
 
+# Steps are counted no further, so that the count fits 32 bits on every processor.
+MOST_STEPS = (1 << 30) - 1
 # Fractions of values that are almost always zero stop here.
 _COARSEST = -16
 

@@ -8,6 +8,7 @@ from typing import Any
 from snncc.errors import UnsupportedError
 from snncc.export.c_library import Sequence as Example
 from snncc.export.c_library import write_library
+from snncc.export.footprint import footprint
 from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization
 from snncc.export.quantized.mismatch import measure, reference, steps_of
@@ -35,10 +36,9 @@ def write_quantized(
     seen = calibrated(network, examples)
     quantized = quantize(network, seen, choice.sizes())
     found = measure(quantized, seen, examples, choice.answers())
-    files = write_library(
-        network, name, WholeNumbers(quantized, name), reference(quantized, examples[0])
-    )
-    facts = _formats(quantized)
+    numbers = WholeNumbers(quantized, name)
+    files = write_library(network, name, numbers, reference(quantized, examples[0]))
+    facts = _formats(quantized) | footprint(network, numbers, files, name)
     facts["mismatch"] = found.facts(is_labelled=choice.labels is not None)
     return files, facts
 

@@ -26,6 +26,7 @@ class WholeNumbers:
         self.dtype = f"<i{network.arithmetic.state_bits // 8}"
         self.weights = _weights(network.constants, name)
         self.members = [f"int{n}_t sums{n}[{count}];" for n, count in writer.sums.items() if count]
+        self.extra_bytes = sum(n // 8 * count for n, count in writer.sums.items())
         self.macros = [
             (f"{buffer.name.upper()}_FRACTION", network.formats[buffer].fraction, _MEANING)
             for buffer in (*network.network.inputs, *network.network.outputs)

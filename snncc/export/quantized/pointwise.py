@@ -14,7 +14,7 @@ from snncc.export.c_code import broadcast_strides
 from snncc.export.network import Array, Buffer, Home, Steps, dense_strides
 from snncc.export.quantized import nodes
 from snncc.export.quantized.expressions import Compiler, Known, Operand, Value
-from snncc.export.quantized.formats import Arithmetic, Format
+from snncc.export.quantized.formats import MOST_STEPS, Arithmetic, Format
 from snncc.ir.nodes import Const
 
 Source = Array | nodes.ConstantArray | Steps
@@ -112,7 +112,7 @@ class Draft:
             return Known(torch.tensor(float(operand.value), dtype=torch.float64))
         if isinstance(operand, Steps):
             self.inputs.append((name, operand))
-            most = self.around.arithmetic.wide_high // max(abs(operand.factor), 1)
+            most = MOST_STEPS // max(abs(operand.factor), 1)
             low, high = sorted((0, most * operand.factor))
             return Value(nodes.Name(name), Format(0, low, high, exact=True))
         if operand.buffer.home is Home.WEIGHT:
