@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.fx
 from torch import Tensor
+from torch.nn.functional import batch_norm
 
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
@@ -52,6 +53,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
             node.target = products.linear
         if isinstance(node.target, TimeLoop) and options.target != "torch":
             node.target = norms.steps_of_norm(node.target)
+        if node.target is batch_norm and options.target != "torch":
+            node.target = norms.norm
         if node.meta.get("skips_zeros"):
             node.target = convolution.skipping(node.target)
     return runnable

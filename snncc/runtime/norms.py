@@ -2,9 +2,11 @@
 
 As a loop, each step is a node of autograd: the gradient of a step is a sequence of zeros with one
 step filled in, T of which are added up, and the results are copied once more to be stacked.  Here
-forward and backward are one node each, whose steps read and write their places in the sequence.
+forward and backward are one node each, whose steps read and write their places in the sequence, or
+one kernel each.  A norm over all steps is a sequence of one step.
 
-Numerics: bitwise; the calls of torch that the loop makes, in its order, on the same operands.
+Numerics: bitwise; the calls of torch that the loop makes, in its order, on the same operands, or a
+kernel that was seen to compute the same bits.  The kernel of the gradient is reassociated.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from snncc.ir.time_loop import TimeLoop
-from snncc.runtime import memory
+from snncc.runtime import memory, norm_kernels
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.tracing import is_traced
 
@@ -74,6 +76,28 @@ class NormSteps:
         return (y,)
 
 
+def norm(*args: Any, **kwargs: Any) -> Tensor:
+    """Apply `torch.nn.functional.batch_norm`, by a kernel if there is one."""
+    values = _DEFAULTS | dict(zip(_NAMES, args, strict=False)) | kwargs
+    steps = values | {"input": values["input"].unsqueeze(0)}
+    if not (_is_served(steps) and _has_kernel(*(steps[name] for name in _NAMES[:5]))):
+        return batch_norm(*args, **kwargs)
+    y: Tensor = _Norm.apply(*(steps[name] for name in _NAMES))  # type: ignore[no-untyped-call]
+    return y.squeeze(0)
+
+
+def _has_kernel(x: Tensor, *channels: Tensor | None) -> bool:
+    """Tell whether a kernel computes such a norm, with vectors of one number for each channel."""
+    # Of one channel or pixel torch may say that its memory has channels last, and adds otherwise.
+    is_plane = x.dim() > 3 and x.shape[2] > 1 and x.shape[3:].numel() > 1
+    return (
+        is_plane
+        and all(t is None or (t.is_contiguous() and t.numel() == x.shape[2]) for t in channels)
+        and not any(t is not None and t.is_neg() for t in (x, *channels))
+        and norm_kernels.agrees(x.dtype)
+    )
+
+
 def _is_served(values: Mapping[str, Any]) -> bool:
     """Tell whether torch runs such a norm by `torch.native_batch_norm`, without further checks."""
     x = values["input"]
@@ -101,13 +125,18 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         running_mean, running_var, weight, bias, _, momentum, eps = rest
-        y = memory.empty(x.shape, x.dtype)
-        mean, deviation = x.new_empty((2, x.shape[0], x.shape[2]))
-        options = (weight, bias, running_mean, running_var, True, momentum, eps)
-        for t in range(x.shape[0]):
-            torch.native_batch_norm(x[t], *options, out=(y[t], mean[t], deviation[t]))
-        ctx.save_for_backward(x, weight, mean, deviation)
         ctx.eps = eps
+        ctx.has_kernel = _has_kernel(x, *rest[:4])
+        if ctx.has_kernel:
+            own = norm_kernels.Norm(weight, bias, running_mean, running_var, momentum, eps)
+            y, mean, deviation = own.forward(x)
+        else:
+            y = memory.empty(x.shape, x.dtype)
+            mean, deviation = x.new_empty((2, x.shape[0], x.shape[2]))
+            options = (weight, bias, running_mean, running_var, True, momentum, eps)
+            for t in range(x.shape[0]):
+                torch.native_batch_norm(x[t], *options, out=(y[t], mean[t], deviation[t]))
+        ctx.save_for_backward(x, weight, mean, deviation)
         return y
 
     @staticmethod
@@ -115,6 +144,14 @@ class _Norm(torch.autograd.Function):
         x, weight, mean, deviation = ctx.saved_tensors
         needs = ctx.needs_input_grad
         mask = [needs[0], needs[3], needs[4]]
+        if ctx.has_kernel and not (torch.is_grad_enabled() or is_traced((cotangent, x))):
+            statistics = (mean, deviation)
+            grads = norm_kernels.backward(
+                cotangent.contiguous(), x, weight, statistics, wanted=needs[0]
+            )
+            own, *of_parameters = grads
+            kept = [g if m else None for g, m in zip(of_parameters, mask[1:], strict=True)]
+            return (own, None, None, *kept, None, None, None)
         place = None
         # What may be differentiated again is collected, anything else is written to its place.
         if needs[0] and not torch.is_grad_enabled():

@@ -66,10 +66,15 @@ def compare(norm: Callable[[], nn.Module], x: Tensor) -> None:
     fast = snncc.compile(twin)
     for _ in range(3):
         expected, actual = results(eager, eager, x), results(twin, fast, x)
-        for a, b in zip(expected[:2], actual[:2], strict=True):
-            assert torch.equal(a, b)
-        for a, b in zip(expected[2:], actual[2:], strict=True):
-            assert torch.equal(a, b)
+        grads = slice(1, 2 + len(list(eager.parameters())))
+        for a, b in zip(expected[grads], actual[grads], strict=True):
+            # Kernels take the sums of gradients in an order of their own.
+            near = {"rtol": 1e-5, "atol": 1e-4} if x.dtype is torch.float32 else {}
+            torch.testing.assert_close(a, b, **(near or {"rtol": 0, "atol": 0}))
+        del expected[grads], actual[grads]
+        assert [torch.equal(a, b) for a, b in zip(expected, actual, strict=True)] == [
+            True for _ in expected
+        ]
 
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
