@@ -71,6 +71,7 @@ examples: $(VENV)/.setup  ## run every example
 	$(RUN) examples/digits.py --out out/digits
 	$(RUN) examples/sequential_digits.py
 	$(RUN) examples/vowels.py
+	$(RUN) examples/deploy_speech.py --out out/deploy
 	$(RUN) examples/language.py
 
 clean:  ## remove what the tools wrote; the virtual environment stays

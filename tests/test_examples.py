@@ -91,6 +91,23 @@ def test_speech_trains_serial_and_compiled(tmp_path, capsys):
     assert "speech.py" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_speech_is_recognised_in_c(tmp_path, capsys):
+    """The exported programs give the answers of PyTorch; a spike on the threshold may tip one."""
+    pytest.importorskip("aeon", reason="the recordings come with it")
+    import deploy_speech
+
+    torch_row, floats, whole = deploy_speech.main(["--epochs", "3", "--out", str(tmp_path)])
+
+    assert torch_row.same_answers == 370
+    assert torch_row.accuracy > 0.5
+    assert floats.same_answers >= 368
+    assert abs(floats.accuracy - torch_row.accuracy) <= 2 / 370
+    assert whole.same_answers >= 340
+    assert whole.weights < floats.weights / 3
+    assert "370 recordings" in capsys.readouterr().out
+
+
 def test_digits_trains_serial_and_compiled(tmp_path, capsys):
     """The network with a loop per layer learns, compiled as well as not, and shows its plan."""
     pytest.importorskip("sklearn", reason="the digits come with it")

@@ -24,6 +24,9 @@ extern "C" {{
 
 {macros}
 
+/* An input, a state or an output. */
+typedef {real} {name}_number;
+
 {declaration}struct {name} {{
   const {type} *weights;
   unsigned long steps; /* taken since the reset */
