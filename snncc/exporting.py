@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import OptionError
-from snncc.export.bundle import ONNX, Bundle, require_onnx, write_bundle
+from snncc.export.bundle import CUDA, ONNX, Bundle, require_onnx, write_bundle
 from snncc.export.c_library import FloatNumbers, Sequence, write_library
+from snncc.export.cuda.library import check_arches, write_cuda_library
 from snncc.export.footprint import footprint
 from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization, quantization_of
@@ -100,6 +101,7 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
     example_inputs: tuple[Any, ...],
     name: str = "network",
     arithmetic: str | Quantization = "float",
+    arch: str | Iterable[str] = ("sm_80", "sm_90"),
 ) -> Bundle:
     """Write a compiled model as files that run without Python and torch.
 
@@ -110,12 +112,14 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
         fast: The compiled model; it is exported as it is now, in evaluation mode.
         folder: Where to; it is made, or replaced if it is a bundle.
         format: ``"c"``: a C11 library without dependencies, of the sizes of the example: give a
-            batch of one for a device.  ``"onnx"``: two ONNX models, one of the whole sequence and
-            one of a step with its states.
+            batch of one for a device.  ``"cuda"``: the same on a GPU of NVIDIA, by its driver.
+            ``"onnx"``: two ONNX models, one of the whole sequence and one of a step with its
+            states.
         example_inputs: Arguments of the model, with the time axis.
         name: A C identifier; every name in a library, and of a model's files, starts with it.
         arithmetic: ``"float"``, or whole numbers for a library: ``"int8"``, ``"int16"``, or a
             `Quantization` with more examples than the one, which decide the scales.
+        arch: The GPUs that a CUDA library has binaries for.
 
     Raises:
         OptionError: The format, the name or the model is not possible.
@@ -125,13 +129,14 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
     choice = quantization_of(arithmetic)
     writers: dict[str, Writer] = {
         "c": functools.partial(_write_library, choice=choice),
+        "cuda": functools.partial(_write_cuda, arches=[arch] if isinstance(arch, str) else [*arch]),
         "onnx": _write_onnx,
     }
     if format not in writers:
         raise OptionError(
             f"There is no format '{format}'.",
             code="option.format",
-            hints=["Choose 'c' or 'onnx'."],
+            hints=[f"Choose {', '.join(map(repr, writers))}."],
         )
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
         raise OptionError(
@@ -177,11 +182,7 @@ def _write_library(
     choice: Quantization | None = None,
 ) -> Bundle:
     """Write a C library, in floats or in whole numbers."""
-    program, leaves = network.program, network.leaves
-    axes = program.input_axes
-    step = [x if a is None else x.narrow(a, 0, 1) for x, a in zip(leaves, axes, strict=True)]
-    names = [source.name for source in network.sources]
-    result = trace(program, step, network.own, names, network.wanted)
+    result = _traced(network)
     facts = _facts(result, name, network.steps)
     example = _sequence(network, network.inputs, network.outputs)
     if choice is None:
@@ -191,6 +192,26 @@ def _write_library(
     examples = [example, *(_another(network, arguments) for arguments in choice.examples)]
     files, more = write_quantized(result, name, choice, examples)
     return write_bundle(folder, files, facts | more)
+
+
+def _traced(network: _Network) -> Network:
+    """Return one step of a network, its sizes known."""
+    program, leaves = network.program, network.leaves
+    axes = program.input_axes
+    step = [x if a is None else x.narrow(a, 0, 1) for x, a in zip(leaves, axes, strict=True)]
+    names = [source.name for source in network.sources]
+    return trace(program, step, network.own, names, network.wanted)
+
+
+def _write_cuda(
+    network: _Network, folder: str | os.PathLike[str], name: str, arches: list[str]
+) -> Bundle:
+    """Write a library for GPUs of NVIDIA."""
+    check_arches(arches)
+    result = _traced(network)
+    example = _sequence(network, network.inputs, network.outputs)
+    files, more = write_cuda_library(result, name, example, arches)
+    return write_bundle(folder, files, _facts(result, name, network.steps) | more, CUDA)
 
 
 def _sequence(network: _Network, inputs: list[Tensor], outputs: list[Tensor]) -> Sequence:

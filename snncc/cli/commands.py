@@ -111,12 +111,15 @@ def verify_command(factory: Factory, gradients: Gradients = True, option: Choice
 def export_command(  # noqa: PLR0913 - the options of a command
     factory: Factory,
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
-    format: Annotated[str, typer.Option(help="'c': a C11 library, 'onnx': ONNX models.")] = "c",
+    format: Annotated[
+        str, typer.Option(help="'c': a C11 library, 'cuda': one for GPUs, 'onnx': ONNX models.")
+    ] = "c",
     name: Annotated[str, typer.Option(help="What every name in it starts with.")] = "network",
     arithmetic: Annotated[str, typer.Option(help="'float', 'int8' or 'int16'.")] = "float",
+    arch: Annotated[str, typer.Option(help="The GPUs of a CUDA library.")] = "sm_80,sm_90",
     option: Choices = None,
 ) -> None:
-    """Write a model as a C library, or as ONNX models, that run without Python.
+    """Write a model as a C or CUDA library, or as ONNX models, that run without Python.
 
     A library has the sizes of the factory's inputs; modules are exported in evaluation mode.
     """
@@ -130,6 +133,7 @@ def export_command(  # noqa: PLR0913 - the options of a command
             example_inputs=inputs,
             name=name,
             arithmetic=arithmetic,
+            arch=arch.split(","),
         )
     typer.echo(f"Wrote {bundle}")
 

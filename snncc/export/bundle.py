@@ -7,6 +7,7 @@ gives ONNX models to a runtime.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import json
@@ -24,8 +25,11 @@ from snncc.errors import BundleError, OptionError
 from snncc.runtime.build import find_compiler
 
 MANIFEST = "manifest.json"
-LIBRARY, ONNX = "snncc-c-library", "snncc-onnx"
+LIBRARY, CUDA, ONNX = "snncc-c-library", "snncc-cuda-library", "snncc-onnx"
+FORMATS = (LIBRARY, CUDA, ONNX)
 VERSION = 1
+# What the test program of a CUDA library ends with where there is no GPU for it.
+NO_GPU = 3
 _LARGEST = 1 << 34  # bytes of one file; more is no manifest of ours
 
 
@@ -79,12 +83,15 @@ class BundleReport:
     """What the test program of a bundle said.
 
     Attributes:
-        ok: Whether its outputs are those of the PyTorch model.
-        text: What it printed.
+        ok: Whether its outputs are those of the PyTorch model; where the network was not run,
+            whether its files are intact.
+        text: What it printed, or why it was not run.
+        ran: Whether the network was run.
     """
 
     ok: bool
     text: str
+    ran: bool = True
 
     def __str__(self) -> str:
         return self.text
@@ -154,8 +161,8 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
         is_named = re.fullmatch(r"[A-Za-z_]\w*", manifest["name"], re.ASCII) is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(target, f"its manifest cannot be read: {error}") from error
-    if known not in ((LIBRARY, VERSION), (ONNX, VERSION)) or not is_named:
-        raise _damaged(target, f"it is of format {known}, which is none of {LIBRARY}, {ONNX}")
+    if known not in [(format, VERSION) for format in FORMATS] or not is_named:
+        raise _damaged(target, f"it is of format {known}, which is none of {', '.join(FORMATS)}")
     for name, facts in listed.items():
         _check_file(target, name, facts)
     return Bundle(target, manifest)
@@ -186,8 +193,9 @@ def verify_bundle(
 ) -> BundleReport:
     """Let the network of a bundle run its test vector and report what came out.
 
-    A library is compiled; ONNX models run by onnxruntime, or by the reference evaluator of the
-    package ``onnx`` where that is missing.
+    A library is compiled, one for GPUs where the driver of one is; elsewhere its files are checked,
+    and the report says that it was not run.  ONNX models run by onnxruntime, or by the reference
+    evaluator of the package ``onnx`` where that is missing.
 
     Args:
         folder: The bundle, which is not changed.
@@ -201,6 +209,8 @@ def verify_bundle(
     bundle = read_bundle(folder)
     if bundle.manifest["format"] == ONNX:
         return _verify_onnx(bundle)
+    if bundle.manifest["format"] == CUDA:
+        return _verify_cuda(bundle, flags)
     return _verify_library(bundle, flags)
 
 
@@ -228,15 +238,52 @@ def require_onnx() -> None:
         )
 
 
+def _verify_cuda(bundle: Bundle, flags: tuple[str, ...]) -> BundleReport:
+    """Compile what launches the kernels and run the test program, where there is a GPU."""
+    files = f"the hashes of {len(bundle.manifest['files'])} files are those of the manifest"
+    driver = driver_library()
+    if driver is None:
+        reason = "CUDA's driver is not on this machine, so that no kernel was run"
+        return BundleReport(True, f"{files}; {reason}", ran=False)
+    sources = (f"{bundle.name}.c", f"{bundle.name}_images.c", f"{bundle.name}_weights.c", "main.c")
+    ran = _build_and_run(bundle, sources, flags, (str(driver),))
+    said = (ran.stdout + ran.stderr).strip()
+    if ran.returncode == NO_GPU:
+        return BundleReport(True, f"{files}; {said}", ran=False)
+    return BundleReport(ran.returncode == 0, said)
+
+
+def driver_library() -> Path | None:
+    """Return the file of CUDA's driver on this machine, or None where there is none."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    files = (line.split(maxsplit=5)[5] for line in maps.splitlines() if "libcuda.so" in line)
+    return next((Path(file) for file in files), None)
+
+
 def _verify_library(bundle: Bundle, flags: tuple[str, ...]) -> BundleReport:
     """Compile a library and run its test program."""
+    sources = (f"{bundle.name}.c", f"{bundle.name}_weights.c", "main.c")
+    ran = _build_and_run(bundle, sources, flags)
+    return BundleReport(ran.returncode == 0, (ran.stdout + ran.stderr).strip())
+
+
+def _build_and_run(
+    bundle: Bundle,
+    sources: tuple[str, ...],
+    flags: tuple[str, ...],
+    libraries: tuple[str, ...] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Compile a test program in a folder of its own, and run it."""
     compiler = find_compiler()
     with tempfile.TemporaryDirectory(prefix="snncc-verify-") as work:
         for name in bundle.manifest["files"]:
             shutil.copyfile(bundle.folder / name, Path(work) / name)
-        sources = [f"{bundle.name}.c", f"{bundle.name}_weights.c", "main.c"]
         command = [*compiler.command, "-std=c11", "-ffp-contract=off", *flags, *sources]
-        built = _run([*command, "-o", "main", "-lm"], work)
+        built = _run([*command, *libraries, "-o", "main", "-lm"], work)
         if built.returncode:
             raise BundleError(
                 f"The library of '{bundle.folder}' does not compile.",
@@ -244,8 +291,7 @@ def _verify_library(bundle: Bundle, flags: tuple[str, ...]) -> BundleReport:
                 notes=[" ".join(command), *built.stderr.splitlines()[-20:]],
                 hints=["Name another compiler in the environment variable SNNCC_CC."],
             )
-        ran = _run(["./main", "test_vector.bin", f"{bundle.name}.weights"], work)
-    return BundleReport(ran.returncode == 0, (ran.stdout + ran.stderr).strip())
+        return _run(["./main", "test_vector.bin", f"{bundle.name}.weights"], work)
 
 
 def _run(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from snncc.codegen.base import FloatType
 from snncc.codegen.c.expressions import C_TYPE, c_names, dialect, literal
 from snncc.codegen.prepare import find_bools
-from snncc.export.memory import Memory
+from snncc.export.loops import Loops, broadcast_strides
 from snncc.export.network import (
     Array,
     Buffer,
@@ -33,7 +33,6 @@ from snncc.export.network import (
     Reduce,
     Softmax,
     Steps,
-    Strided,
     dense_strides,
 )
 from snncc.ir.nodes import Binary, Expr, Op, Unary
@@ -41,6 +40,19 @@ from snncc.ir.printer import spell
 from snncc.ir.walk import subexpressions
 
 Strides = tuple[int, ...]
+
+
+class Places(Protocol):
+    """Where the buffers of a network lie, and how much memory its operations need besides."""
+
+    def address(self, buffer: Buffer) -> str:
+        """Return the expression of a buffer's address."""
+
+    def need_indices(self, count: int) -> None:
+        """Note that a linear layer has so many inputs."""
+
+    def need_sums(self, count: int) -> None:
+        """Note that a convolution has so many outputs."""
 
 
 @dataclass
@@ -51,11 +63,13 @@ class Writer:
         network: The network.
         memory: Where its buffers lie.
         prefix: What every name in the library starts with.
+        reserved: Names that no variable may have.
     """
 
     network: Network
-    memory: Memory
+    memory: Places
     prefix: str
+    reserved: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.float_type = FloatType.FLOAT64 if self.network.is_double else FloatType.FLOAT32
@@ -113,11 +127,13 @@ class Writer:
         """Return loops over the parts of arrays that an operation treats apart."""
         match operation:
             case Reduce():
-                return self._reduce(operation)
+                _, loops, body = self.reduction(operation)
+                return loops.around(body)
             case MatMul():
                 return self._matmul(operation)
             case Softmax():
-                return self._softmax(operation)
+                loops, call = self.softmax(operation)
+                return loops.around([call])
             case _:
                 assert_never(operation)
 
@@ -187,8 +203,7 @@ class Writer:
             for b in buffers
         ]
         params += ["unsigned long steps"] if steps else []
-        body = self._pointwise_body(operation, pointers)
-        loops = self._loops(operation.shape, [a for _, a in arrays] + [a for a, _ in results])
+        loops, body = self.pointwise_body(operation, pointers)
         lines = [
             f"static void {name}({', '.join(params)})",
             "{",
@@ -201,12 +216,16 @@ class Writer:
         addresses = [self.memory.address(b) for b in buffers] + (["net->steps"] if steps else [])
         return f"{name}({', '.join(addresses)});"
 
-    def _pointwise_body(self, operation: Pointwise, pointers: dict[Buffer, str]) -> list[str]:
+    def pointwise_body(
+        self, operation: Pointwise, pointers: dict[Buffer, str]
+    ) -> tuple[Loops, list[str]]:
+        """Return the loops of a pointwise operation, and what they do for an element."""
         arrays = [a for _, a in operation.inputs if isinstance(a, Array)]
         loops = self._loops(operation.shape, arrays + [a for a, _ in operation.results])
         lets = operation.lets
         every = [n for n, _ in operation.inputs] + [let.name for let in lets]
-        names = c_names(every, {*pointers.values(), "steps", *loops.variables})
+        taken = {*pointers.values(), "steps", *loops.variables, *self.reserved}
+        names = c_names(every, taken)
         spelled = dialect(self.float_type, names)
         bools = find_bools(lets, ())
         lines = []
@@ -225,7 +244,7 @@ class Writer:
         for array, name in operation.results:
             value = f"({self.real}){names[name]}" if name in bools else names[name]
             lines.append(f"{pointers[array.buffer]}[{loops.index(array)}] = {value};")
-        return lines
+        return loops, lines
 
     def _fresh(self, name: str) -> str:
         """Return a function name that is not taken."""
@@ -246,8 +265,8 @@ class Writer:
         to, origin = self.memory.address(result.buffer), self.memory.address(source.buffer)
         return loops.around([f"({to})[{loops.index(result)}] = ({origin})[{loops.index(source)}];"])
 
-    def _reduce(self, operation: Reduce) -> list[str]:
-        """Return loops over what stays, and inside them loops over what is reduced."""
+    def reduction(self, operation: Reduce) -> tuple[int, Loops, list[str]]:
+        """Return how many results a reduction has, loops over them, and what they do for one."""
         x, axes = operation.x, operation.axes
         kept = [d for d in range(len(x.shape)) if d not in axes]
         outer = Array(x.buffer, _take(x.shape, kept), _take(x.strides, kept), x.offset)
@@ -269,13 +288,12 @@ class Writer:
         }.get(operation.kind, f"total += {value};")
         divided = f"total / {inner.numel}" if operation.kind == "mean" else "total"
         home = self.memory.address(result.buffer)
-        return over.around(
-            [
-                f"{self.real} total = {start};",
-                *through.around([join]),
-                f"({home})[{over.index(result)}] = {divided};",
-            ]
-        )
+        body = [
+            f"{self.real} total = {start};",
+            *through.around([join]),
+            f"({home})[{over.index(result)}] = {divided};",
+        ]
+        return outer.numel, over, body
 
     def _matmul(self, operation: MatMul) -> list[str]:
         a, b, result = operation.a, operation.b, operation.result
@@ -290,7 +308,8 @@ class Writer:
         )
         return over.around([call])
 
-    def _softmax(self, operation: Softmax) -> list[str]:
+    def softmax(self, operation: Softmax) -> tuple[Loops, str]:
+        """Return loops over the rows of a softmax, and the call that computes one."""
         x, axis = operation.x, operation.axis
         kept = [d for d in range(len(x.shape)) if d != axis]
         result = operation.result
@@ -306,72 +325,7 @@ class Writer:
             x.strides[axis],
             result.strides[axis],
         )
-        return over.around([call])
-
-
-@dataclass(frozen=True)
-class Loops:
-    """A nest of loops over the elements of some arrays; neighbouring axes are merged."""
-
-    sizes: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]
-    shape: tuple[int, ...]
-    letter: str
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], strides: Sequence[Strides], letter: str = "i") -> Loops:
-        """Return the fewest loops that visit a shape with these strides."""
-        groups: list[list[int]] = []
-        for d, n in enumerate(shape):
-            if n == 1:
-                continue
-            last = groups[-1][-1] if groups else -1
-            if groups and all(s[last] == s[d] * n for s in strides):
-                groups[-1].append(d)
-            else:
-                groups.append([d])
-        sizes = []
-        for group in groups:
-            size = 1
-            for d in group:
-                size *= shape[d]
-            sizes.append(size)
-        return cls(tuple(sizes), tuple(map(tuple, groups)), shape, letter)
-
-    @property
-    def variables(self) -> list[str]:
-        """The names of the loop variables."""
-        return [f"{self.letter}{k}" for k in range(len(self.sizes))]
-
-    def index(self, array: Strided) -> str:
-        """Return the position in its buffer of an array's element."""
-        strides = broadcast_strides(array, self.shape)
-        parts = []
-        for variable, group in zip(self.variables, self.groups, strict=True):
-            stride = strides[group[-1]]
-            if stride:
-                parts.append(variable if stride == 1 else f"{variable} * {stride}")
-        parts += [str(array.offset)] if array.offset or not parts else []
-        return " + ".join(parts)
-
-    def around(self, body: list[str]) -> list[str]:
-        """Return the body inside the loops."""
-        if not self.sizes:
-            return ["{", *_indented(body), "}"]
-        lines = body
-        for variable, size in reversed(list(zip(self.variables, self.sizes, strict=True))):
-            head = f"for (int {variable} = 0; {variable} < {size}; {variable}++) {{"
-            lines = [head, *_indented(lines), "}"]
-        return lines
-
-
-def broadcast_strides(array: Strided, shape: tuple[int, ...]) -> Strides:
-    """Return the strides of an array that is broadcast to a shape."""
-    missing = len(shape) - len(array.shape)
-    if missing < 0:  # leading axes of size one: a view with an axis for time
-        return array.strides[-missing:]
-    own = (0 if n == 1 else s for n, s in zip(array.shape, array.strides, strict=True))
-    return (*[0] * missing, *own)
+        return over, call
 
 
 def _operations(expr: Expr) -> set[Op]:

@@ -13,7 +13,7 @@ from snncc.codegen.c.expressions import literal
 from snncc.export.c_code import Writer
 from snncc.export.c_files import CMAKE, MAIN, MAKEFILE
 from snncc.export.c_functions import fixed_part
-from snncc.export.c_templates import HEADER, SOURCE
+from snncc.export.c_templates import CHECK_WEIGHTS, HEADER, SOURCE
 from snncc.export.memory import Memory
 from snncc.export.network import Buffer, Network
 
@@ -46,7 +46,7 @@ def write_library(
         numbers: Its numbers.
         sequence: What the test of the library runs.
     """
-    return _Library(network, name, numbers).files(sequence)
+    return Library(network, name, numbers).files(sequence)
 
 
 class Numbers(Protocol):
@@ -167,7 +167,9 @@ def in_rows(items: list[str]) -> str:
     return ",\n  ".join(rows)
 
 
-class _Library:
+class Library:
+    """The files of a library that are written for its network and its numbers."""
+
     def __init__(self, network: Network, name: str, numbers: Numbers) -> None:
         self.network, self.name, self.numbers = network, name, numbers
         self.memory, self.real = numbers.memory, numbers.number
@@ -175,6 +177,7 @@ class _Library:
         self.macro = name.upper()
 
     def files(self, sequence: Sequence) -> dict[str, bytes]:
+        """Return all files of a library in C."""
         texts = {
             f"{self.name}.h": self.header(),
             f"{self.name}.c": self.source(),
@@ -203,6 +206,7 @@ class _Library:
         return [(f"{self.macro}_{name}", value, comment) for name, value, comment in found]
 
     def header(self) -> str:
+        """Return the header."""
         macros = "\n".join(f"#define {n} {v} /* {c} */" for n, v, c in self.sizes())
         members = [
             f"  {self.real} state_{b.name}[{self.macro}_STATE_{b.name.upper()}];"
@@ -228,10 +232,12 @@ class _Library:
         )
 
     def parameters(self) -> str:
+        """Return the parameters of a step: what the caller gives, then what it gets."""
         given = [f"const {self.real} *{b.name}" for b in self.network.inputs]
         return ", ".join([*given, *(f"{self.real} *{b.name}" for b in self.network.outputs)])
 
     def describe_outputs(self) -> str:
+        """Return a line for each output."""
         lines = []
         for buffer, each in zip(self.network.outputs, self.network.every_step, strict=True):
             what = "of this step" if each else "of all steps since the reset"
@@ -239,6 +245,7 @@ class _Library:
         return "\n".join(lines)
 
     def source(self) -> str:
+        """Return the source."""
         name, real = self.name, self.real
         resets = "\n".join(f"  {line}" for b in self.network.states for line in self.reset_lines(b))
         step = "\n".join(f"  {line}" for line in self.numbers.body)
@@ -247,14 +254,12 @@ class _Library:
             if self.network.limit
             else ""
         )
-        own = f" || found != {self.weights.checksum:#x}u" if self.weights.is_unique else ""
         return SOURCE.format(
             name=name,
             macro=self.macro,
             real=real,
             type=self.weights.type,
-            own=own,
-            magic=", ".join(f"'{chr(b)}'" for b in MAGIC),
+            check=self.check_weights().rstrip("\n"),
             fixed=self.numbers.fixed,
             functions="\n".join(self.numbers.functions),
             parameters=self.parameters(),
@@ -267,6 +272,17 @@ class _Library:
             else "",
             advance=self.advance(),
             arguments=", ".join(b.name for b in (*self.network.inputs, *self.network.outputs)),
+        )
+
+    def check_weights(self) -> str:
+        """Return the functions that check a file of weights."""
+        own = f" || found != {self.weights.checksum:#x}u" if self.weights.is_unique else ""
+        return CHECK_WEIGHTS.format(
+            name=self.name,
+            macro=self.macro,
+            type=self.weights.type,
+            own=own,
+            magic=", ".join(f"'{chr(b)}'" for b in MAGIC),
         )
 
     def reset_lines(self, state: Buffer) -> list[str]:
@@ -293,6 +309,7 @@ class _Library:
         return "\n".join(lines)
 
     def weight_array(self) -> str:
+        """Return the weights as an array to link."""
         head = f"const {self.weights.type} {self.name}_weights[{self.macro}_WEIGHTS]"
         return f'#include "{self.name}.h"\n\n{head} = {{\n  {self.weights.values}}};\n'
 

@@ -60,19 +60,7 @@ int {name}_run(struct {name} *net, size_t count, {run_parameters});
 #endif
 """
 
-SOURCE = """\
-/* The network '{name}', exported by snncc.  Each operation is rounded once, in one order. */
-#include "{name}.h"
-
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __clang__
-#pragma STDC FP_CONTRACT OFF
-#endif
-{fixed}
-{functions}
+CHECK_WEIGHTS = """\
 static uint32_t {name}_checksum(const unsigned char *data, size_t bytes)
 {{
   uint32_t sum = 0xFFFFFFFFu;
@@ -105,6 +93,22 @@ const {type} *{name}_check_weights(const void *data, size_t bytes)
   }}
   return (const {type} *)(const void *)(start + 32);
 }}
+"""
+
+SOURCE = """\
+/* The network '{name}', exported by snncc.  Each operation is rounded once, in one order. */
+#include "{name}.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#endif
+{fixed}
+{functions}
+{check}
 
 void {name}_init(struct {name} *net, const {type} *weights)
 {{

@@ -12,7 +12,7 @@ from snncc.ir.nodes import Const, Expr, Op, Unary, Var
 from snncc.ir.printer import spell
 
 # Words of C++ that are none of C, and names that emitted code uses for itself.
-_WORDS = """
+WORDS = """
     alignas alignof and and_eq bitand bitor catch class compl concept const_cast consteval constexpr
     constinit co_await co_return co_yield decltype delete dynamic_cast explicit export false friend
     mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public
@@ -38,7 +38,7 @@ class Variables:
         self.real = C_TYPE[kernel.dtype]
         lanes = (f"lane{group}" for group in range(kernel.groups))
         own = (name for a in kernel.arguments for name in macros(a, kernel))
-        taken = {*_WORDS.split(), *lanes, *own, *(slot.name for slot in slots(kernel))}
+        taken = {*WORDS.split(), *lanes, *own, *(slot.name for slot in slots(kernel))}
         self.names = c_names(dict.fromkeys(values(kernel)), taken)
         self._fresh = Names({*taken, *self.names.values()})
         self._arrays: dict[tuple[str, str], str] = {}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from snncc.codegen.c.expressions import c_names
-from snncc.export.c_code import Loops, broadcast_strides
+from snncc.export.loops import Loops, broadcast_strides
 from snncc.export.memory import Memory
 from snncc.export.network import Array, Buffer, Steps, dense_strides
 from snncc.export.quantized.c_functions import fixed_part

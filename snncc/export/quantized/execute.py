@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, assert_never
 
 import numpy
 
-from snncc.export.c_code import broadcast_strides
+from snncc.export.loops import broadcast_strides
 from snncc.export.network import Array, Buffer, Steps
 from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.errors import SnnccError
-from snncc.export.c_code import broadcast_strides
+from snncc.export.loops import broadcast_strides
 from snncc.export.network import (
     Array,
     Buffer,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snncc.export import network as floats
-from snncc.export.c_code import broadcast_strides
+from snncc.export.loops import broadcast_strides
 from snncc.export.network import Array, Buffer, Home, Steps, dense_strides
 from snncc.export.quantized import nodes
 from snncc.export.quantized.expressions import Compiler, Known, Operand, Value

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RUN = """
-extern "C" void snncc_emulate(unsigned blocks, unsigned threads, void **parameters)
+extern "C" void snncc_emulate{suffix}(unsigned blocks, unsigned threads, void **parameters)
 {{
   emulation::run_grid([] {{ emulation::call({name}); }}, blocks, threads, parameters);
 }}
@@ -25,9 +25,11 @@ def main(words: list[str]) -> int:
     assert "-fmad=false" in words
     for file in (Path(word) for word in words if word.endswith(".cu")):
         text = file.read_text()
-        name = re.search(r"__launch_bounds__\(THREADS, 1\) (\w+)\(", text)[1]
+        names = re.findall(r"__launch_bounds__\(\w+, 1\)\s(\w+)\(", text)
+        runs = [RUN.format(name=names[0], suffix="")]
+        runs += [RUN.format(name=name, suffix=f"_{name}") for name in names]
         unit = file.with_suffix(".cpp")
-        unit.write_text(f'#include "cuda_on_cpu.h"\n{text}{RUN.format(name=name)}')
+        unit.write_text(f'#include "cuda_on_cpu.h"\n{text}{"".join(runs)}')
         # What -fmad=false is to nvcc, -ffp-contract=off is to g++.
         command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC"]
         command += [f"-I{HERE}", str(unit), "-o", str(file.with_suffix(".cubin"))]
