@@ -166,6 +166,7 @@ COLUMNS = {
     "peak_mib": "peak MiB",
     "step_us": "us a step",
     "psn_over_this": "PSN / this",
+    "ns_per_neuron_step": "ns a neuron-step",
     "state_bytes": "state B",
     "weight_bytes": "weights B",
     "archive_bytes": "archive B",

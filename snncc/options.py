@@ -53,7 +53,7 @@ class Options:
             threshold and the user's surrogate.
         backward_scale: Steepness of the derivative of those sigmoids, over that of the sigmoids.
         chunk: In modes ``"scan"`` and ``"parallel_reset"`` the steps of a chunk; None chooses for
-            each call, by its sizes.
+            each call, by its sizes.  In mode ``"dynamic_decay"`` a number asks for chunks.
         kernel_size: In mode ``"dynamic_decay"`` how many inputs, the present one included, the
             decay depends on.
         tau: In mode ``"dynamic_decay"`` the exponent ``1 / tau`` of the decay's sigmoid.

@@ -294,7 +294,7 @@ def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
 
 def form_of(options: Options) -> Form | None:
     """Return the form that the options ask for; None stands for fused time."""
-    if options.mode == "scan":
+    if options.mode == "scan" or (options.mode == "dynamic_decay" and options.chunk is not None):
         return Scan()
     if options.mode == "parallel_reset":
         return ParallelReset()

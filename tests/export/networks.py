@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from snncc.nn import ATan
+from snncc.nn import ATan, DynamicDecay
 
 SPIKE = ATan()
 
@@ -193,6 +193,20 @@ class Static(nn.Module):
         return count / 8
 
 
+class Gated(nn.Module):
+    """Decays that depend on the last inputs, with integer spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(7, 6), nn.Linear(6, 5)])
+        self.neurons = nn.ModuleList([DynamicDecay(6), DynamicDecay(5, kernel_size=2, tau=1.0)])
+
+    def forward(self, x):
+        for layer, neuron in zip(self.layers, self.neurons, strict=True):
+            x = neuron(4 * layer(x))
+        return x
+
+
 NETWORKS = {
     "dense": Exported(Dense, (9, 2, 30), {}),
     "conv": Exported(Conv, (9, 1, 2, 9, 8), {}, exact=False),
@@ -202,6 +216,7 @@ NETWORKS = {
     "numbered": Exported(Numbered, (9, 2, 4), {}),
     "started": Exported(Started, (9, 2, 3), {}),
     "static": Exported(Static, (2, 6), {}),
+    "gated": Exported(Gated, (60, 2, 7), {}),
 }
 
 

@@ -109,6 +109,7 @@ DYNAMIC = {
     "numbered": ["batch"],
     "started": ["time"],
     "static": ["batch"],
+    "gated": ["time", "batch"],
 }
 
 

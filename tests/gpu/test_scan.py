@@ -6,7 +6,7 @@ import torch
 import snncc
 from snncc.ir.chunked_scan import ChunkedScan
 from snncc.ir.program import NeuronProgram
-from snncc.nn import LI, LIF
+from snncc.nn import LI, LIF, DynamicDecay
 from snncc.passes.differentiate import differentiate
 from snncc.passes.scans.alone import adjoint_alone
 from snncc.passes.scans.chunked import chunked_scan
@@ -20,6 +20,7 @@ pytestmark = [
 NEURONS = {
     "integrator": LI(0.9, learnable=True, shape=(3,)),
     "lif": LIF(0.9),
+    "dynamic decay": DynamicDecay(3),
 }
 
 
@@ -34,12 +35,12 @@ def test_values(name, target):
     assert report.ok, report
 
 
+@pytest.mark.parametrize("neuron", [LI(0.9, learnable=True, shape=(8, 1, 1)), DynamicDecay(8)],
+                         ids=["integrator", "dynamic decay"])  # fmt: skip
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_kernels_stay_in_registers(direction, triton_cache):
+def test_kernels_stay_in_registers(direction, neuron, triton_cache):
     """The sweeps over all chunks spill nothing: [steps of a chunk, chunks, lanes]."""
-    forward = program_of(
-        LI(0.9, learnable=True, shape=(8, 1, 1)), torch.rand(5, 2, 8, 4, 4)
-    ).forward
+    forward = program_of(neuron, torch.rand(5, 2, 8, 4, 4)).forward
     if direction == "backward":
         forward = adjoint_alone(forward, differentiate(forward))
     scan = chunked_scan(forward)

@@ -147,13 +147,13 @@ def test_start_has_the_spikes_of_the_network_without_reset(options, dtype):
 
 
 @pytest.mark.parametrize("shape", [(40, 3, 4), (7, 2, 4, 3, 2), (1, 1, 4)])
-@pytest.mark.parametrize("kernel_size", [1, 3])
-def test_is_the_plain_serial_neuron(shape, kernel_size):
+@pytest.mark.parametrize(("kernel_size", "chunk"), [(1, None), (3, None), (3, 3)])
+def test_is_the_plain_serial_neuron(shape, kernel_size, chunk):
     """Spikes and all gradients are those of `DynamicDecay` under autograd, image planes too."""
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     model = LIF(0.8, v_threshold=0.5)
-    options = {"mode": "dynamic_decay", "kernel_size": kernel_size, "tau": 0.5}
+    options = {"mode": "dynamic_decay", "kernel_size": kernel_size, "tau": 0.5, "chunk": chunk}
     fast = perturbed(snncc.compile(model, example_inputs=(x,), **options))
     gate = gate_of(fast)
     plain = DynamicDecay(4, kernel_size, 0.5, surrogate=Above(0.5)).double()
