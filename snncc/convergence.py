@@ -11,7 +11,7 @@ Source: FPT, arXiv 2506.12087; the bound is ``alpha / 4 * decay (1 - decay^(T-1)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +23,15 @@ from torch import Tensor
 from snncc.errors import NumericsWarning
 from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import Const, FixedPoint, Recurrence
+from snncc.ir.nodes import Const, FixedPoint, FusedTime, Recurrence
+from snncc.ir.program import NeuronProgram
 from snncc.module import compile_model
 from snncc.options import Options
 from snncc.passes.meaning.classify_neurons import classify_neuron
+from snncc.passes.parallelize_fixed_point import parallelize
 from snncc.reporting.report import render
-from snncc.runtime.fixed_point import FixedPointNeuron
+from snncc.runtime.launch import DTYPES
+from snncc.runtime.neuron import Neuron
 from snncc.translation import interpret_graph
 
 # The numbers of sweeps after which the mismatch is reported.
@@ -103,8 +106,8 @@ def convergence(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Converg
         found: list[Convergence] = []
 
         def call(node: torch.fx.Node, values: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            if isinstance(node.target, NeuronCall) and node.target.program.sweeps:
-                found.append(_measure(node.target, values))
+            if isinstance(node.target, NeuronCall) and node.target.program.sweep is not None:
+                found.append(_measure(node.target.program, values))
             target: Any = node.target
             return target(*values, **named)
 
@@ -121,25 +124,33 @@ def convergence(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Converg
     return ConvergenceReport(tuple(found))
 
 
-def _measure(call: NeuronCall, values: tuple[Any, ...]) -> Convergence:
-    length, *arguments = values
-    program = call.program
-    exact = FixedPointNeuron(program)
-    serial = exact.run(arguments, length)
+def _measure(program: NeuronProgram, values: tuple[Any, ...]) -> Convergence:
+    """Sweep over all steps at once, on the CPU, where a kernel keeps sequences of any length."""
+    length, *given = values
+    arguments = tuple(_on_cpu(value) for value in given)
     outputs = len(program.forward.outputs)
+    written = replace(program, forward=replace(program.forward, form=FusedTime()), sweep=None)
+    serial = Neuron(written).run(arguments, length)
+    steps = int(serial[0].shape[0]) if outputs else int(length)
+    exact = Neuron(program, scratch_bytes=1 << 40)  # one chunk, however many steps there are
+    exact.run(arguments, length)
     mismatch = []
     for sweeps in SWEEPS:
-        form = FixedPoint(sweeps, None)
-        few = FixedPointNeuron(replace(program, forward=replace(program.forward, form=form)))
-        mismatch.append(_wrong(serial[:outputs], few.run(arguments, length)[:outputs]))
-    steps = int(serial[0].shape[0]) if outputs else int(length)
+        few = parallelize(written, FixedPoint(sweeps, None))
+        assert isinstance(few, NeuronProgram)
+        mismatch.append(_wrong(serial[:outputs], Neuron(few).run(arguments, length)[:outputs]))
     decay = _decay(program.forward)
     return Convergence(
         program.forward.name, steps, exact.sweeps, tuple(mismatch), decay, _bound(decay, steps)
     )
 
 
-def _wrong(expected: list[Tensor], actual: list[Tensor]) -> float:
+def _on_cpu(value: Tensor) -> Tensor:
+    """Return a tensor of the CPU in a type that C kernels compute in."""
+    return value.cpu() if value.dtype in DTYPES else value.cpu().float()
+
+
+def _wrong(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """Return the largest share of values of one output that differ."""
     shares = (
         float((a != b).double().mean()) for a, b in zip(expected, actual, strict=True) if a.numel()

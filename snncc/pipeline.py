@@ -37,7 +37,7 @@ from snncc.refusals import refusal
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
 from snncc.runnable import KernelCall, function_of, with_kernels
-from snncc.runtime.fixed_point import FixedPointNeuron
+from snncc.runtime.neuron import Neuron
 from snncc.runtime.parallel_reset import ParallelResetNeuron
 from snncc.translation import check_translation
 
@@ -74,7 +74,7 @@ class Compiled:
         run: Maps the tensors of ``recording.tape.sources`` to the outputs of the graph.
         plan: What runs how.
         target: The language of its kernels.
-        fixed_points: The neurons that are solved by sweeps.
+        fixed_points: The neurons that run by sweeps.
         parallel_resets: The neurons that run chunks of time at once.
     """
 
@@ -83,7 +83,7 @@ class Compiled:
     run: Callable[..., tuple[Any, ...]]
     plan: Plan
     target: TargetName
-    fixed_points: tuple[FixedPointNeuron, ...] = ()
+    fixed_points: tuple[Neuron, ...] = ()
     parallel_resets: tuple[ParallelResetNeuron, ...] = ()
 
 
@@ -152,7 +152,8 @@ def build(
         runnable = with_kernels(graph, options)
         run = function_of(runnable)
     calls = [n.target.neuron for n in runnable.nodes if isinstance(n.target, KernelCall)]
-    fixed_points = tuple(n for n in calls if isinstance(n, FixedPointNeuron))
+    neurons = [n for n in calls if isinstance(n, Neuron)]
+    fixed_points = tuple(n for n in neurons if isinstance(n.program.forward.form, FixedPoint))
     resets = tuple(n for n in calls if isinstance(n, ParallelResetNeuron))
     notes = ("so few steps run as recorded, operator by operator",) if recording.flat else ()
     sources, described = recording.tape.sources, _described(recording.tape, leaves)

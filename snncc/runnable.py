@@ -18,7 +18,6 @@ from snncc.ir.time_loop import TimeLoop
 from snncc.options import Options
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.runtime import norms
-from snncc.runtime.fixed_point import FixedPointNeuron
 from snncc.runtime.loops.recurrent import RecurrentLoop, StepTarget
 from snncc.runtime.operators import Neuron
 from snncc.runtime.parallel_reset import ParallelResetNeuron
@@ -26,7 +25,7 @@ from snncc.runtime.products import convolution
 from snncc.runtime.products import linear as products
 from snncc.runtime.scans.neuron import ScanNeuron
 
-AnyNeuron: TypeAlias = Neuron | FixedPointNeuron | ParallelResetNeuron | ScanNeuron
+AnyNeuron: TypeAlias = Neuron | ParallelResetNeuron | ScanNeuron
 
 
 def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:
@@ -63,8 +62,6 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
 def _neuron_of(program: NeuronProgram, options: Options) -> AnyNeuron:
     """Return the layer that runs a program in its form."""
     target, threads = options.target, options.num_threads
-    if program.sweeps:
-        return FixedPointNeuron(program, target=target, num_threads=threads)
     if program.restart is not None:
         return ParallelResetNeuron(program, target=target, num_threads=threads, chunk=options.chunk)
     if program.scan is not None:

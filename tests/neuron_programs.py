@@ -7,6 +7,7 @@ import torch
 from snncc.ir.nodes import (
     Binary,
     Const,
+    FixedPoint,
     Input,
     Let,
     Op,
@@ -16,7 +17,8 @@ from snncc.ir.nodes import (
     Unary,
     Var,
 )
-from snncc.ir.program import Adjoint, NeuronProgram, Place, Storage
+from snncc.ir.program import Adjoint, Guess, GuessedStep, NeuronProgram, Place, Storage
+from snncc.passes.parallelize_fixed_point import parallelize
 
 
 def _binary(op):
@@ -109,3 +111,14 @@ def eager_lif(x, v0, decay=0.9):
 def without_adjoint(program):
     """Return the program for inference alone."""
     return replace(program, adjoint=None, storage=None)
+
+
+def solving(place=Place.SCRATCH, *, as_bits=True):
+    """The neuron of `lif` in fixed-point form; its spikes are guessed as bits, or as numbers."""
+    made = parallelize(lif(place), FixedPoint())
+    if as_bits:
+        return made
+    given = Let("v_given", mul(sub(one, Var("s_guess")), Var("h")))
+    states = (State("v", Var("v0"), "v_given"),)
+    lets = (*made.forward.lets, given)
+    return replace(made, sweep=GuessedStep(lets, states, (Guess("s_guess", "s", False),)))

@@ -40,6 +40,8 @@ class Role(Enum):
     FINAL = "final"  # a final of the recurrence: [*lanes], written
     SAVED = "saved"  # a forward value kept in memory: written in training, read by backward
     CHECKPOINT = "checkpoint"  # a state at the start of each chunk of time but the first
+    GUESS = "guess"  # a spike of a chunk, kept on chip between sweeps: no array of the caller
+    COUNT = "count"  # how many sweeps a lane took: [*lanes], written
 
 
 class Access(Enum):
@@ -168,6 +170,8 @@ class Signature:
         tile: The most lanes of one tile; tiles are a multiple of `BLOCK` lanes.
         scratch: Values of each step and lane that the kernel keeps between its sweeps.
         checkpoint: Values of each chunk and lane that it keeps when time is cut into chunks.
+        bits: Bools of each step and lane that it keeps between its sweeps.
+        solves: Whether it repeats sweeps over a chunk of time until nothing changes.
         slots: The parameters of a GPU kernel.
     """
 
@@ -176,6 +180,8 @@ class Signature:
     tile: int = 0
     scratch: int = 0
     checkpoint: int = 0
+    bits: int = 0
+    solves: bool = False
     slots: tuple[Slot, ...] = ()
 
 

@@ -11,7 +11,8 @@ from snncc.ir.walk import subexpressions
 
 def operations(kernel: Kernel) -> Iterator[Op]:
     """Yield the operations that a kernel uses."""
-    for sweep in (kernel.main, kernel.recompute):
+    solve = None if kernel.solve is None else kernel.solve.sweep
+    for sweep in (kernel.main, kernel.recompute, solve):
         for let in sweep.step.lets if sweep is not None else ():
             for node in subexpressions(let.expr):
                 if isinstance(node, Unary | Binary):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from snncc.codegen.base import Access, Argument, Slot, SlotKind
-from snncc.codegen.kernel_ir import Kernel, Load, Step, Store, Sweep
+from snncc.codegen.base import Access, Argument, Role, Slot, SlotKind
+from snncc.codegen.kernel_ir import Kernel, Load, Solve, Step, Store, Sweep
 from snncc.ir.nodes import Rank
 
 # Access with strides for groups of lanes: how many of the innermost groups need none.
@@ -38,7 +38,7 @@ def _slots(kernel: Kernel) -> Iterator[Slot]:
         yield from _strides(argument, kernel.groups)
     yield Slot("BLOCK", SlotKind.BLOCK)
     yield Slot("GROUP", SlotKind.GROUP)
-    if kernel.recompute is not None or kernel.checkpoints:
+    if kernel.recompute is not None or kernel.checkpoints or kernel.solve is not None:
         yield Slot("CHUNK", SlotKind.CHUNK)
     for argument in kernel.arguments:
         if argument.folded:
@@ -60,7 +60,8 @@ def strided_groups(argument: Argument, groups: int) -> range:
 
 def values(kernel: Kernel) -> Iterator[str]:
     """Yield the IR name of everything that a kernel holds in a variable."""
-    for sweep in (kernel.main, kernel.recompute):
+    solve = None if kernel.solve is None else kernel.solve.sweep
+    for sweep in (solve, kernel.main, kernel.recompute):
         if sweep is not None:
             yield from (load.name for load in sweep.step.loads)
             yield from (carry.name for carry in sweep.step.carries)
@@ -71,8 +72,18 @@ def values(kernel: Kernel) -> Iterator[str]:
 def step_loads(step: Step) -> list[Load]:
     """Return the loads of values that lie in memory for each step."""
     return [
-        load for load in step.loads if load.argument is not None and load.argument.rank is Rank.STEP
+        load
+        for load in step.loads
+        if load.argument is not None
+        and load.argument.rank is Rank.STEP
+        and load.argument.role is not Role.GUESS
     ]
+
+
+def solved_loads(kernel: Kernel, solve: Solve) -> list[Load]:
+    """Return what the sweeps of a chunk read from memory, all of them once."""
+    loads = [*step_loads(solve.sweep.step), *step_loads(kernel.main.step)]
+    return list({load.name: load for load in loads}.values())
 
 
 def packed_stores(sweep: Sweep) -> list[Store]:

@@ -85,6 +85,29 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class Solve:
+    """Sweeps over a chunk of time, repeated until each finds what it was given.
+
+    The first of a chunk is given zeros.  A sweep reads a guess and writes what it found in its
+    place under two names; they are no arrays of the caller, and packed where they are bools.
+
+    Attributes:
+        sweep: What is repeated.
+        guesses: Its guesses as the sweeps read them.
+        counts: Where the number of sweeps is written.
+    """
+
+    sweep: Sweep
+    guesses: tuple[Argument, ...]
+    counts: Argument
+
+    def place(self, argument: Argument) -> int:
+        """Return the number of a guess among those of its kind, as it is read or written."""
+        kind = [g.value for g in self.guesses if g.packed == argument.packed]
+        return kind.index(argument.value)
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """One generated function.
 
@@ -99,6 +122,7 @@ class Kernel:
         scratch: The names of the values that ``recompute`` leaves to ``main``, in order.
         checkpoints: Carries that a forward kernel keeps for the ``recompute`` of a backward kernel.
         groups: Groups of lane dimensions that some argument tells apart.
+        solve: What finds the guesses that ``main`` reads, in kernels that have them.
     """
 
     name: str
@@ -111,3 +135,4 @@ class Kernel:
     scratch: tuple[str, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     groups: int = 1
+    solve: Solve | None = None

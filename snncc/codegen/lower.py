@@ -1,8 +1,9 @@
 """Lower a neuron program to kernel IR: which arrays a kernel has, and its sweeps over time.
 
-A forward kernel is one sweep.  A backward kernel is a reverse sweep, which needs forward values at
-each step: either the forward kernel stored them in memory, or a forward sweep of the same kernel
-recomputes them into a scratch just before.
+A forward kernel is one sweep; in fixed-point form, the sweeps that find its spikes come before it.
+A backward kernel is a reverse sweep, which needs forward values at each step: either the forward
+kernel stored them in memory, or a forward sweep of the same kernel recomputes them into a scratch
+just before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from snncc.codegen.base import Access, Argument, GpuSpec, Job, KernelSpec, Role
-from snncc.codegen.kernel_ir import Carry, Checkpoint, Kernel, Load, Step, Store, Sweep
+from snncc.codegen.kernel_ir import Carry, Checkpoint, Kernel, Load, Solve, Step, Store, Sweep
 from snncc.codegen.prepare import (
     Names,
     find_bools,
@@ -24,9 +25,9 @@ from snncc.codegen.prepare import (
 )
 from snncc.errors import InternalError
 from snncc.ir.chunks import followers
-from snncc.ir.nodes import Let, Rank, Recurrence, Var
+from snncc.ir.nodes import Let, Rank, Recurrence, State, Var
 from snncc.ir.printer import print_recurrence
-from snncc.ir.program import Adjoint, NeuronProgram, Place, Storage
+from snncc.ir.program import Adjoint, Guess, GuessedStep, NeuronProgram, Place, Storage
 from snncc.ir.walk import bool_lets
 
 
@@ -67,20 +68,45 @@ def _lower_forward(program: NeuronProgram, spec: KernelSpec) -> Kernel:
     saved = [Store(name, arguments.add(name, Role.SAVED, packed=name in bools)) for name in kept]
     training = spec.job is Job.TRAINING
     checkpoints = arguments.checkpoints(checkpointed(program) if training else ())
-    lets = prepare(forward.lets, _names(forward))
-    parts = _Parts(lets, _carries(forward), inputs, bools)
     roots = [*(final.name for final in finals), *(kept.name for kept in checkpoints)]
+    solve = None
+    if program.sweep is None:
+        lets = prepare(forward.lets, _names(forward))
+        parts = _Parts(lets, _carries(forward.states), inputs, bools)
+    else:
+        parts, solve = _solve(forward, program.sweep, arguments, inputs)
+        roots += [carry.name for carry in solve.sweep.step.carries]
     step = parts.live_step(stores + saved, roots)
     main = Sweep("main", step, tuple(finals), backwards=forward.reverse)
+    sweeps = [main] if solve is None else [main, solve.sweep]
     return Kernel(
         name=f"{forward.name}_{spec.job.value}",
         comment=print_recurrence(forward),
         dtype=spec.dtype,
-        arguments=_used_arguments(arguments, (main,), checkpoints),
+        arguments=_used_arguments(arguments, sweeps, checkpoints),
         main=main,
         checkpoints=checkpoints,
         groups=arguments.gpu.groups,
+        solve=solve,
     )
+
+
+def _solve(
+    forward: Recurrence,
+    sweep: GuessedStep,
+    arguments: _Arguments,
+    inputs: Mapping[str, Argument | None],
+) -> tuple[_Parts, Solve]:
+    """Return what steps with given spikes consist of, and the sweeps that find these."""
+    guesses = [arguments.guess(guess) for guess in sweep.guesses]
+    values = {**inputs, **{argument.value: argument for argument, _ in guesses}}
+    names = {*_names(forward), *values, *(let.name for let in sweep.lets)}
+    bools = find_bools(sweep.lets, (guess.name for guess in sweep.guesses if guess.is_bool))
+    parts = _Parts(prepare(sweep.lets, names), _carries(sweep.states), values, bools)
+    found = [Store(g.found, a) for g, (_, a) in zip(sweep.guesses, guesses, strict=True)]
+    counts = arguments.add("sweeps", Role.COUNT)
+    read = tuple(argument for argument, _ in guesses)
+    return parts, Solve(Sweep("solve", parts.live_step(found)), read, counts)
 
 
 def _lower_backward(program: NeuronProgram, spec: KernelSpec) -> Kernel:
@@ -167,7 +193,7 @@ def _forward_sweep(
     roots: Iterable[str] = (),
 ) -> Sweep:
     lets = prepare(forward.lets, _names(forward))
-    parts = _Parts(lets, _carries(forward), inputs, bool_lets(forward.lets))
+    parts = _Parts(lets, _carries(forward.states), inputs, bool_lets(forward.lets))
     return Sweep(name, parts.live_step([Store(value, None) for value in kept], roots))
 
 
@@ -209,6 +235,7 @@ class _Arguments:
         Role.FINAL: "final",
         Role.SAVED: "saved",
         Role.CHECKPOINT: "checkpoint",
+        Role.COUNT: "count",
     }
 
     def __init__(self, spec: KernelSpec) -> None:
@@ -226,16 +253,31 @@ class _Arguments:
             name=self._names.fresh(f"{identifier(value)}_{self._SUFFIX[role]}"),
             value=value,
             role=role,
-            rank=rank or (Rank.LANE if role is Role.FINAL else Rank.STEP),
+            rank=rank or (Rank.LANE if role in (Role.FINAL, Role.COUNT) else Rank.STEP),
             uniform=role is Role.INPUT and value in self.spec.uniform,
             packed=packed,
-            written=role in (Role.OUTPUT, Role.FINAL)
+            written=role in (Role.OUTPUT, Role.FINAL, Role.COUNT)
             or (role in (Role.SAVED, Role.CHECKPOINT) and self.spec.job is Job.TRAINING),
             access=self._access_of(value, role),
             folded=role is Role.FINAL and value in self.gpu.folded,
         )
         self.all.append(argument)
         return argument
+
+    def guess(self, guess: Guess) -> tuple[Argument, Argument]:
+        """Return a guess as sweeps read it, and as they write what they found in its place."""
+        read, written = (
+            Argument(
+                name=self._names.fresh(f"{identifier(name)}_{suffix}"),
+                value=guess.name,
+                role=Role.GUESS,
+                rank=Rank.STEP,
+                packed=guess.is_bool,
+                written=suffix == "found",
+            )
+            for name, suffix in ((guess.name, "given"), (guess.found, "found"))
+        )
+        return read, written
 
     def checkpoints(self, carries: Iterable[str]) -> tuple[Checkpoint, ...]:
         """Add the arrays that hold carries at the start of chunks, for targets that keep them."""
@@ -267,6 +309,7 @@ def _used_arguments(
 ) -> tuple[Argument, ...]:
     """Return the arguments that some sweep reads or writes, in the order they were added."""
     used: set[Argument | None] = {checkpoint.argument for checkpoint in checkpoints}
+    used |= {argument for argument in arguments.all if argument.role is Role.COUNT}
     initials: set[str] = set()
     for sweep in sweeps:
         used |= {load.argument for load in sweep.step.loads}
@@ -280,8 +323,8 @@ def _used_arguments(
     )
 
 
-def _carries(recurrence: Recurrence) -> tuple[Carry, ...]:
-    return tuple(Carry(s.name, s.update, s.initial) for s in recurrence.states)
+def _carries(states: Iterable[State]) -> tuple[Carry, ...]:
+    return tuple(Carry(s.name, s.update, s.initial) for s in states)
 
 
 def _names(recurrence: Recurrence) -> frozenset[str]:

@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 
 from snncc.ir.chunked_scan import ScanPrograms
-from snncc.ir.nodes import Recurrence
+from snncc.ir.nodes import Let, Recurrence, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,33 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
-    """One sweep of a fixed-point form: a neuron that takes its own spikes as given.
+class Guess:
+    """A value that a sweep takes as given at each step.
 
     Attributes:
-        program: Its STEP inputs are those of the neuron, then the guesses; its outputs are those of
-            the neuron, then more; lane inputs and finals are those of the neuron.
-        found: For each guess the output that tells what it should have been.
+        name: The name under which lets read it.
+        found: The let that tells what it should have been.
+        is_bool: Whether it is a bool; else a float.
     """
 
-    program: NeuronProgram
-    found: tuple[int, ...]
+    name: str
+    found: str
+    is_bool: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GuessedStep:
+    """The step of a neuron that takes its own spikes as given: one sweep of a fixed-point form.
+
+    Attributes:
+        lets: The step, in order of evaluation; it has the outputs of the neuron.
+        states: The states of the neuron, their updates computed from the guesses.
+        guesses: What is given.
+    """
+
+    lets: tuple[Let, ...]
+    states: tuple[State, ...]
+    guesses: tuple[Guess, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +113,7 @@ class NeuronProgram:
 
     ``adjoint`` and ``storage`` are None where the layer can only be run without gradients.
     ``constant`` names the outputs and finals that require no gradients even where inputs do.
-    ``sweeps`` are the programs of a fixed-point form, in order; the last is repeated.
+    ``sweep`` is the step that a fixed-point form repeats until it finds what it was given.
     ``restart`` holds the programs of a parallel-reset form.
     ``inexact`` says why results may differ from torch's in the last place though every operation
     rounds as written.  ``most_steps`` is the largest T for which integers are held exactly.
@@ -112,7 +128,7 @@ class NeuronProgram:
     adjoint: Adjoint | None = None
     storage: Storage | None = None
     constant: frozenset[str] = frozenset()
-    sweeps: tuple[Sweep, ...] = ()
+    sweep: GuessedStep | None = None
     restart: Restart | None = None
     inexact: str = ""
     most_steps: int | None = None

@@ -27,26 +27,14 @@ from dataclasses import dataclass, replace
 
 import torch.fx
 
-from snncc.ir.nodes import (
-    Binary,
-    Const,
-    Expr,
-    FixedPoint,
-    FusedTime,
-    Input,
-    Op,
-    Rank,
-    Recurrence,
-    Var,
-)
+from snncc.ir.nodes import FixedPoint, FusedTime
 from snncc.ir.numerics import Numerics
-from snncc.ir.program import NeuronProgram, Sweep
-from snncc.ir.walk import bool_lets
+from snncc.ir.program import NeuronProgram
 from snncc.passes.base import Rejection
-from snncc.passes.fuse_edges import fresh_name, names_in
+from snncc.passes.guess_spikes import guess_spikes
 from snncc.passes.meaning.find_feedback import find_feedback, find_nonlinearity
 from snncc.passes.neurons import neuron_nodes, rewrite_neurons
-from snncc.passes.unroll_sweeps import unroll_sweeps, with_spikes_given
+from snncc.passes.unroll_sweeps import unroll_sweeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,31 +76,9 @@ def parallelize(program: NeuronProgram, form: FixedPoint) -> NeuronProgram | Rej
     if rejection is not None:
         return rejection
     if form.sweeps is None:
-        sweeps = (_sweep(forward, cuts),)
-        return replace(program, forward=replace(forward, form=form), sweeps=sweeps)
+        sweep = guess_spikes(forward, cuts)
+        return replace(program, forward=replace(forward, form=form), sweep=sweep)
     chain = unroll_sweeps(forward, cuts, form)
     if isinstance(chain, Rejection):
         return chain
     return replace(program, forward=chain, written=replace(forward, form=form))
-
-
-def _sweep(forward: Recurrence, cuts: tuple[str, ...]) -> Sweep:
-    """Return the neuron that takes its cut lets from guesses."""
-    taken, bools = names_in(forward), bool_lets(forward.lets)
-    names = {cut: fresh_name(f"{cut}_guess", taken) for cut in cuts}
-    given: dict[str, Expr] = {
-        cut: Binary(Op.NE, Var(name), Const(0.0)) if cut in bools else Var(name)
-        for cut, name in names.items()
-    }
-    steps = tuple(i for i in forward.inputs if i.rank is Rank.STEP)
-    lanes = tuple(i for i in forward.inputs if i.rank is Rank.LANE)
-    guesses = tuple(Input(name, Rank.STEP) for name in names.values())
-    outputs = tuple(dict.fromkeys((*forward.outputs, *cuts)))
-    recurrence = replace(
-        with_spikes_given(forward, given, taken),
-        name=f"{forward.name}_sweep",
-        inputs=(*steps, *guesses, *lanes),
-        outputs=outputs,
-        form=FusedTime(),
-    )
-    return Sweep(NeuronProgram(recurrence), tuple(outputs.index(cut) for cut in cuts))

@@ -21,6 +21,7 @@ from snncc.codegen.lower import lower, saved_values
 from snncc.codegen.triton.target import TritonTarget
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.ir import interpret
+from snncc.ir.nodes import FixedPoint
 from snncc.ir.printer import print_recurrence
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
@@ -51,7 +52,8 @@ class Neuron:
         target: ``"c"``, ``"triton"``, ``"cuda"``, or ``"torch"`` for the reference interpreter;
             ``"auto"`` is C on the CPU and Triton elsewhere.
         num_threads: Threads of a kernel; None means ``torch.get_num_threads()`` at each call.
-        scratch_bytes: Scratch of one thread of a backward kernel; None leaves it to the machine.
+        scratch_bytes: Scratch of one thread of a kernel that goes through time in chunks, which
+            decides how long these are; None leaves it to the machine.
         cache: Where kernels are kept.
     """
 
@@ -123,6 +125,14 @@ class Neuron:
         if is_traced(tensors):
             return self._traced(tensors, length)
         return self._eager(tensors, length)
+
+    @property
+    def sweeps(self) -> int:
+        """How many sweeps the last call took; none in fused time or in the interpreter."""
+        form = self.program.forward.form
+        if self.target == "torch" or not isinstance(form, FixedPoint):
+            return 0
+        return form.sweeps or max(self._resources.sweeps.most(), self._gpu.sweeps.most())
 
     def source(self, spec: KernelSpec) -> KernelSource:
         """Return the source of a kernel of this layer."""

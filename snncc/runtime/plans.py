@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -30,6 +30,23 @@ from snncc.runtime.schedule import make_schedule
 Kernels: TypeAlias = Callable[[KernelSpec], LoadedKernel]
 
 
+class SweepCounts:
+    """How many sweeps the lanes of the last call took, in kernels that solve for their spikes."""
+
+    def __init__(self) -> None:
+        self.last: Tensor | None = None
+
+    def take(self, written: list[Tensor], *, counted: bool) -> list[Tensor]:
+        """Return what a kernel wrote without the counts, which come last."""
+        if counted:
+            self.last = written.pop()
+        return written
+
+    def most(self) -> int:
+        """Return the most sweeps of a lane; on a GPU this waits for the kernel."""
+        return 0 if self.last is None or not self.last.numel() else int(self.last.max())
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What plans are made with.
@@ -39,7 +56,8 @@ class Resources:
         kernels: Where its kernels come from.
         saved: Names of the forward values that training keeps in memory.
         bools: Names of the forward values that are bools.
-        scratch_bytes: Scratch of one thread of a backward kernel; None leaves it to the machine.
+        scratch_bytes: Scratch of one thread of a kernel with chunks; None leaves it to the machine.
+        sweeps: What counts these sweeps.
     """
 
     program: NeuronProgram
@@ -47,6 +65,7 @@ class Resources:
     saved: tuple[str, ...]
     bools: frozenset[str]
     scratch_bytes: int | None
+    sweeps: SweepCounts = field(default_factory=SweepCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +180,10 @@ class ForwardPlan:
         job = Job.TRAINING if self.results.saved else Job.INFERENCE
         spec = KernelSpec(job, float_type(tensors[0]), uniform_names(placed))
         self.written = (*self.results.outputs, *self.results.finals, *self.results.saved)
+        self._counted = resources.program.sweep is not None
+        if self._counted:
+            layout = self.layout
+            self.written += (Shape(layout.lanes, layout.lane_strides, tensors[0].dtype),)
         self._binding, inputs = bind(resources, spec, self.layout, placed, threads)
         self._inputs = [self.names.index(name) for name in inputs]
 
@@ -175,7 +198,7 @@ class ForwardPlan:
         written = [shape.allocate() for shape in self.written]
         if 0 not in self.layout.lanes:
             self._binding.run([*[tensors[i] for i in self._inputs], *written])
-        return written
+        return self.resources.sweeps.take(written, counted=self._counted)
 
     def differentiate(self, call: BackwardCall) -> BackwardPlan:
         """Return the plan of a backward call that follows this one."""

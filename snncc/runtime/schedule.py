@@ -19,6 +19,8 @@ _STREAM_PART = 4
 LEAST_WORK = 1 << 16
 # Tiles for each thread where there are lanes enough, so that threads finish together.
 _TILES_PER_THREAD = 4
+# Steps that are solved by sweeps at a time: they are read again in each sweep.
+_SOLVE_STEPS = 32
 # A tile narrower than this spends its time in the loop around the blocks.
 _LEAST_TILE = 256
 
@@ -77,9 +79,10 @@ def make_schedule(
         signature: The kernel.
         layout: The sizes.
         threads: The most threads.
-        scratch_bytes: Scratch of one thread; None means half of the second-level cache.
+        scratch_bytes: Scratch of one thread; None means half of the second-level cache, and
+            `_SOLVE_STEPS` steps of what is solved by sweeps.
     """
-    machine = this_machine()
+    machine, given = this_machine(), scratch_bytes
     if scratch_bytes is None:
         scratch_bytes = machine.second_level // 2
     rows0, rows1, lanes = layout.extents
@@ -88,12 +91,17 @@ def make_schedule(
     size = signature.dtype.size
     step_bytes = signature.scratch * size
     most = signature.tile
-    if step_bytes:
+    if signature.solves:
+        most = min(most, _LEAST_TILE)
+    elif step_bytes:
         fitting = scratch_bytes // (max(layout.steps, 1) * step_bytes)
         most = min(max(fitting, _LEAST_TILE), most)
     tile = _tile(rows0 * rows1, lanes, most, threads)
     chunk = max(layout.steps, 1)
-    if step_bytes:
+    if signature.solves:
+        bits = tile * (8 * step_bytes + signature.bits)
+        chunk = min(chunk, _SOLVE_STEPS if given is None else max(8 * given // bits, 1))
+    elif step_bytes:
         chunk = min(chunk, max(scratch_bytes // (tile * step_bytes), 1))
     chunks = -(-layout.steps // chunk)
     if chunks > 1:
@@ -106,7 +114,8 @@ def make_schedule(
         chunk=chunk,
         threads=threads,
         stream=work * arrays * size > machine.last_level // _STREAM_PART,
-        thread_scratch=(chunks * signature.checkpoint + chunk * signature.scratch) * tile,
+        thread_scratch=(chunks * signature.checkpoint + chunk * signature.scratch) * tile
+        + chunk * signature.bits * (tile // BLOCK),
     )
 
 

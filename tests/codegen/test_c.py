@@ -22,7 +22,7 @@ from snncc.ir.nodes import (
     Var,
 )
 from snncc.ir.program import NeuronProgram, Place
-from tests.neuron_programs import lif
+from tests.neuron_programs import lif, solving
 
 COMPILER = shutil.which("cc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
@@ -36,6 +36,11 @@ def emit(program, job, dtype=FloatType.FLOAT32, uniform=(), wanted=BOTH):
 def test_forward_kernel(check_golden):
     """The forward kernel of a neuron is a text that a person can read."""
     check_golden("c/lif_inference.c", emit(lif(), Job.INFERENCE, uniform=["v0"]).text)
+
+
+def test_solving_kernel(check_golden):
+    """So is the kernel that sweeps until no spike changes."""
+    check_golden("c/lif_solving.c", emit(solving(), Job.INFERENCE, uniform=["v0"]).text)
 
 
 def test_backward_kernel(check_golden):
@@ -92,8 +97,13 @@ def compile_source(source, folder, *flags):
         (lif(Place.MEMORY, saved=("h", "fire")), Job.BACKWARD, []),
         (lif(saved=("h", "fire")), Job.BACKWARD, []),
         (NeuronProgram(curves()), Job.INFERENCE, []),
+        (solving(), Job.TRAINING, []),
+        (solving(as_bits=False), Job.INFERENCE, ["x"]),
     ],
-    ids=["uniform", "scratch", "uniform-back", "training", "memory", "bool-scratch", "curves"],
+    ids=[
+        *("uniform", "scratch", "uniform-back", "training", "memory", "bool-scratch", "curves"),
+        *("solving", "solving-floats"),
+    ],
 )
 def test_compiles_without_warnings(program, job, uniform, dtype, tmp_path):
     """No kernel gives the compiler a reason to warn, whatever the user's names are."""

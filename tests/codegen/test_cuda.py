@@ -10,7 +10,7 @@ from snncc.codegen.lower import lower
 from snncc.codegen.triton.target import TritonTarget
 from snncc.ir.nodes import Binary, Const, Input, Let, Op, Rank, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram, Place
-from tests.neuron_programs import lif
+from tests.neuron_programs import lif, solving
 
 BOTH = frozenset({"h_bar", "v_next_bar"})
 FOLDED = GpuSpec(
@@ -33,6 +33,11 @@ def emit(*args, **choices):
 def test_forward_kernel(check_golden):
     """The forward kernel of a neuron is a text that a person can read."""
     check_golden("cuda/lif_training.cu", emit(lif(), Job.TRAINING).text)
+
+
+def test_solving_kernel(check_golden):
+    """So is the kernel that sweeps until no spike changes."""
+    check_golden("cuda/lif_solving.cu", emit(solving(), Job.TRAINING).text)
 
 
 def test_backward_kernel(check_golden):

@@ -25,7 +25,7 @@ from snncc.ir.nodes import (
 )
 from snncc.ir.printer import spell
 from snncc.ir.program import NeuronProgram, Place
-from tests.neuron_programs import lif
+from tests.neuron_programs import lif, solving
 
 A, B = Var("a"), Var("b")
 BOTH = frozenset({"h_bar", "v_next_bar"})
@@ -39,6 +39,11 @@ def emit(program, job, dtype=FloatType.FLOAT32, gpu=None):
 def test_forward_kernel(check_golden):
     """The forward kernel of a neuron is a text that a person can read."""
     check_golden("triton/lif_training.txt", emit(lif(), Job.TRAINING).text)
+
+
+def test_solving_kernel(check_golden):
+    """So is the kernel that sweeps until no spike changes."""
+    check_golden("triton/lif_solving.txt", emit(solving(), Job.TRAINING).text)
 
 
 def test_backward_kernel(check_golden):

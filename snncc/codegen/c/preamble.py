@@ -131,6 +131,34 @@ static inline uint32_t snncc_pack(const uint32_t *flags, int lanes)
 }
 """
 
+_SOLVE = """
+/* Keep what a sweep found in place of what it was given; whether that is something else. */
+static inline uint32_t snncc_settle(uint32_t *given, uint32_t found)
+{
+  const uint32_t changed = *given ^ found;
+  *given = found;
+  return changed;
+}
+
+static inline uint32_t snncc_replace(REAL *given, const REAL *found, int lanes)
+{
+  uint32_t changed = 0;
+  for (int n = 0; n < lanes; n++) {
+    changed |= given[n] != found[n];
+    given[n] = found[n];
+  }
+  return changed;
+}
+
+/* Write the number of sweeps for every lane of a tile. */
+static inline void snncc_count(REAL *counts, int64_t sweeps, int64_t width)
+{
+  for (int64_t n = 0; n < width; n++) {
+    counts[n] = (REAL)sweeps;
+  }
+}
+"""
+
 _TILE = """
 /* Start values of a tile, padded to whole blocks. */
 static inline void snncc_fill(REAL *tile, REAL value, int64_t width)
@@ -188,19 +216,24 @@ _VECTOR_MINOR = {
 }
 
 
-def preamble(operations: Iterable[Op], dtype: FloatType, *, packed: bool) -> str:
+def preamble(
+    operations: Iterable[Op], dtype: FloatType, *, packed: bool, solves: bool = False
+) -> str:
     """Return the head of an emitted file.
 
     Args:
         operations: The operations that the kernel uses.
         dtype: The working type.
         packed: Whether the kernel writes packed bools.
+        solves: Whether it repeats sweeps until nothing changes.
     """
     used = set(operations)
     real = C_TYPE[dtype]
     parts = [_HEAD, _vector_math(used, dtype), _SMALLER, _THREAD, _READ, _WRITE, _PREFETCH, _TILE]
     if packed:
         parts.append(_PACK)
+    if solves:
+        parts.append(_SOLVE)
     parts += [_HELPER_TEXT[op] for op in HELPERS if op in used]
     exp = "expf" if dtype is FloatType.FLOAT32 else "exp"
     return "".join(parts).replace("REAL", real).replace("EXP(", f"{exp}(")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from snncc.codegen.base import Argument, FloatType
+from snncc.codegen.base import Argument, FloatType, Role
 from snncc.codegen.c.expressions import C_TYPE, c_names, dialect
 from snncc.codegen.kernel_ir import Load, Step, Store
 from snncc.codegen.prepare import identifier
@@ -181,8 +181,13 @@ def _closed(lines: list[str]) -> list[str]:
 
 
 def _write(argument: Argument, row: str, block: str, *, partial: bool) -> str:
+    lanes = "lanes" if partial else "BLOCK"
+    if argument.role is Role.GUESS and argument.packed:
+        return f"changed |= snncc_settle({row} + b / BLOCK, snncc_pack({block}, {lanes}));"
+    if argument.role is Role.GUESS:
+        return f"changed |= snncc_replace({row} + b, {block}, {lanes});"
     if argument.packed:
-        return f"{row}[b / BLOCK] = snncc_pack({block}, {'lanes' if partial else 'BLOCK'});"
+        return f"{row}[b / BLOCK] = snncc_pack({block}, {lanes});"
     if partial:
         return f"memcpy({row} + b, {block}, (size_t)lanes * sizeof *{block});"
     return f"snncc_write({row} + b, {block}, stream);"
@@ -203,6 +208,7 @@ def _has_rows(argument: Argument | None) -> TypeGuard[Argument]:
     return (
         argument is not None
         and argument.rank is Rank.STEP
+        and argument.role is not Role.GUESS
         and not argument.uniform
         and not argument.packed
     )

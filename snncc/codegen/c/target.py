@@ -58,12 +58,15 @@ class CTarget:
 
     def emit(self, kernel: Kernel) -> KernelSource:
         """Write a kernel as one translation unit."""
+        guesses = kernel.solve.guesses if kernel.solve else ()
         signature = Signature(
             dtype=kernel.dtype,
             arguments=kernel.arguments,
             tile=tile_lanes(kernel),
-            scratch=len(kernel.scratch),
+            scratch=len(kernel.scratch) + sum(not guess.packed for guess in guesses),
             checkpoint=len(kernel.recompute.step.carries) if kernel.recompute else 0,
+            bits=sum(guess.packed for guess in guesses),
+            solves=kernel.solve is not None,
         )
         return KernelSource(
             name=identifier(kernel.name),
@@ -80,10 +83,11 @@ def _unit(kernel: Kernel) -> str:
     functions = [
         step_function(f"{name}_{sweep.name}", sweep.step, kernel.dtype) for sweep in sweeps(kernel)
     ]
-    packed = any(a.packed and a.written for a in kernel.arguments)
+    guesses = kernel.solve.guesses if kernel.solve else ()
+    packed = any(a.packed and a.written for a in kernel.arguments) or any(g.packed for g in guesses)
     parts = [
         _comment(kernel),
-        preamble(operations(kernel), kernel.dtype, packed=packed),
+        preamble(operations(kernel), kernel.dtype, packed=packed, solves=bool(kernel.solve)),
         f"\n/* Lanes of one tile at most. */\n#define TILE {tile_lanes(kernel)}\n",
         *map(_text, (_structure(name, kernel), *functions)),
         _text(tile_function(name, kernel)),

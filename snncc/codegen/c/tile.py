@@ -17,7 +17,7 @@ from snncc.codegen.c.step import (
     scratch_name,
     tile_name,
 )
-from snncc.codegen.kernel_ir import Carry, Kernel, Load, Sweep
+from snncc.codegen.kernel_ir import Carry, Kernel, Load, Solve, Sweep
 from snncc.ir.nodes import Const, Rank
 
 
@@ -27,7 +27,9 @@ def tile_function(name: str, kernel: Kernel) -> list[str]:
     body.append("const int64_t stream = a->stream;")
     if any(fetched(sweep.step) or claimed(sweep.step) for sweep in sweeps(kernel)):
         body.append("const int64_t ahead = a->ahead;")
-    if kernel.recompute is None:
+    if kernel.solve is not None:
+        body += solving_sweeps(name, kernel, kernel.solve)
+    elif kernel.recompute is None:
         body += _start(kernel.main, kernel)
         body += ["const int64_t begin = 0, end = a->steps;"]
         body += _sweep(name, kernel.main, kernel, _next_tile(kernel.main))
@@ -54,6 +56,8 @@ def sweeps(kernel: Kernel) -> Iterator[Sweep]:
         yield kernel.advance
     if kernel.recompute is not None:
         yield kernel.recompute
+    if kernel.solve is not None:
+        yield kernel.solve.sweep
     yield kernel.main
 
 
@@ -92,6 +96,50 @@ def _initial(carry: Carry, kernel: Kernel) -> list[str]:
         return [f"snncc_fill({tile}, {source.name}, width);"]
     size = f"(size_t)width * sizeof({C_TYPE[kernel.dtype]})"
     return [f"snncc_fill({tile}, 0, width);", f"memcpy({tile}, {source.name}, {size});"]
+
+
+def solving_sweeps(name: str, kernel: Kernel, solve: Solve) -> list[str]:
+    """Return the sweeps of a kernel that solves for its spikes, chunk by chunk.
+
+    What a chunk leaves is final before the next one begins, so that sweeps over a chunk end.
+    """
+    real, packed = C_TYPE[kernel.dtype], sum(guess.packed for guess in solve.guesses)
+    reals = len(solve.guesses) - packed
+    carried = [tile_name(carry.name) for carry in solve.sweep.step.carries]
+    size = f"(size_t)a->tile * sizeof({real})"
+    back = [f"memcpy({tile}, {tile}_before, {size});" for tile in carried]
+    return [
+        f"{real} *kept = a->scratch + snncc_thread() * a->thread_scratch;",
+        f"{WORD} *bits = ({WORD} *)(void *)(kept + a->chunk * {reals} * a->tile);",
+        *_start(kernel.main, kernel),
+        *(f"_Alignas(64) {real} {tile}_before[TILE];" for tile in carried),
+        "int64_t most = 0;",
+        "for (int64_t begin = 0; begin < a->steps; begin += a->chunk) {",
+        "  const int64_t end = snncc_smaller(begin + a->chunk, a->steps);",
+        f"  memset(kept, 0, (size_t)((end - begin) * {reals} * a->tile) * sizeof *kept);",
+        f"  memset(bits, 0, (size_t)((end - begin) * {packed} * a->tile / BLOCK) * sizeof *bits);",
+        *(f"  memcpy({tile}_before, {tile}, {size});" for tile in carried),
+        "  int64_t count = 0;",
+        "  for (uint32_t changed = 1; changed && count <= end - begin; count++) {",
+        "    changed = 0;",
+        *_indent(_indent(_sweep(name, solve.sweep, kernel, []))),
+        *_indent(_indent(back)),
+        "  }",
+        "  most = count > most ? count : most;",
+        *_indent(_sweep(name, kernel.main, kernel, _next_tile(kernel.main))),
+        "}",
+        f"snncc_count({solve.counts.name}, most, width);",
+    ]
+
+
+def guess_row(argument: Argument, row: str, kernel: Kernel) -> str:
+    """Return the definition of where a guess of this time step is kept."""
+    assert kernel.solve is not None
+    place, kind = kernel.solve.place(argument), [g.packed for g in kernel.solve.guesses]
+    offset = f"((t - begin) * {kind.count(argument.packed)} + {place}) * a->tile"
+    if argument.packed:
+        return f"{WORD} *{row} = bits + {offset} / BLOCK;"
+    return f"{C_TYPE[kernel.dtype]} *{row} = kept + {offset};"
 
 
 def _chunked(name: str, kernel: Kernel, recompute: Sweep) -> list[str]:
@@ -207,6 +255,8 @@ def _row(param: Parameter, kernel: Kernel) -> list[str]:
         const = "const " if isinstance(param.source, Load) else ""
         return [f"{const}{real} *{scratch_name(param.source.name)}_row = kept + {offset};"]
     name, row = argument.name, row_name(param)
+    if argument.role is Role.GUESS:
+        return [guess_row(argument, row, kernel)]
     if argument.uniform:
         return [f"const {real} {row} = {name}[t * a->{name}_t];"]
     const = "const " if isinstance(param.source, Load) else ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from snncc.codegen.base import Access, Argument
+from collections.abc import Sequence
+
+from snncc.codegen.base import Access, Argument, Slot, SlotKind
 from snncc.codegen.c.expressions import C_TYPE, c_names, dialect
-from snncc.codegen.cuda.preamble import macros
-from snncc.codegen.gpu import IMPLIED, slots, strided_groups, values
+from snncc.codegen.cuda.preamble import element_type, macros
+from snncc.codegen.gpu import CONSTANTS, IMPLIED, slots, strided_groups, values
 from snncc.codegen.kernel_ir import Carry, Kernel, Step
 from snncc.codegen.prepare import Names
 from snncc.ir.nodes import Const, Expr, Op, Unary, Var
@@ -21,8 +23,17 @@ WORDS = """
     threadIdx blockIdx blockDim gridDim warpSize __global__ __device__ __shared__
     LANE THREADS VECTOR ALIGNED VARIANT HALVES FIRST SPREAD EACH_LANE INLINE
     snncc_read snncc_write snncc_fold snncc_set snncc_real snncc_pack
-    n t j k first group lane live
+    n t j k first group lane live sweeps open most counts
 """
+
+
+_INTEGERS = {
+    SlotKind.STEPS: "int",
+    SlotKind.LANES: "LANE",
+    SlotKind.EXTENT: "LANE",
+    SlotKind.TIME: "long long",
+    SlotKind.STRIDE: "long long",
+}
 
 
 class Variables:
@@ -73,6 +84,16 @@ class Variables:
             for g in self.groups(argument)
         )
 
+    def lane_groups(self, strided: Sequence[Argument]) -> list[str]:
+        """Return the lines that take the number of a lane apart, for arrays with strides."""
+        used = {group for argument in strided for group in self.groups(argument)}
+        lines = ["LANE lane0 = lane[k];"]
+        for group in range(self._kernel.groups - 1, 0, -1):
+            if group in used:
+                lines.append(f"const LANE lane{group} = lane0 % extent{group};")
+            lines.append(f"lane0 /= extent{group};")
+        return lines
+
     def spell(self, expr: Expr) -> str:
         """Return the text of an expression."""
         return spell(expr, dialect(self._kernel.dtype, self.names))
@@ -91,3 +112,17 @@ class Variables:
 def indent(lines: list[str]) -> list[str]:
     """Return lines inside of a block; directives of the preprocessor stay where they are."""
     return [line if line.startswith("#") else f"  {line}" for line in lines]
+
+
+def parameters(slots: Sequence[Slot]) -> list[str]:
+    """Return the lines that declare the parameters of a kernel."""
+    declared = []
+    for slot in slots:
+        if slot.kind in CONSTANTS:
+            continue
+        kind = _INTEGERS.get(slot.kind)
+        if slot.argument is not None and slot.kind is SlotKind.ARRAY:
+            const = "" if slot.argument.written else "const "
+            kind = f"{const}{element_type(slot.argument)} *__restrict__"
+        declared.append(f"    {kind} {slot.name},")
+    return [*declared[:-1], declared[-1].replace(",", ")")]

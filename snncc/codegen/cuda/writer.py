@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeGuard
 
-from snncc.codegen.base import Access, Argument, SlotKind
+from snncc.codegen.base import Access, Argument, Role
 from snncc.codegen.cuda.preamble import element_type, is_dense, macros
-from snncc.codegen.cuda.variables import Variables, indent
+from snncc.codegen.cuda.solving import UNROLL, each_lane, keep_found, solving_chunk
+from snncc.codegen.cuda.variables import Variables, indent, parameters
 from snncc.codegen.gpu import (
-    CONSTANTS,
     IMPLIED,
     followed,
     guarded,
     lane_inputs,
     packed_stores,
     slots,
+    solved_loads,
     step_loads,
 )
-from snncc.codegen.kernel_ir import Carry, Kernel, Load, Step, Store, Sweep
+from snncc.codegen.kernel_ir import Carry, Kernel, Load, Solve, Step, Store, Sweep
 from snncc.ir.nodes import Var
-
-_UNROLL = "#pragma unroll"
-_INTEGERS = {
-    SlotKind.STEPS: "int",
-    SlotKind.LANES: "LANE",
-    SlotKind.EXTENT: "LANE",
-    SlotKind.TIME: "long long",
-    SlotKind.STRIDE: "long long",
-}
 
 
 class Writer:
@@ -50,24 +43,11 @@ class Writer:
         ]
         return [
             f'extern "C" __global__ void __launch_bounds__(THREADS, 1) {name}(',
-            *self.parameters(),
+            *parameters(self.slots),
             "{",
             *indent(body),
             "}",
         ]
-
-    def parameters(self) -> list[str]:
-        """Return the lines that declare the parameters."""
-        declared = []
-        for slot in self.slots:
-            if slot.kind in CONSTANTS:
-                continue
-            kind = _INTEGERS.get(slot.kind)
-            if slot.argument is not None and slot.kind is SlotKind.ARRAY:
-                const = "" if slot.argument.written else "const "
-                kind = f"{const}{element_type(slot.argument)} *__restrict__"
-            declared.append(f"    {kind} {slot.name},")
-        return [*declared[:-1], declared[-1].replace(",", ")")]
 
     # Lanes
 
@@ -82,19 +62,10 @@ class Writer:
         ]
         inside = ["lane[k] = n + k * SPREAD;", "live[k] = (ALIGNED ? n : lane[k]) < lanes;"]
         if strided:
-            inside += self.lane_groups({group for a in strided for group in self.vars.groups(a)})
+            inside += self.vars.lane_groups(strided)
         for argument in strided:
             inside.append(f"{self.vars.offsets(argument)}[k] = {self.vars.offset(argument)};")
-        return [*lines, *_each_lane(inside)]
-
-    def lane_groups(self, used: set[int]) -> list[str]:
-        """Return the lines that take the number of a lane apart into groups."""
-        lines = ["LANE lane0 = lane[k];"]
-        for group in range(self.kernel.groups - 1, 0, -1):
-            if group in used:
-                lines.append(f"const LANE lane{group} = lane0 % extent{group};")
-            lines.append(f"lane0 /= extent{group};")
-        return lines
+        return [*lines, *each_lane(inside)]
 
     def lane_loads(self) -> list[str]:
         """Return the lines that read the inputs without a time axis."""
@@ -108,7 +79,7 @@ class Writer:
             lines.append(f"{element_type(argument)} {read}[VECTOR];")
             lines.append(f"{self.vars.real} {name}[VECTOR];")
             lines.append(self.read(argument, read, argument.name, "true"))
-            lines += _each_lane([f"{name}[k] = snncc_real({read}[k]);"])
+            lines += each_lane([f"{name}[k] = snncc_real({read}[k]);"])
         return lines
 
     def read(self, argument: Argument, to: str, row: str, now: str) -> str:
@@ -128,6 +99,8 @@ class Writer:
         main, recompute = self.kernel.main, self.kernel.recompute
         if recompute is not None:
             return self.recomputing_loop(main, recompute)
+        if self.kernel.solve is not None:
+            return self.solving_loop(main, self.kernel.solve)
         own = step_loads(main.step)
         head = "for (int first = 0; first < steps; first += GROUP) {"
         if main.backwards:
@@ -161,12 +134,12 @@ class Writer:
             *self.ahead(first, "CHUNK", "first"),
             *self.restore(recompute.step.carries),
             *self.declare_kept(recompute.step),
-            _UNROLL,
+            UNROLL,
             "for (int j = 0; j < CHUNK; j++) {",
             *indent(self.step(recompute, within)),
             "}",
-            *_each_lane(ends),
-            _UNROLL,
+            *each_lane(ends),
+            UNROLL,
             "for (int group = CHUNK - GROUP; group >= 0; group -= GROUP) {",
             "  if (first + group < steps) {",
             *indent(indent(reverse)),
@@ -174,6 +147,32 @@ class Writer:
             "}",
         ]
         return [_from_the_end("CHUNK"), *indent(body), "}"]
+
+    def solving_loop(self, main: Sweep, solve: Solve) -> list[str]:
+        """Return the loop over chunks, each swept until its spikes are those it was given."""
+        index = {load.name: "j" for load in solve.sweep.step.loads}
+        within = {load.name: "group + j" for load in main.step.loads}
+        body = [
+            *self.keep_checkpoints(),
+            *self.ahead(solved_loads(self.kernel, solve), "CHUNK", "first"),
+            *solving_chunk(self.vars, solve, self.step(solve.sweep, index)),
+            UNROLL,
+            "for (int group = 0; group < CHUNK; group += GROUP) {",
+            *indent(self.words(main)),
+            *indent(self.steps(main, "first + group", within)),
+            *indent(self.store_words(main, "(first + group)")),
+            "}",
+        ]
+        count = self.write(solve.counts, solve.counts.name, "counts", "true")
+        return [
+            "int most = 0;",
+            "for (int first = 0; first < steps; first += CHUNK) {",
+            *indent(body),
+            "}",
+            "int counts[VECTOR];",
+            *each_lane(["counts[k] = most;"]),
+            count,
+        ]
 
     def ahead(self, loads: Sequence[Load], count: str, base: str) -> list[str]:
         """Return the lines that issue the loads of several steps."""
@@ -197,7 +196,7 @@ class Writer:
                 inside.append(self.read(argument, f"{ahead}[j]", row, "t < steps"))
         if inside:
             inside = [f"const int t = {base} + j;", *inside]
-            lines += [_UNROLL, f"for (int j = 0; j < {count}; j++) {{", *indent(inside), "}"]
+            lines += [UNROLL, f"for (int j = 0; j < {count}; j++) {{", *indent(inside), "}"]
         return lines
 
     def steps(self, sweep: Sweep, base: str, index: Mapping[str, str]) -> list[str]:
@@ -206,18 +205,18 @@ class Writer:
         if sweep.backwards:
             order = "int j = GROUP - 1; j >= 0; j--"
         inside = [f"const int t = {base} + j;", *self.step(sweep, index)]
-        return [_UNROLL, f"for ({order}) {{", *indent(inside), "}"]
+        return [UNROLL, f"for ({order}) {{", *indent(inside), "}"]
 
     def step(self, sweep: Sweep, index: Mapping[str, str]) -> list[str]:
         """Return the lines of one step of all lanes of a thread."""
         step = sweep.step
-        rows = [s for s in step.stores if s.argument is not None and not s.argument.packed]
+        rows = [s for s in step.stores if _is_row(s.argument)]
         written = dict.fromkeys(self.vars.array(store.name, "now") for store in rows)
         lines = [f"{self.vars.real} {array}[VECTOR];" for array in written]
         inside = [*self.step_values(sweep, index), *self.lets(step)]
         inside += dict.fromkeys(self.result(store, step) for store in step.stores)
         inside += self.advance(step.carries, guarded(self.kernel, sweep))
-        lines += _each_lane(inside)
+        lines += each_lane(inside)
         for store in rows:
             argument, now = store.argument, self.vars.array(store.name, "now")
             assert argument is not None
@@ -250,7 +249,10 @@ class Writer:
         if load.name in self.lanes:
             return "" if uniform else f"{self.vars.array(load.name, 'lane')}[k]"
         if argument.packed:
-            return f"({self.vars.array(load.name, 'word')}[k] >> j & 1) != 0"
+            shift = f"({index})" if argument.role is Role.GUESS else "j"
+            return f"({self.vars.array(load.name, 'word')}[k] >> {shift} & 1) != 0"
+        if argument.role is Role.GUESS:
+            return f"{self.vars.array(load.name, 'kept')}[{index}][k]"
         ahead = f"{self.vars.array(load.name, 'ahead')}[{index}]"
         return f"snncc_real({ahead if uniform else f'{ahead}[k]'})"
 
@@ -267,6 +269,8 @@ class Writer:
         name = self.vars.names[store.name]
         if store.argument is None:
             return f"{self.vars.array(store.name, 'kept')}[j][k] = {name};"
+        if store.argument.role is Role.GUESS:
+            return keep_found(self.vars, store.name, store.argument)
         if store.argument.packed:
             return f"{self.vars.array(store.name, 'word')}[k] |= (int){name} << j;"
         return f"{self.vars.array(store.name, 'now')}[k] = {self.vars.as_float(store.name, step)};"
@@ -280,7 +284,7 @@ class Writer:
             array = self.vars.array(carry.name, "carry")
             lines.append(f"{self.vars.real} {array}[VECTOR];")
             inside.append(f"{array}[k] = {self.initial(carry)};")
-        return [*lines, *_each_lane(inside)]
+        return [*lines, *each_lane(inside)]
 
     def initial(self, carry: Carry) -> str:
         """Return the text of the value of a carry of a lane before the first step."""
@@ -335,7 +339,7 @@ class Writer:
             inside.append(
                 f"{array}[k] = first > 0 ? snncc_real({kept}[k]) : {self.initial(carry)};"
             )
-        return [*lines, *_each_lane(inside)]
+        return [*lines, *each_lane(inside)]
 
     # Words and results
 
@@ -346,13 +350,13 @@ class Writer:
             for store in packed_stores(sweep)
         ]
 
-    def store_words(self, sweep: Sweep) -> list[str]:
+    def store_words(self, sweep: Sweep, base: str = "first") -> list[str]:
         """Return the lines that write the words into which bools were packed."""
         lines = []
         for store in packed_stores(sweep):
             argument, word = store.argument, self.vars.array(store.name, "word")
             assert argument is not None
-            row = f"{argument.name} + first / GROUP * {argument.name}_t"
+            row = f"{argument.name} + {base} / GROUP * {argument.name}_t"
             lines.append(self.write(argument, row, word, "true"))
         return lines
 
@@ -370,8 +374,9 @@ class Writer:
         return lines
 
 
-def _each_lane(inside: list[str]) -> list[str]:
-    return ["EACH_LANE {", *indent(inside), "}"] if inside else []
+def _is_row(argument: Argument | None) -> TypeGuard[Argument]:
+    """Tell whether a step writes to a row of an argument."""
+    return argument is not None and not argument.packed and argument.role is not Role.GUESS
 
 
 def _from_the_end(count: str) -> str:

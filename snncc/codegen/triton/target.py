@@ -57,4 +57,6 @@ def _head(kernel: Kernel) -> list[str]:
         lines.append("from triton.language.extra import libdevice")
     if any(argument.folded for argument in kernel.arguments):
         lines += ["", "", "@triton.jit", "def add(a, b):", "    return a + b"]
+    if kernel.solve is not None:
+        lines += ["", "", "@triton.jit", "def either(a, b):", "    return a | b"]
     return lines

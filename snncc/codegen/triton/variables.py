@@ -25,6 +25,7 @@ RESERVED = frozenset(
         "range",
         "float",
         "add",
+        "either",
         "n",
         "j",
         "t",
@@ -33,6 +34,7 @@ RESERVED = frozenset(
         "live",
         "now",
         "begins",
+        "changed",
     ]
 )
 
@@ -55,6 +57,10 @@ class Variables:
         self._places: dict[str, str] = {}
         self._rows: dict[str, str] = {}
         self._tuples: dict[str, str] = {}
+
+    def own(self, wish: str) -> str:
+        """Return a variable that holds no value of the neuron."""
+        return self._fresh.fresh(wish)
 
     def place(self, argument: Argument) -> str:
         """Return the variable that holds the addresses of an argument at the first step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from snncc.codegen.base import Access, Argument, SlotKind
+from snncc.codegen.base import Access, Argument, Role, SlotKind
 from snncc.codegen.gpu import (
     CONSTANTS,
     IMPLIED,
@@ -13,9 +13,11 @@ from snncc.codegen.gpu import (
     lane_inputs,
     packed_stores,
     slots,
+    solved_loads,
     step_loads,
 )
-from snncc.codegen.kernel_ir import Carry, Kernel, Load, Step, Store, Sweep
+from snncc.codegen.kernel_ir import Carry, Kernel, Load, Solve, Step, Store, Sweep
+from snncc.codegen.triton.solving import Solving, keep_found
 from snncc.codegen.triton.variables import Variables
 from snncc.ir.nodes import Const, Rank
 
@@ -82,6 +84,8 @@ class Writer:
         main, recompute = self.kernel.main, self.kernel.recompute
         if recompute is not None:
             return self.recomputing_loop(main, recompute)
+        if self.kernel.solve is not None:
+            return self.solving_loop(main, self.kernel.solve)
         own = step_loads(main.step)
         head = _from_the_end("GROUP") if main.backwards else "for first in range(0, steps, GROUP):"
         index = dict.fromkeys((load.name for load in own), "j")
@@ -119,6 +123,29 @@ class Writer:
             *_indent(_indent(reverse)),
         ]
         return [_from_the_end("CHUNK"), *_indent(body)]
+
+    def solving_loop(self, main: Sweep, solve: Solve) -> list[str]:
+        """Return the loop over chunks, each swept until its spikes are those it was given."""
+        loads = solved_loads(self.kernel, solve)
+        solving = Solving(self.vars, solve)
+        index = {load.name: "j" for load in solve.sweep.step.loads}
+        inside = [*self.step(solve.sweep, "first + j", index)]
+        within = {load.name: "group + j" for load in main.step.loads}
+        body = [
+            *self.keep_checkpoints(),
+            *self.ahead(loads, "CHUNK", "first"),
+            *solving.chunk(inside),
+            "for group in tl.static_range(0, CHUNK, GROUP):",
+            *_indent(self.words(main)),
+            *_indent(self.steps(main, "first + group", within)),
+            *_indent(self.store_words(main, "first + group")),
+        ]
+        return [
+            f"{solving.most} = 0",
+            "for first in range(0, steps, CHUNK):",
+            *_indent(body),
+            *solving.counts(),
+        ]
 
     def ahead(self, loads: Sequence[Load], count: str, base: str) -> list[str]:
         """Return the lines that issue the loads of several steps."""
@@ -167,7 +194,7 @@ class Writer:
         lines = []
         if stores or (held and step.carries):
             lines.append(f"t = {t}")
-        if any(store.argument and not store.argument.packed for store in stores):
+        if any(_is_written(store.argument) for store in stores):
             lines.append("now = live & (t < steps)")
         for load in step.loads:
             lines += self.read(load, index.get(load.name, "j"))
@@ -188,7 +215,10 @@ class Writer:
         if argument.rank is Rank.LANE:
             return []
         if argument.packed:
-            return [f"{name} = ({self.vars.tuple_of(load.name, 'word')} >> j & 1) != 0"]
+            shift = f"({index})" if argument.role is Role.GUESS and " " in index else "j"
+            return [f"{name} = ({self.vars.tuple_of(load.name, 'word')} >> {shift} & 1) != 0"]
+        if argument.role is Role.GUESS:
+            return [f"{name} = {self.vars.tuple_of(load.name, 'kept')}[{index}]"]
         value = f"{self.vars.tuple_of(load.name, 'ahead')}[{index}]"
         return [f"{name} = {self.vars.whole(argument, value)}"]
 
@@ -196,6 +226,8 @@ class Writer:
         """Return the lines that write a value of a step and move on to the row of the next."""
         argument = store.argument
         assert argument is not None
+        if argument.role is Role.GUESS:
+            return keep_found(self.vars, store.name, argument)
         if argument.packed:
             word = self.vars.tuple_of(store.name, "word")
             return [f"{word} |= {self.vars.names[store.name]}.to(tl.int32) << j"]
@@ -265,12 +297,13 @@ class Writer:
             for store in packed_stores(sweep)
         ]
 
-    def store_words(self, sweep: Sweep) -> list[str]:
+    def store_words(self, sweep: Sweep, base: str = "first") -> list[str]:
         """Return the lines that write the words into which bools were packed."""
         lines = []
         for store in packed_stores(sweep):
             assert store.argument is not None
-            row = f"{self.vars.place(store.argument)} + first // GROUP * {store.argument.name}_t"
+            row = f"{self.vars.place(store.argument)} + {_times(base, ' // GROUP')}"
+            row += f" * {store.argument.name}_t"
             word = self.vars.tuple_of(store.name, "word")
             lines.append(f"tl.store({row}, {word}.to(tl.int8), mask=live)")
         return lines
@@ -300,6 +333,11 @@ class Writer:
             f"n = tl.program_id(0).to(lanes.dtype) * ({count}) + tl.arange(0, {count})",
             f"tl.store({argument.name} + n, {name}, mask=n * {fold} < lanes)",
         ]
+
+
+def _is_written(argument: Argument | None) -> bool:
+    """Tell whether an argument has a row that a step writes."""
+    return argument is not None and not argument.packed and argument.role is not Role.GUESS
 
 
 def _from_the_end(count: str) -> str:

@@ -224,7 +224,7 @@ def bytes_of_a_step(binary: Binary, call: Call) -> tuple[float, float]:
     blocks = call.variant.blocks
     lanes = blocks.lanes / (_THREADS[binary.arch[:2]] * blocks.warps)
     kept = [a for a in _arguments(call) if a.role is Role.CHECKPOINT and a.written]
-    steps = blocks.chunk if _recomputes(call) else blocks.group
+    steps = blocks.chunk if _runs_by_chunks(call) else blocks.group
     stores = sum(binary.accesses.stores) / (lanes * steps)
     if kept:
         size = call.kernel.source.signature.dtype.size * len(kept)
@@ -232,10 +232,12 @@ def bytes_of_a_step(binary: Binary, call: Call) -> tuple[float, float]:
     return sum(binary.accesses.loads) / (lanes * steps), stores
 
 
-def _recomputes(call: Call) -> bool:
+def _runs_by_chunks(call: Call) -> bool:
+    """Tell whether the loop over time takes a chunk at a time: to recompute it, or to solve it."""
     kinds = {slot.kind for slot in call.kernel.slots}
     written = any(a.written and a.role is Role.CHECKPOINT for a in _arguments(call))
-    return SlotKind.CHUNK in kinds and not written
+    solves = any(a.role is Role.COUNT for a in _arguments(call))
+    return solves or (SlotKind.CHUNK in kinds and not written)
 
 
 def _arguments(call: Call) -> tuple[Argument, ...]:

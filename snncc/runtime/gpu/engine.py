@@ -50,6 +50,7 @@ class GpuEngine:
             bools=bool_lets(forward.lets),
             machine=machine,
         )
+        self.sweeps = self._resources.sweeps
 
     def plan(
         self, tensors: Sequence[Tensor], length: int | None, *, training: bool

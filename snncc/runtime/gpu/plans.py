@@ -56,6 +56,11 @@ class GpuForwardPlan:
             Role.FINAL: dict(zip(forward.finals, self.results.finals, strict=True)),
             Role.SAVED: dict(zip(resources.kept, self.results.saved, strict=False)),
         }
+        self._counted = resources.program.sweep is not None
+        if self._counted:
+            layout = self.layout
+            counts = Shape(layout.lanes, layout.lane_strides, self.types.working)
+            written[Role.COUNT] = {"sweeps": counts}
         self.call = self._bind(Arrays(written))
 
     def _bind(self, arrays: Arrays) -> Call:
@@ -65,12 +70,15 @@ class GpuForwardPlan:
         spec = KernelSpec(
             job, self.types.float_type, gpu=self._inputs.spec(checkpoints=checkpoints)
         )
-        lanes = math.prod(extents(layout))
-        block, warps = resources.machine_for(self.device).blocks(lanes, vector)
+        lanes, chunk = math.prod(extents(layout)), self.types.period
         packed = job is Job.TRAINING and not resources.bools.isdisjoint(resources.saved)
         group = _group(vector, packed=packed)
-        group = min(group, self.types.period) if checkpoints else group
-        blocks = Blocks(block, warps, group, self.types.period, (), vector)
+        group = min(group, chunk) if checkpoints else group
+        if self._counted:  # the chunk that is solved stays in registers
+            chunk = max(chunk, group)
+            vector = min(vector, thread_lanes(chunk * len(resources.program.forward.step_inputs)))
+        block, warps = resources.machine_for(self.device).blocks(lanes, vector)
+        blocks = Blocks(block, warps, group, chunk, (), vector)
         return Call(resources.kernels(spec), self._inputs, arrays, blocks, self.device)
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -78,7 +86,7 @@ class GpuForwardPlan:
         written = self.call.allocate()
         if 0 not in self.layout.lanes:
             self.call.run([*self._inputs.fit(tensors), *written])
-        return written
+        return self.resources.sweeps.take(written, counted=self._counted)
 
     def differentiate(self, call: BackwardCall) -> GpuBackwardPlan:
         """Return the plan of a backward call that follows this one."""

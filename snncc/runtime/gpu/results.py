@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -21,7 +21,7 @@ from snncc.runtime.gpu.variants import (
 )
 from snncc.runtime.launch import broadcast_sizes
 from snncc.runtime.layout import Layout
-from snncc.runtime.plans import Results, Shape, input_order
+from snncc.runtime.plans import Results, Shape, SweepCounts, input_order
 
 Kernels: TypeAlias = Callable[[KernelSpec], GpuKernel]
 
@@ -37,6 +37,7 @@ class GpuResources:
         checkpoints: Names of the states that training keeps for each chunk of steps instead.
         bools: Names of the forward values that are bools.
         machine: What kernels are sized for; None is the device of the tensors.
+        sweeps: What counts the sweeps of kernels that solve for their spikes.
     """
 
     program: NeuronProgram
@@ -45,6 +46,7 @@ class GpuResources:
     checkpoints: tuple[str, ...]
     bools: frozenset[str]
     machine: Machine | None = None
+    sweeps: SweepCounts = field(default_factory=SweepCounts)
 
     def machine_for(self, device: torch.device) -> Machine:
         """Return what kernels for tensors on a device are sized for."""
