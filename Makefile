@@ -59,6 +59,7 @@ bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.compile_time
 	$(RUN) -m benchmarks.latency
 	$(RUN) -m benchmarks.parallel
+	$(RUN) -m benchmarks.forms
 
 bench-gpu:  ## everything that is measured on a GPU, with the Python that holds torch and Triton
 	python3 -m benchmarks.gpu

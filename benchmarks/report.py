@@ -45,6 +45,10 @@ An empty call takes and returns what a step does and computes nothing: what is a
 """
 PARALLEL = """One layer of 64 neurons without reset, one sample, forward and backward.
 """
+FORMS = """Training steps of one layer, from one lane to many: fused time, chunks of time side by
+side (backward; forward too where no spike changes a state), and parallel resets.
+"Estimated" is what mode `auto` expects at prices that were fitted on these very runs.
+"""
 LIBRARIES = """One training step of networks of library neurons and layers, without the optimizer.
 "Fastest / this" is the time of the library's own fastest path over that of the variant.
 "Over products" is the time over that of the convolutions and linear layers as torch does them,
@@ -77,6 +81,7 @@ def main() -> None:
             ("compile_time", COMPILE),
             ("latency", LATENCY),
             ("parallel", PARALLEL),
+            ("forms", FORMS),
         ):
             file = folder / f"{name}.json"
             if file.exists():
@@ -167,6 +172,10 @@ COLUMNS = {
     "step_us": "us a step",
     "psn_over_this": "PSN / this",
     "ns_per_neuron_step": "ns a neuron-step",
+    "fused_over_this": "fused / this",
+    "estimated_ms": "estimated ms",
+    "chosen_over_best_mean": "chosen / best, mean",
+    "chosen_over_best_worst": "chosen / best, worst",
     "state_bytes": "state B",
     "weight_bytes": "weights B",
     "archive_bytes": "archive B",

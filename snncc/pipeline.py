@@ -37,8 +37,10 @@ from snncc.refusals import refusal
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
 from snncc.runnable import KernelCall, function_of, with_kernels
+from snncc.runtime.costs.work import prices_of
 from snncc.runtime.neuron import Neuron
 from snncc.runtime.parallel_reset import ParallelResetNeuron
+from snncc.select_form import select_forms
 from snncc.translation import check_translation
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -187,14 +189,17 @@ def sequence_graph(
     passes = passes_for(
         PLACES[options.storage],
         requires,
-        form_of(options),
+        form_of(options, target),
         on_gpu=target in GPU_TARGETS,
         skip_zeros=options.skip_zeros and target == "c",
         fold_norms=options.fold_norms,
     )
     if gates is not None:
         passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
-    return _through(passes, recording, leaves, dump)
+    graph = _through(passes, recording, leaves, dump)
+    if options.mode == "auto":
+        graph = select_forms(graph, leaves, target, options.num_threads)
+    return graph
 
 
 def _through(
@@ -293,12 +298,14 @@ def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
             )
 
 
-def form_of(options: Options) -> Form | None:
+def form_of(options: Options, target: TargetName) -> Form | None:
     """Return the form that the options ask for; None stands for fused time."""
     if options.mode == "scan" or (options.mode == "dynamic_decay" and options.chunk is not None):
         return Scan()
     if options.mode == "parallel_reset":
         return ParallelReset()
+    if options.mode == "auto" and prices_of(target) is not None:
+        return Scan(forward=False)  # what `select_forms` may choose
     if options.mode != "fpt":
         return None
     if options.sweeps == "exact":

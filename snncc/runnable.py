@@ -18,6 +18,7 @@ from snncc.ir.time_loop import TimeLoop
 from snncc.options import Options
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.runtime import norms
+from snncc.runtime.chosen import ChoosingNeuron
 from snncc.runtime.loops.recurrent import RecurrentLoop, StepTarget
 from snncc.runtime.operators import Neuron
 from snncc.runtime.parallel_reset import ParallelResetNeuron
@@ -25,7 +26,7 @@ from snncc.runtime.products import convolution
 from snncc.runtime.products import linear as products
 from snncc.runtime.scans.neuron import ScanNeuron
 
-AnyNeuron: TypeAlias = Neuron | ParallelResetNeuron | ScanNeuron
+AnyNeuron: TypeAlias = Neuron | ParallelResetNeuron | ScanNeuron | ChoosingNeuron
 
 
 def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:
@@ -62,6 +63,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
 def _neuron_of(program: NeuronProgram, options: Options) -> AnyNeuron:
     """Return the layer that runs a program in its form."""
     target, threads = options.target, options.num_threads
+    if program.estimates and (program.scan is not None or program.restart is not None):
+        return ChoosingNeuron(program, target=target, num_threads=threads)
     if program.restart is not None:
         return ParallelResetNeuron(program, target=target, num_threads=threads, chunk=options.chunk)
     if program.scan is not None:

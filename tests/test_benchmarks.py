@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
 
 from benchmarks import (
     compile_time,
+    forms,
     harness,
     latency,
     libraries,
@@ -228,3 +229,13 @@ def test_one_case_is_measured_and_the_others_are_kept(tmp_path, monkeypatch, cap
 
     stored = json.loads((tmp_path / "m" / "libraries-quick.json").read_text())["records"]
     assert stored == [rows[0], rows[2]]
+
+
+def test_forms_are_timed_and_priced(capsys, tmp_path):
+    """Each case has fused time and a cut; estimates and prices are printed and written."""
+    rows = forms.main(["--quick", "--case", "1", "--seconds", "0.01", "--results", str(tmp_path)])
+
+    assert {row["variant"] for row in rows} == {"fused time", "8 chunks"}
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert '"rows"' in capsys.readouterr().out
+    assert list(tmp_path.rglob("forms-quick.json"))

@@ -34,7 +34,7 @@ class ChunkedScan:
         linear: States that are affine in one another: what chunks start from is found by `carry`.
         delays: States that depend on the last few inputs alone, found by `lookback`.
         sums: States that only add up what the others give: each chunk adds up its own part.
-        starts: For each state but sums the LANE input of `apply` that it starts from.
+        starts: For each state the LANE input of `apply` that it starts from.
         anchor: A LANE input of every part that nothing reads; its shape is that of the lanes.
         apply: The recurrence, from given states; its finals are all states and the peaks.
         peaks: For each linear state the final of `apply` that holds its largest magnitude.

@@ -108,6 +108,21 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a neuron probably takes in one form, for the sizes that it was recorded with.
+
+    Attributes:
+        form: The form, as in a plan.
+        seconds: How long; None where that is not known.
+        reason: What to say about it.
+    """
+
+    form: str
+    seconds: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class NeuronProgram:
     """One neuron layer, ready for code generation.
 
@@ -122,6 +137,7 @@ class NeuronProgram:
     ``stands_for`` says which neuron the user wrote where this is another one.
     ``written`` is the recurrence of the user where ``forward`` is a chain of sweeps over it.
     ``scan`` is what a scan form runs.
+    ``estimates`` are the forms that were compared, the chosen one first.
     """
 
     forward: Recurrence
@@ -137,6 +153,7 @@ class NeuronProgram:
     stands_for: str = ""
     written: Recurrence | None = None
     scan: ScanPrograms | None = None
+    estimates: tuple[Estimate, ...] = ()
 
     @property
     def without_gradient(self) -> tuple[int, ...]:

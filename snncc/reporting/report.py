@@ -88,7 +88,8 @@ class Layer:
         note: Why it is not in a better form, or what is special.
         operator: What the operator is.
         lines: Every line of the user's that is part of it.
-        refused: Better ways to run what is no neuron, and why they were not taken.
+        refused: Better ways to run what is no neuron, and why they were not taken; of a neuron
+            the forms that were found to be slower.
         operands: What the inputs of a neuron are.
         keeps: What the backward sweep of a neuron gets from the forward sweep.
         transfers: What ``training_bytes``, or without a gradient ``forward_bytes``, consist of.
@@ -133,7 +134,9 @@ class Layer:
         if self.recurrence is None:
             return self.refused
         judged = other_forms(self.recurrence)
-        return tuple(Rejected(form, r.code, r.reason, r.where) for form, r in judged)
+        slower = {other.form for other in self.refused}
+        others = [Rejected(form, r.code, r.reason, r.where) for form, r in judged]
+        return (*self.refused, *(other for other in others if other.form not in slower))
 
     @property
     def what(self) -> str:

@@ -27,13 +27,13 @@ from snncc.runtime.solved import solved
 from snncc.runtime.tracing import is_traced
 
 # Steps between the restart that a guess assumes and the chunk that starts from it.
-_WINDOW = 64
+WINDOW = 64
 # Fewer chunks than this do not pay for the guesses.
-_LEAST_CHUNKS = 4
+LEAST_CHUNKS = 4
 # Lanes, those of all chunks together, that keep a GPU busy.
 _GPU_LANES = 1 << 16
 # With fewer lanes than this in a chunk, the lanes of all chunks are laid side by side in memory.
-_SHORT = 32
+SHORT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class ParallelResetNeuron:
         self._guess = Neuron(program.restart.guess, **options)
         self.chunk_neuron = Neuron(program.restart.chunk, **options)
         self.chunk = chunk
-        self.window = _WINDOW
+        self.window = WINDOW
         self.chunks: Chunks | None = None
 
     def run(self, arguments: Sequence[Tensor], length: int | None) -> list[Tensor]:
@@ -119,8 +119,8 @@ class ParallelResetNeuron:
         names = (*forward.step_inputs, *forward.lane_inputs)
         count = len(forward.step_inputs)
         steps, lanes = broadcast_sizes(names, arguments, count, length)
-        chunk = self.chunk or _chunk_length(steps, lanes, is_on_cpu=arguments[0].is_cpu)
-        if steps < _LEAST_CHUNKS * chunk or not count or 0 in lanes:
+        chunk = self.chunk or chunk_length(steps, lanes, is_on_cpu=arguments[0].is_cpu)
+        if steps < LEAST_CHUNKS * chunk or not count or 0 in lanes:
             self.chunks = Chunks(1, steps)
             return list(self.serial.run(tuple(arguments), length))
         call = _Call(self, arguments, lanes, chunk, steps)
@@ -236,11 +236,11 @@ def _rounded(chunks: int, most: int) -> int:
     return min(1 << (chunks - 1).bit_length(), most)
 
 
-def _chunk_length(steps: int, lanes: Sizes, *, is_on_cpu: bool) -> int:
+def chunk_length(steps: int, lanes: Sizes, *, is_on_cpu: bool) -> int:
     """Return how long chunks are: few enough guesses, enough lanes side by side."""
     count = math.prod(lanes)
     best = math.isqrt(2 * steps * count) if is_on_cpu else steps * count // _GPU_LANES
-    return max(best, 2 * _WINDOW)
+    return max(best, 2 * WINDOW)
 
 
 def _with_all_steps(step: Tensor, steps: int, lanes: int) -> Tensor:
@@ -251,7 +251,7 @@ def _with_all_steps(step: Tensor, steps: int, lanes: int) -> Tensor:
 def _cut(step: Tensor, count: int, chunk: int) -> Tensor:
     """Return a step input [T, *lanes] as [chunk, count, *lanes]."""
     cut = step[: count * chunk].view(count, chunk, *step.shape[1:]).transpose(0, 1)
-    return cut.contiguous() if math.prod(step.shape[1:]) < _SHORT else cut
+    return cut.contiguous() if math.prod(step.shape[1:]) < SHORT else cut
 
 
 def _bits(values: Tensor) -> Tensor:

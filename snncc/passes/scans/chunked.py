@@ -13,7 +13,6 @@ from dataclasses import replace
 from snncc.ir.chunked_scan import ChunkedScan, Factor
 from snncc.ir.nodes import (
     Binary,
-    Const,
     Expr,
     Input,
     Let,
@@ -47,7 +46,7 @@ def chunked_scan(recurrence: Recurrence) -> ChunkedScan | Rejection:
     def fresh(wish: str) -> str:
         return fresh_name(wish, taken)
 
-    starts = {s.name: fresh(f"{s.name}_start") for s in whole.states if s.name not in kinds.sums}
+    starts = {s.name: fresh(f"{s.name}_start") for s in whole.states}
     builder = _Builder(whole, kinds, starts, fresh("anchor"), fresh)
     summary, factors = builder.summary() if kinds.linear else (None, ())
     peaks = tuple(fresh(f"{name}_peak") for name in kinds.linear)
@@ -116,17 +115,13 @@ class _Builder:
 
     def apply(self, peaks: tuple[str, ...]) -> Recurrence:
         """Return the recurrence from given states, with how large its linear states become."""
-        states = [replace(s, initial=self.start(s.name)) for s in self.whole.states]
+        states = [replace(s, initial=Var(self.starts[s.name])) for s in self.whole.states]
         lets = list(self.whole.lets)
         for name, peak in zip(self.kinds.linear, peaks, strict=True):
             size = Unary(Op.ABS, Var(self.update[name]))
             larger = self.let_of(Binary(Op.MAX, Var(peak), size), peak, lets)
             states.append(State(peak, ZERO, larger))
         return self.part("apply", states, lets, self.whole.outputs)
-
-    def start(self, name: str) -> Const | Var:
-        """Return what a state starts from in a chunk: what it is given, or zero for a sum."""
-        return Var(self.starts[name]) if name in self.starts else ZERO
 
     def lookback(self) -> Recurrence:
         """Return the delays alone, which forget where they started."""
@@ -138,7 +133,7 @@ class _Builder:
     def summary(self) -> tuple[Recurrence, tuple[Factor, ...]]:
         """Return the recurrence whose finals are the affine map of a chunk."""
         states = [
-            replace(s, initial=self.start(s.name) if s.name in self.kinds.delays else ZERO)
+            replace(s, initial=Var(self.starts[s.name]) if s.name in self.kinds.delays else ZERO)
             for s in self.whole.states
             if s.name not in self.kinds.sums
         ]
@@ -207,7 +202,7 @@ class _Builder:
         steps = (*offsets.values(), *(f.name for f in factors))
         lanes = [self.starts[name] for name in self.kinds.linear]
         pairs = zip(self.kinds.linear, after, strict=True)
-        states = [State(name, self.start(name), update) for name, update in pairs]
+        states = [State(name, Var(self.starts[name]), update) for name, update in pairs]
         return Recurrence(
             name=f"{self.whole.name}_carry",
             inputs=(

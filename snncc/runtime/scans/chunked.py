@@ -20,18 +20,17 @@ import torch
 from torch import Tensor
 
 from snncc.ir.chunked_scan import ChunkedScan
-from snncc.ir.nodes import Const, Recurrence
+from snncc.ir.nodes import Const, Recurrence, Var
 from snncc.ir.program import NeuronProgram
-from snncc.runtime.launch import with_lanes
+from snncc.runtime.launch import broadcast_sizes, with_lanes
+from snncc.runtime.layout import Sizes
 from snncc.runtime.neuron import Neuron
-from snncc.runtime.scans.cut import Cut
+from snncc.runtime.scans.cut import FEW_LANES, Cut
 
 Values: TypeAlias = Mapping[str, Tensor]
 
 # Roundings by which the end of a chunk and the start of the next may differ, and more a step.
 ROUNDINGS, ROUNDINGS_A_STEP = 16, 4
-# Fewer lanes than this that lie next to each other do not fill vector units.
-FEW_LANES = 64
 
 
 class Found(NamedTuple):
@@ -49,7 +48,7 @@ class Chunked:
         options: Those of `Neuron`: the target and the number of threads.
 
     Attributes:
-        fell_back: Whether the last call found summaries that cannot be used.
+        fell_back: Whether the chunks of the last call did not fit one another.
     """
 
     def __init__(self, scan: ChunkedScan, options: Mapping[str, Any]) -> None:
@@ -59,6 +58,8 @@ class Chunked:
         self._carry = None if scan.carry is None else Part(scan.carry, options)
         self._lookback = None if scan.lookback is None else Part(scan.lookback, options)
         self._initials = {s.name: s.initial for s in scan.whole.states}
+        self._step_names = scan.whole.step_inputs
+        self._numbers: dict[object, Tensor] = {}
         self._on_gpu = options["target"] in ("triton", "cuda")
         self.fell_back = False
 
@@ -77,31 +78,31 @@ class Chunked:
         self.fell_back = cut is not None and chunked is None
         if chunked is None:
             chunked = self._from(starts, values, steps, lanes)
-        states = chunked.states
-        for name in self.scan.sums:
-            if self._initials[name] != Const(0.0):
-                states[name] = self._initial(name, values) + states[name]
         return chunked
 
     def _initial(self, name: str, values: Values) -> Tensor:
         initial, like = self._initials[name], next(iter(values.values()))
-        if isinstance(initial, Const):
-            return torch.tensor(float(initial.value), dtype=like.dtype, device=like.device)
-        return values[initial.name]
+        if isinstance(initial, Var):
+            return values[initial.name]
+        key = initial, like.dtype, like.device
+        if key not in self._numbers:
+            value = float(initial.value)
+            self._numbers[key] = torch.tensor(value, dtype=like.dtype, device=like.device)
+        return self._numbers[key]
 
-    def _from(self, starts: Values, values: Values, steps: int, lanes: torch.Size) -> Found:
+    def _from(self, starts: Values, values: Values, steps: int, lanes: Sizes) -> Found:
         """Run all steps one after another, from given states."""
         named = {own: starts[name] for name, own in self.scan.starts}
         anchor = next(iter(values.values())).new_zeros(()).expand(lanes)
         return self._apply.run({**values, **named, self.scan.anchor: anchor}, steps)
 
-    def _chunked(self, values: Values, starts: Values, lanes: torch.Size, cut: Cut) -> Found | None:
-        """Run by chunks; return None where a summary is too large."""
+    def _chunked(self, values: Values, starts: Values, lanes: Sizes, cut: Cut) -> Found | None:
+        """Run by chunks; return None where they do not fit one another."""
         scan, covered = self.scan, cut.chunks * cut.length
         first, rest = self._halves(values, covered, cut.rest)
         chunks = {
             name: by_chunks(x, cut, lanes, dense=not self._on_gpu)
-            if name in scan.whole.step_inputs
+            if name in self._step_names
             else x
             for name, x in first.items()
         }
@@ -121,8 +122,6 @@ class Chunked:
         if not cut.rest:
             return Found(outputs, states)
         ended = self._from(states, rest, cut.rest, lanes)
-        for name in scan.sums:
-            ended.states[name] = states[name] + ended.states[name]
         for name, y in ended.outputs.items():
             both = (y, outputs[name]) if scan.whole.reverse else (outputs[name], y)
             outputs[name] = torch.cat(both)
@@ -132,7 +131,7 @@ class Chunked:
         self, values: Values, covered: int, rest: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the inputs for the chunks, and those for the steps that are left over."""
-        steps = self.scan.whole.step_inputs
+        steps = self._step_names
         chunks, ends = dict(values), dict(values)
         start, end = (rest, 0) if self.scan.whole.reverse else (0, covered)
         for name in steps:
@@ -147,28 +146,34 @@ class Chunked:
         scan, reverse = self.scan, self.scan.whole.reverse
         # The summary of the chunk that runs last is not needed.
         before = {
-            name: x.narrow(1, int(reverse), cut.chunks - 1) if name in scan.whole.step_inputs else x
+            name: x.narrow(1, int(reverse), cut.chunks - 1) if name in self._step_names else x
             for name, x in values.items()
         }
         before[scan.anchor] = values[scan.anchor][1:]
-        found: dict[str, Tensor] = {}
+        found = {name: self._sum_starts(name, starts[name], values) for name in scan.sums}
         own = dict(scan.starts)
         if self._lookback is not None:
             count = len(scan.delays)
             last = 0 if reverse else cut.length - count
-            seen = before | {n: before[n].narrow(0, last, count) for n in scan.whole.step_inputs}
+            seen = before | {n: before[n].narrow(0, last, count) for n in self._step_names}
             ended = self._lookback.run(seen, count).states
             found |= {name: self._in_order(starts[name], ended[name]) for name in ended}
         if self._summary is None or self._carry is None:
             return found
         # A delay in the summary starts from what the chunk before left behind.
         kept = slice(1, None) if reverse else slice(None, -1)
-        named = {own[name]: x[kept] for name, x in found.items()}
+        named = {own[name]: found[name][kept] for name in scan.delays}
         summary = self._summary.run(before | named, cut.length).states
         maps = dict(zip(scan.carry_inputs, summary.values(), strict=True))
         carried = self._carry.run(maps | {own[n]: starts[n] for n in scan.linear}, cut.chunks - 1)
         pairs = zip(scan.linear, carried.outputs.values(), strict=True)
         return found | {name: self._in_order(starts[name], after) for name, after in pairs}
+
+    def _sum_starts(self, name: str, start: Tensor, values: Values) -> Tensor:
+        """Return what the parts of a sum start from: the first from its start, others from zero."""
+        zeros = values[self.scan.anchor]
+        is_zero = self._initials[name] == Const(0.0)
+        return zeros if is_zero else self._in_order(start, zeros[1:])
 
     def _fit(self, starts: Values, ends: Values, cut: Cut) -> bool:
         """Tell whether chunks start from what those before them ended with, within rounding.
@@ -176,17 +181,15 @@ class Chunked:
         A rounding is relative to the largest value that the state had in the chunk.
         """
         scan = self.scan
-        if not scan.linear:
-            return True
-        first = torch.stack([starts[name] for name in scan.linear])
-        last = torch.stack([ends[name] for name in scan.linear])
-        peaks = torch.maximum(first.abs(), torch.stack([ends[name] for name in scan.peaks]))
-        if scan.whole.reverse:
-            gaps, peaks = last[:, 1:] - first[:, :-1], peaks[:, 1:]
-        else:
-            gaps, peaks = last[:, :-1] - first[:, 1:], peaks[:, :-1]
-        roundings = (ROUNDINGS + ROUNDINGS_A_STEP * cut.length) * torch.finfo(gaps.dtype).eps
-        return bool((gaps.abs() <= roundings * peaks).all())
+        early, late = slice(None, -1), slice(1, None)
+        before, after = (late, early) if scan.whole.reverse else (early, late)
+        roundings = ROUNDINGS + ROUNDINGS_A_STEP * cut.length
+        for name, peak in zip(scan.linear, scan.peaks, strict=True):
+            most = torch.maximum(starts[name][before].abs(), ends[peak][before])
+            gaps = (ends[name][before] - starts[name][after]).abs()
+            if not bool((gaps <= most * (roundings * torch.finfo(most.dtype).eps)).all()):
+                return False
+        return True
 
     def _in_order(self, start: Tensor, after: Tensor) -> Tensor:
         """Return what all chunks start from: the first from the start, the others from the rest."""
@@ -218,14 +221,15 @@ class Part:
         )
 
 
-def lanes_of(recurrence: Recurrence, values: Values) -> torch.Size:
+def lanes_of(recurrence: Recurrence, values: Values) -> Sizes:
     """Return the lanes that the inputs of a recurrence have together."""
-    own = [values[name].shape[1:] for name in recurrence.step_inputs]
-    own += [values[name].shape for name in recurrence.lane_inputs]
-    return torch.broadcast_shapes(*own)  # type: ignore[no-untyped-call,no-any-return]
+    names = (*recurrence.step_inputs, *recurrence.lane_inputs)
+    given = [values[name] for name in names]
+    length = max([x.shape[0] for x in given[: len(recurrence.step_inputs)]], default=0)
+    return broadcast_sizes(names, given, len(recurrence.step_inputs), length)[1]
 
 
-def by_chunks(x: Tensor, cut: Cut, lanes: torch.Size, *, dense: bool) -> Tensor:
+def by_chunks(x: Tensor, cut: Cut, lanes: Sizes, *, dense: bool) -> Tensor:
     """Return a [T, ...] tensor as [steps of a chunk, chunks, ...], with all dimensions of lanes."""
     full = with_lanes(x, len(lanes))
     if full.shape[0] == 1:

@@ -20,25 +20,23 @@ class Cut:
     rest: int
 
 
-# Lanes of all chunks together that fill the vector units of a core, or a GPU.
-CPU_LANES = 256
-GPU_LANES = 1 << 16
+# Chunks of fewer lanes than this are laid side by side in memory, so that they fill vector units.
+FEW_LANES = 64
+# Lanes of all chunks together that fill a machine whose prices were not measured, as a GPU.
+MANY_LANES = 1 << 16
 # Shorter chunks spend their time between the sweeps.
 LEAST_STEPS = 32
 
 
-def choose_cut(steps: int, lanes: int, threads: int, least: int, *, on_gpu: bool) -> Cut | None:
-    """Return how to cut a sequence; None where it is to stay whole.
+def choose_cut(steps: int, lanes: int, least: int) -> Cut | None:
+    """Return how to cut a sequence without prices; None where it is to stay whole.
 
     Args:
         steps: T.
         lanes: How many lanes there are.
-        threads: Threads of a CPU kernel.
         least: The fewest steps of a chunk.
-        on_gpu: Whether kernels run on a GPU.
     """
-    wanted = GPU_LANES if on_gpu else CPU_LANES * threads
-    chunks = min(-(-wanted // max(lanes, 1)), steps // max(least, LEAST_STEPS))
+    chunks = min(-(-MANY_LANES // max(lanes, 1)), steps // max(least, LEAST_STEPS))
     return cut_into(steps, steps // chunks) if chunks > 1 else None
 
 

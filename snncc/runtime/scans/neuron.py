@@ -7,7 +7,7 @@ recurrence like any other, in reverse time, and is run by chunks like the neuron
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from snncc.ir.chunked_scan import ScanPrograms
 from snncc.ir.program import Adjoint, NeuronProgram
 from snncc.runtime.backward import sum_lanes
+from snncc.runtime.costs.scan_work import best_cut
+from snncc.runtime.costs.work import prices_of
 from snncc.runtime.neuron import Neuron, NeuronTarget
 from snncc.runtime.scans.chunked import Chunked, Found, Part, Values, lanes_of
 from snncc.runtime.scans.cut import Cut, choose_cut, cut_into
@@ -48,7 +50,8 @@ class ScanNeuron:
         self.scan: ScanPrograms = program.scan
         self.target = target
         self._threads = num_threads
-        self._chunk = chunk
+        self.chunk = chunk
+        self._cuts: dict[tuple[int, ...], Cut | None] = {}
         self.options: dict[str, Any] = {"target": target, "num_threads": num_threads}
         options = self.options
         self.serial = Neuron(replace(program, scan=None), **options)
@@ -57,6 +60,11 @@ class ScanNeuron:
         self._training = None if scan.training is None else Chunked(scan.training, options)
         self._keeping = None if scan.keeping is None else Part(scan.keeping, options)
         self._backward = None if scan.backward is None else Chunked(scan.backward, options)
+
+    @classmethod
+    def of(cls, program: NeuronProgram, options: Mapping[str, Any]) -> ScanNeuron:
+        """Return the layer of a program, with the options of `Neuron`."""
+        return cls(program, **options)
 
     def run(self, arguments: Sequence[Tensor], length: int | None) -> list[Tensor]:
         """Run the layer over time.
@@ -95,12 +103,18 @@ class ScanNeuron:
     def cut(self, chunked: Chunked, values: Values, steps: int) -> Cut | None:
         """Return how a sweep of this size is cut."""
         least = chunked.scan.least
-        if self._chunk is not None:
-            return cut_into(steps, max(self._chunk, least))
+        if self.chunk is not None:
+            return cut_into(steps, max(self.chunk, least))
         lanes = math.prod(lanes_of(chunked.scan.whole, values))
         threads = self._threads or torch.get_num_threads()
-        on_gpu = next(iter(values.values())).device.type == "cuda"
-        return choose_cut(steps, lanes, threads, least, on_gpu=on_gpu)
+        on_cpu = next(iter(values.values())).is_cpu
+        prices = prices_of("c") if on_cpu else None
+        if prices is None:
+            return choose_cut(steps, lanes, least)
+        key = id(chunked), steps, lanes, threads
+        if key not in self._cuts:
+            self._cuts[key], _ = best_cut(chunked.scan, steps, lanes, threads, prices)
+        return self._cuts[key]
 
     def _results(self, found: Found) -> list[Tensor]:
         forward = self.program.forward
