@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from snncc.codegen.prepare import find_live, prepare
 from snncc.export.network import Array, Copy, Lookup, Operand, Pointwise, Steps
@@ -20,12 +19,14 @@ from snncc.export.tensor_operators import HANDLERS
 from snncc.ir import sequence_ops
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import Const, Expr, Let, Op, Unary, Var
+from snncc.ir.nodes import Const, Let, Op, Unary, Var
 from snncc.ir.printer import IR_DIALECT, print_recurrence, spell
 from snncc.ir.program import NeuronProgram
+from snncc.ir.sharing import shares_memory
 from snncc.ir.step_call import StepCall
 from snncc.ir.walk import is_bool
 from snncc.passes.base import Rejection
+from snncc.passes.scalars.expressions import expression_of, literal, operands
 from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def apply(tracer: Tracer, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
         value: Any = target(*args, **kwargs)
     if not isinstance(value, Tensor | tuple | list):
         return value
-    if isinstance(value, Tensor) and _is_view(value, (args, kwargs)):
+    if isinstance(value, Tensor) and shares_memory(value, (args, kwargs)):
         return value
     if target in HANDLERS:
         return HANDLERS[target](tracer, value, *args, **kwargs)
@@ -90,12 +91,6 @@ def _looked_up(tracer: Tracer, table: Tensor) -> Tensor:
     limit = tracer.result.limit or len(table)
     tracer.result.limit = min(limit, len(table))
     return stand
-
-
-def _is_view(value: Tensor, arguments: Any) -> bool:
-    own = value.untyped_storage().data_ptr()
-    tensors = (x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor))
-    return any(x.untyped_storage().data_ptr() == own for x in tensors)
 
 
 def operand_of(tracer: Tracer, value: Any) -> Operand:
@@ -184,14 +179,12 @@ def _elementwise(
             name = f"a{len(inputs)}"
             inputs[name] = argument
             return Var(name)
-        return Const(argument) if isinstance(argument, bool | int | float) else argument
+        return literal(argument)
 
     scope = Scope(lambda e: is_bool(e, frozenset()))
-    if isinstance(target, CustomGradient):
-        expr = _inlined(tracer, scope, target, [read(a) for a in args])
-    else:
-        options = {k: v if k == "alpha" else read(v) for k, v in kwargs.items()}
-        expr = _built(tracer, scope, target, [read(a) for a in args], options)
+    expr = expression_of(target, scope, *operands(args, kwargs, read))
+    if isinstance(expr, Rejection):
+        raise tracer.refusal(expr.reason)
     if is_bool(expr, frozenset()):
         expr = Unary(Op.FLOAT, expr)
     stand, result = tracer.make(value)
@@ -207,38 +200,6 @@ def _elementwise(
         )
     )
     return stand
-
-
-def _built(
-    tracer: Tracer, scope: Scope, target: Any, args: list[Any], kwargs: dict[str, Any]
-) -> Expr:
-    expr = SCALAR_OPS[target](scope, *args, **kwargs)
-    if isinstance(expr, Rejection):
-        raise tracer.refusal(expr.reason)
-    return expr
-
-
-def _inlined(tracer: Tracer, scope: Scope, function: CustomGradient, args: list[Any]) -> Expr:
-    places = [n for n in function.forward.nodes if n.op == "placeholder"]
-    values: dict[torch.fx.Node, Any] = dict(zip(places, args, strict=True))
-
-    def read(argument: Any) -> Any:
-        if isinstance(argument, torch.fx.Node):
-            return values[argument]
-        return Const(argument) if isinstance(argument, bool | int | float) else argument
-
-    for node in function.forward.nodes:
-        if node.op != "call_function":
-            continue
-        if node.target not in SCALAR_OPS:
-            raise tracer.refusal(f"'{node.target}' has no form in a library")
-        kwargs = {k: v if k == "alpha" else read(v) for k, v in node.kwargs.items()}
-        values[node] = _built(tracer, scope, node.target, [read(a) for a in node.args], kwargs)
-    result: Any = function.forward.output_node().args[0]
-    if isinstance(result, tuple | list):
-        raise tracer.refusal(f"'{function.name}' has several results")
-    expr: Expr = read(result)
-    return expr
 
 
 def _arranged(tracer: Tracer, value: Tensor, x: Tensor) -> Tensor:

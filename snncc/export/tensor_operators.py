@@ -78,9 +78,9 @@ def _convolution(rank: int) -> Handler:
             raise tracer.refusal("a convolution without a batch, or padded by name")
         if rank == 1:
             x, weight, flat = x.unsqueeze(2), weight.unsqueeze(2), value.unsqueeze(2)
-            settings = [(n, *_items(v, 1)) for n, v in ((1, stride), (0, padding), (1, dilation))]
+            settings = [(n, *items(v, 1)) for n, v in ((1, stride), (0, padding), (1, dilation))]
         else:
-            flat, settings = value, [_items(v, 2) for v in (stride, padding, dilation)]
+            flat, settings = value, [items(v, 2) for v in (stride, padding, dilation)]
         stand, result = tracer.make(flat)
         # [out, in / groups, kh, kw] as [in, kh, kw, out / groups], group after group.
         parts = weight.chunk(groups, 0)
@@ -104,9 +104,10 @@ def _convolution(rank: int) -> Handler:
     return handle
 
 
-def _items(value: Any, count: int) -> tuple[int, ...]:
-    items = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return items * count if len(items) == 1 else items
+def items(value: Any, count: int) -> tuple[int, ...]:
+    """Return a setting of a window for each of its axes: one number stands for all."""
+    each = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return each * count if len(each) == 1 else each
 
 
 def _pool(rank: int, *, is_max: bool) -> Handler:
@@ -123,9 +124,9 @@ def _pool(rank: int, *, is_max: bool) -> Handler:
         **named: Any,
     ) -> Tensor:
         options = _pool_options(rest, named, is_max=is_max)
-        kernel = _items(kernel_size, rank)
-        steps = kernel if stride in (None, (), []) else _items(stride, rank)
-        pads = _items(padding, rank)
+        kernel = items(kernel_size, rank)
+        steps = kernel if stride in (None, (), []) else items(stride, rank)
+        pads = items(padding, rank)
         sizes, outs = x.shape[-rank:], value.shape[-rank:]
         if options["dilation"] not in (1, (1,) * rank, [1] * rank) or options["indices"]:
             raise tracer.refusal("a pooling with dilation, or one that returns indices")
@@ -207,7 +208,7 @@ def _reduction(kind: str) -> Handler:
     ) -> Any:
         has_index = isinstance(value, tuple)
         result = value[0] if has_index else value
-        axes = tuple(range(x.dim())) if dim in (None, (), []) else _items(dim, 1)
+        axes = tuple(range(x.dim())) if dim in (None, (), []) else items(dim, 1)
         axes = tuple(sorted(a % x.dim() for a in axes)) if x.dim() else ()
         stand, array = tracer.make(result)
         tracer.add(Reduce(kind, tracer.array(x), axes, array))

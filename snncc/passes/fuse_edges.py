@@ -18,7 +18,6 @@ Numerics: bitwise; the same operations in the same order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,8 +31,8 @@ from snncc.ir.numerics import Numerics
 from snncc.ir.walk import is_bool, subexpressions
 from snncc.passes.base import Rejection
 from snncc.passes.neurons import copy_graph, neuron_nodes
+from snncc.passes.scalars.expressions import expression_of, literal, operands
 from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
-from snncc.passes.scalars.scalarize import literal
 
 # With more sequences to read, backward reads and writes more than forward saves.
 MOST_INPUTS = 4
@@ -170,11 +169,9 @@ def _expression(operator: torch.fx.Node, names: dict[torch.fx.Node, str]) -> Exp
     def operand(value: Any) -> Any:
         return Var(names[value]) if isinstance(value, torch.fx.Node) else literal(value)
 
-    target: Any = operator.target
-    build: Callable[..., Expr | Rejection] = SCALAR_OPS[target]
-    args = [operand(a) for a in operator.args]
-    kwargs = {k: v if k == "alpha" else operand(v) for k, v in operator.kwargs.items()}
-    expr = build(Scope(lambda e: is_bool(e, frozenset())), *args, **kwargs)
+    scope = Scope(lambda e: is_bool(e, frozenset()))
+    given = operands(operator.args, operator.kwargs, operand)
+    expr = expression_of(operator.target, scope, *given)
     if isinstance(expr, Rejection) or is_bool(expr, frozenset()):
         return None
     operations = {e.op for e in subexpressions(expr) if isinstance(e, Unary | Binary)}

@@ -164,6 +164,7 @@ LAYERS = {
     "halves": (FLAT, lambda x: torch.cat([x[:, 3:], x[:, :3], x[:, 1:6:2]], 1)),
     "stack": (FLAT, lambda x: torch.stack([x, 2 * x], 1)),
     "flip": (LINE, lambda x: x.flip((1, 2))),
+    "roll": (LINE, lambda x: torch.roll(x, (1, -4, 9), (1, 2, -1)) + torch.roll(x, 0, 1)),
     "repeat": (FLAT, lambda x: x.repeat(1, 3)),
     "picked": (FLAT, lambda x: x.index_select(1, torch.tensor([5, 0, 3]))),
     "squeeze": (FLAT, lambda x: x[:, None].squeeze(1)),
@@ -192,6 +193,43 @@ def test_layer_is_that_of_torch(tmp_path, name):
     assert snncc.verify_bundle(bundle.folder).ok
     torch.testing.assert_close(sequence, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(steps, expected, rtol=1e-5, atol=1e-6)
+
+
+class Voting(nn.Module):
+    """The class that has the most spikes, and where extremes are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lif = snncc.nn.LIF(0.5)
+
+    def forward(self, x):
+        s = self.lif(x)
+        count = s.sum(0)
+        lows = torch.stack([x_t.argmin(1, keepdim=True) for x_t in x])
+        return count.argmax(-1), x.max(-1)[1], lows, count.argmax()
+
+
+def test_positions_of_extremes(tmp_path):
+    """The first of equal elements is meant, over a batch and over time."""
+    torch.manual_seed(0)
+    model, x = Voting().eval(), torch.rand(6, 3, 5).mul(4).round()
+    bundle = exported(tmp_path / "net", model, x)
+    other = torch.rand(9, 4, 5).mul(4).round()
+    with torch.no_grad():
+        expected = model(other)
+
+    assert snncc.verify_bundle(bundle.folder).ok
+    for found in (run_sequence(bundle, other), run_steps(bundle, other, steps=9)):
+        for y, wanted in zip(found, expected, strict=True):
+            assert torch.equal(torch.as_tensor(y), wanted)
+
+
+def test_rolled_batches_are_refused(tmp_path):
+    """How far is not known before the size is."""
+    model = Around(lambda x: torch.roll(x, 1, 0))
+
+    with pytest.raises(UnsupportedError, match="is dynamic"):
+        exported(tmp_path / "net", model, torch.rand(FLAT))
 
 
 class Wired(nn.Module):

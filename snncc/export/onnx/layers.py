@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from snncc.export.onnx.values import Value
+from snncc.export.tensor_operators import items
 from snncc.ir import sequence_ops
 
 if TYPE_CHECKING:
@@ -51,12 +52,6 @@ def _addmm(low: Lowering, samples: Samples, c: Value, a: Value, b: Value, **opti
         "Gemm", low.use(a), low.use(b), low.use(c),
         alpha=float(options.get("alpha", 1)), beta=float(options.get("beta", 1)),
     )  # fmt: skip
-
-
-def items(value: Any, count: int) -> tuple[int, ...]:
-    """Return a setting for each of some axes; one number is the same for all."""
-    found = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return found * count if len(found) == 1 else found
 
 
 def _convolution(rank: int) -> Handler:
@@ -192,7 +187,33 @@ def _reduction(operator: str) -> Handler:
             value = Value(results, bare=bare)
         else:
             value = Value(results, _reduced(low, operator, low.use(x), axes, keepdim))
-        return [value, None] if has_index else value
+        if not has_index:
+            return value
+        place = _extreme_place(operator.replace("Reduce", "Arg"))
+        return [value, place(low, tuple(s[1] for s in samples), x, dim, keepdim)]
+
+    return handle
+
+
+def _extreme_place(operator: str) -> Handler:
+    """Return the handler of where an extreme is; of equal elements the first is meant."""
+
+    def handle(
+        low: Lowering, samples: Samples, x: Value, dim: int | None = None, keepdim: bool = False
+    ) -> Value:
+        if x.dtype is not low.dtype:
+            raise low.refusal(f"an extreme of {x.dtype}")
+        if dim is None:
+            flat = low.graph.node("Reshape", low.use(x), low.graph.integers([-1]))
+            name = low.graph.node(operator, flat, axis=0, keepdims=0)
+            ones = low.graph.integers([1] * x.rank)
+            return Value(samples, low.graph.node("Reshape", name, ones) if keepdim else name)
+        axis = dim % x.rank
+        if low.one_step and x.bare and axis:
+            bare = low.graph.node(operator, x.bare, axis=axis - 1, keepdims=int(keepdim))
+            return Value(samples, bare=bare)
+        name = low.graph.node(operator, low.use(x), axis=axis, keepdims=int(keepdim))
+        return Value(samples, name)
 
     return handle
 
@@ -317,6 +338,8 @@ LAYERS: Mapping[Any, Handler] = {
     torch.amin: _reduction("ReduceMin"),
     torch.max: _reduction("ReduceMax"),
     torch.min: _reduction("ReduceMin"),
+    torch.argmax: _extreme_place("ArgMax"),
+    torch.argmin: _extreme_place("ArgMin"),
     torch.softmax: _softmax("Softmax"),
     F.softmax: _softmax("Softmax"),
     torch.log_softmax: _softmax("LogSoftmax"),

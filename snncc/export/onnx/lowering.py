@@ -24,11 +24,12 @@ from snncc.ir import sequence_ops
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import Const, Expr, Var
+from snncc.ir.nodes import Var
 from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import is_bool
 from snncc.passes.base import Rejection
+from snncc.passes.scalars.expressions import expression_of, literal, operands
 from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
 
 
@@ -193,14 +194,15 @@ class Lowering:
                 name = f"a{len(inputs)}"
                 inputs[name] = argument
                 return Var(name)
-            return Const(argument) if isinstance(argument, bool | int | float) else argument
+            return literal(argument)
 
         bare = self.one_step and _can_be_bare(samples, values_in((args, kwargs)))
-        expr_args = [read(a) for a in args]
-        options = {k: v if k in ("alpha", "dtype") else read(v) for k, v in kwargs.items()}
+        named = operands(args, kwargs, read)
         terms = {n: self.bare_term(v) if bare else self.term(v) for n, v in inputs.items()}
         bools = frozenset(n for n, t in terms.items() if t.is_bool)
-        expr = self.scalar_expr(target, expr_args, options, bools)
+        expr = expression_of(target, Scope(lambda e: is_bool(e, bools)), *named)
+        if isinstance(expr, Rejection):
+            raise self.refusal(expr.reason)
         lanes = Lanes(self.graph, self.dtype, terms, self.count)
         assert self.node is not None
         result = Value(samples, label=self.node.name)
@@ -222,44 +224,6 @@ class Lowering:
         if not value.is_number and value.bare:
             return Term(value.bare, tuple(s[1:] for s in value.shapes), value.dtype is torch.bool)
         return self.term(value)
-
-    def scalar_expr(
-        self, target: Any, args: list[Any], kwargs: dict[str, Any], bools: frozenset[str]
-    ) -> Expr:
-        """Return an operator as an expression."""
-        scope = Scope(lambda e: is_bool(e, bools))
-        if isinstance(target, CustomGradient):
-            return self.inlined(scope, target, args)
-        expr = SCALAR_OPS[target](scope, *args, **kwargs)
-        if isinstance(expr, Rejection):
-            raise self.refusal(expr.reason)
-        return expr
-
-    def inlined(self, scope: Scope, function: CustomGradient, args: list[Any]) -> Expr:
-        """Return the forward graph of a custom gradient as one expression."""
-        places = [n for n in function.forward.nodes if n.op == "placeholder"]
-        values: dict[torch.fx.Node, Any] = dict(zip(places, args, strict=True))
-
-        def read(argument: Any) -> Any:
-            if isinstance(argument, torch.fx.Node):
-                return values[argument]
-            return Const(argument) if isinstance(argument, bool | int | float) else argument
-
-        for node in function.forward.nodes:
-            if node.op != "call_function":
-                continue
-            if node.target not in SCALAR_OPS:
-                raise self.refusal(f"'{node.target}' in '{function.name}' has no form in ONNX")
-            options = {k: v if k in ("alpha", "dtype") else read(v) for k, v in node.kwargs.items()}
-            expr = SCALAR_OPS[node.target](scope, *[read(a) for a in node.args], **options)
-            if isinstance(expr, Rejection):
-                raise self.refusal(expr.reason)
-            values[node] = expr
-        result: Any = function.forward.output_node().args[0]
-        if isinstance(result, tuple | list):
-            raise self.refusal(f"'{function.name}' has several results")
-        inlined: Expr = read(result)
-        return inlined
 
     def expanded(self, term: Term, wanted: Shapes, sources: Sequence[Term | Value]) -> str:
         """Return the name of a term, broadcast to a shape if it does not have that yet."""

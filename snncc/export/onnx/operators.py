@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from snncc.export.onnx.layers import LAYERS
 from snncc.export.onnx.values import Value, known_value
+from snncc.export.tensor_operators import items
 from snncc.frontend.operators import canonical
 from snncc.ir import sequence_ops
 
@@ -331,6 +332,22 @@ def _flip(low: Lowering, samples: Samples, x: Value, dims: Sequence[int]) -> str
     return low.graph.node("Slice", low.use(x), *(low.graph.integers(b) for b in bounds))
 
 
+def _roll(low: Lowering, samples: Samples, x: Value, shifts: Any, dims: Any = None) -> Value:
+    """Write the end of an axis in front of its beginning."""
+    if dims in (None, (), []):
+        flat = low.apply(torch.reshape, (x, (-1,)))
+        rolled = low.apply(torch.roll, (flat, shifts, 0))
+        return Value(samples, low.use(low.apply(torch.reshape, (rolled, samples[0].shape))))
+    for shift, dim in zip(items(shifts, 1), items(dims, 1), strict=True):
+        if not x.is_static(dim) or not isinstance(shift, int):
+            raise low.refusal("it rolls an axis, or by a number of places, that is dynamic")
+        at = x.size(dim) - shift % max(x.size(dim), 1)
+        axis = dim % x.rank
+        parts = _sliced(low, x, axis, slice(at, None)), _sliced(low, x, axis, slice(0, at))
+        x = low.apply(torch.cat, (parts, axis))
+    return x
+
+
 def _shift_time(low: Lowering, samples: Samples, x: Value, initial: Any) -> Value:
     """Return the values of the step before."""
     if low.one_step:
@@ -364,6 +381,7 @@ HANDLERS: Mapping[Any, Handler] = {
     torch.cat: _cat,
     torch.stack: _stack,
     torch.flip: _flip,
+    torch.roll: _roll,
     sequence_ops.shift_time: _shift_time,
     F.dropout: lambda low, samples, x, p=0.5, training=True: x,  # training draws, and is refused
 }

@@ -36,7 +36,8 @@ from snncc.ir.walk import is_bool
 from snncc.passes.base import Rejection
 from snncc.passes.hoisting.find_recurrences import is_complex
 from snncc.passes.scalars.complex_ops import COMPLEX_OPS
-from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope, is_set
+from snncc.passes.scalars.expressions import expression_of, literal, operands
+from snncc.passes.scalars.scalar_ops import Scope, is_set
 from snncc.passes.scalars.small_integers import INTEGERS
 
 # Names that a let must not have in any of the languages that recurrences are printed to.
@@ -208,16 +209,14 @@ class _Builder:
 
     def build(self, node: torch.fx.Node, operand: Callable[[Any], Any]) -> Any:
         """Return the expression of one elementwise node: a pair for a complex number."""
-        args = [operand(a) for a in node.args]
-        kwargs = {k: v if k == "alpha" else operand(v) for k, v in node.kwargs.items()}
+        args, kwargs = operands(node.args, node.kwargs, operand)
         expr: Any
         if is_complex(node):
             expr = COMPLEX_OPS[node.target](self.scope, *args, **kwargs)
         elif node.target is cast and node.args[1] in INTEGERS:
             expr = Detach(self.scope.as_float(args[0]))  # it is an integer already
         else:
-            assert callable(node.target)
-            expr = SCALAR_OPS[node.target](self.scope, *args, **kwargs)
+            expr = expression_of(node.target, self.scope, args, kwargs)
         if isinstance(expr, Rejection):
             raise InternalError(f"'{node.name}' was taken for elementwise: {expr.reason}")
         return expr
@@ -343,8 +342,3 @@ class _Builder:
 def base_name(node: torch.fx.Node) -> str:
     """Return the user's name for the value of a node, or the operator's."""
     return variable_of(node.meta.get("where")) or node.name
-
-
-def literal(value: Any) -> Any:
-    """Return a number as a constant of the IR; anything else as it is."""
-    return Const(value) if isinstance(value, bool | int | float) else value

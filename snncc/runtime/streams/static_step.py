@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 import torch.fx
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.sharing import shares_memory
 from snncc.runtime.neuron import Neuron
 from snncc.runtime.plans import ForwardPlan
 
@@ -136,7 +136,7 @@ class StaticStep:
         value = target(*args, **kwargs)
         if not isinstance(value, Tensor):
             return self._place_several(node, value, lambda: target(*args, **kwargs))
-        if _shares_memory(value, (args, kwargs)):
+        if shares_memory(value, (args, kwargs)):
             return value
         place = _dense(value)
         write = _writer(target, args, kwargs, place, value)
@@ -229,13 +229,6 @@ def _dense(value: Tensor) -> Tensor:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
-
-
-def _shares_memory(value: Tensor, arguments: Any) -> bool:
-    """Tell whether a result is a view of an argument."""
-    own = value.untyped_storage().data_ptr()
-    tensors = (x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor))
-    return any(x.untyped_storage().data_ptr() == own for x in tensors)
 
 
 def _writer(target: Any, args: Any, kwargs: Any, place: Tensor, value: Tensor) -> Action | None:
