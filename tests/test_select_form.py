@@ -46,7 +46,7 @@ def test_chunks_are_chosen_where_steps_cost_most(model, price):
     assert report.ok, report
     assert layer.form == "fused time, backward scan"
     assert layer.numerics is Numerics.BITWISE
-    assert "chosen for 200 steps of 2 lanes, 1 threads, training: 0.2" in layer.note
+    assert "chosen for 200 steps of 2 lanes, 1 thread, training: 0.2" in layer.note
     slower = {other.form: other for other in layer.rejected}
     assert slower["fused time"].code == "slower"
     assert "estimated for 200 steps" in slower["fused time"].reason

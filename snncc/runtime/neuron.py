@@ -33,7 +33,7 @@ from snncc.runtime.gpu.plans import GpuBackwardPlan, GpuForwardPlan
 from snncc.runtime.launch import LoadedKernel, broadcast_lanes, check_arguments, with_lanes
 from snncc.runtime.layout import Sizes
 from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_results
-from snncc.runtime.tracing import is_traced, no_second_derivative
+from snncc.runtime.tracing import is_traced, once
 
 NeuronTarget: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 
@@ -357,27 +357,15 @@ class _NeuronFunction(torch.autograd.Function):
         tensors, saved = values[: ctx.count], values[ctx.count :]
         needs = ctx.needs_input_grad[2:]
         plan = ctx.neuron.backward_plan(ctx.plan, tensors, cotangents, needs)
-        if torch.is_grad_enabled():
-            values = (*cotangents, *saved, *tensors)
-            counts = len(cotangents), len(saved)
-            apply: Any = _Once.apply
-            return (None, None, *apply(plan, counts, *values))
-        return (None, None, *plan.run(tensors, cotangents, saved))
+        given, kept = len(cotangents), len(cotangents) + len(saved)
 
+        def run(*all_of_them: Tensor) -> list[Tensor | None]:
+            found: list[Tensor | None] = plan.run(
+                all_of_them[kept:], all_of_them[:given], all_of_them[given:kept]
+            )
+            return found
 
-class _Once(torch.autograd.Function):
-    """A backward call whose own gradient is refused."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, plan: BackwardPlan | GpuBackwardPlan, counts: tuple[int, int], *values: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        given, kept = counts[0], sum(counts)
-        return tuple(plan.run(values[kept:], values[:given], values[given:kept]))
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        raise no_second_derivative()
+        return (None, None, *once(run, (*cotangents, *saved, *tensors)))
 
 
 def find_neuron(key: str) -> Neuron:

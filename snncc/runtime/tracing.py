@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,26 @@ def _refuse_transforms(tensors: Sequence[Tensor], *, is_transformed: bool) -> No
             code="unsupported.function-transform",
             hints=["Use 'backward()' or 'torch.autograd.grad'; give batches as a dimension."],
         )
+
+
+class _Once(torch.autograd.Function):
+    """A gradient whose own gradient is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Any], *values: Tensor | None) -> Any:
+        return tuple(run(*values))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        raise no_second_derivative()
+
+
+def once(run: Callable[..., Any], values: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Return what a backward call computes of values, as something that has no gradient itself."""
+    if not torch.is_grad_enabled():
+        return tuple(run(*values))
+    apply: Any = _Once.apply
+    return tuple(apply(run, *values))
 
 
 def no_second_derivative() -> UnsupportedError:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import snncc
-from snncc.errors import OptionError
+from snncc.errors import OptionError, UnsupportedError
 from snncc.ir import interpret
 from snncc.ir.chunked_scan import ChunkedScan
 from snncc.ir.nodes import Binary, Const, Input, Let, Op, Rank, Recurrence, Select, State, Var
@@ -308,6 +308,16 @@ def test_gradient_rules_that_are_not_linear_run_backward_as_before():
     fast = snncc.compile(model, mode="scan", chunk=8)
 
     assert snncc.verify(model, fast, x).ok
+
+
+def test_second_derivatives_are_refused():
+    """A gradient may be asked for with a graph; a gradient of it is an error with a remedy."""
+    x = torch.randn(30, 2, requires_grad=True)
+    fast = snncc.compile(LI(0.9), mode="scan", chunk=8)
+    (first,) = torch.autograd.grad(fast(x).square().sum(), x, create_graph=True)
+
+    with pytest.raises(UnsupportedError, match="cannot be differentiated again"):
+        first.sum().backward()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 9, 16, 17])

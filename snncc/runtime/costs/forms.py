@@ -52,7 +52,9 @@ class Sizes:
 
     def __str__(self) -> str:
         job = "training" if self.training else "inference"
-        return f"{self.steps} steps of {self.lanes} lanes, {self.threads} threads, {job}"
+        counts = {"step": self.steps, "lane": self.lanes, "thread": self.threads}
+        steps, lanes, threads = (f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items())
+        return f"{steps} of {lanes}, {threads}, {job}"
 
 
 class Layer(Protocol):

@@ -22,7 +22,7 @@ from snncc.runtime.costs.work import prices_of
 from snncc.runtime.neuron import Neuron, NeuronTarget
 from snncc.runtime.scans.chunked import Chunked, Found, Part, Values, lanes_of
 from snncc.runtime.scans.cut import Cut, choose_cut, cut_into
-from snncc.runtime.tracing import is_traced
+from snncc.runtime.tracing import is_traced, once
 
 FLOATS = ({torch.float32}, {torch.float64})
 
@@ -195,10 +195,13 @@ class _Scanned(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        values = ctx.saved_tensors
-        tensors, kept = values[: ctx.count], values[ctx.count :]
-        found = ctx.layer.gradients(tensors, kept, cotangents, ctx.steps)
+        layer, steps, count, given = ctx.layer, ctx.steps, ctx.count, len(cotangents)
         needs = ctx.needs_input_grad[2:]
-        return (None, None, *(g if n else None for g, n in zip(found, needs, strict=True)))
+
+        def run(*values: Tensor) -> list[Tensor | None]:
+            tensors, kept = values[given : given + count], values[given + count :]
+            found = layer.gradients(tensors, kept, values[:given], steps)
+            return [g if needed else None for g, needed in zip(found, needs, strict=True)]
+
+        return (None, None, *once(run, (*cotangents, *ctx.saved_tensors)))
