@@ -28,7 +28,7 @@ from snncc.errors import (
     TargetError,
     UnsupportedError,
 )
-from snncc.export.bundle import Bundle, BundleReport, read_bundle, verify_bundle
+from snncc.export.bundle import Bundle, BundleReport, load_program, read_bundle, verify_bundle
 from snncc.export.quantized.choice import Quantization
 from snncc.exporting import export
 from snncc.interchange.from_nir import NIRModel, from_nir
@@ -76,6 +76,7 @@ __all__ = [
     "explain",
     "export",
     "from_nir",
+    "load_program",
     "read_bundle",
     "to_nir",
     "verify",

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import OptionError
-from snncc.export.bundle import CUDA, ONNX, Bundle, require_onnx, write_bundle
+from snncc.export.bundle import CUDA, ONNX, PROGRAM, Bundle, require_onnx, write_bundle
 from snncc.export.c_library import FloatNumbers, Sequence, write_library
 from snncc.export.cuda.library import check_arches, write_cuda_library
 from snncc.export.footprint import footprint
 from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization, quantization_of
 from snncc.export.quantized.library import write_quantized
+from snncc.export.torch_program import program_files
 from snncc.export.trace import trace
 from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.chunk_program import ChunkProgram
@@ -114,7 +115,7 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
         format: ``"c"``: a C11 library without dependencies, of the sizes of the example: give a
             batch of one for a device.  ``"cuda"``: the same on a GPU of NVIDIA, by its driver.
             ``"onnx"``: two ONNX models, one of the whole sequence and one of a step with its
-            states.
+            states.  ``"pt2"``: a program of `torch.export` for processes with torch and snncc.
         example_inputs: Arguments of the model, with the time axis.
         name: A C identifier; every name in a library, and of a model's files, starts with it.
         arithmetic: ``"float"``, or whole numbers for a library: ``"int8"``, ``"int16"``, or a
@@ -131,6 +132,7 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
         "c": functools.partial(_write_library, choice=choice),
         "cuda": functools.partial(_write_cuda, arches=[arch] if isinstance(arch, str) else [*arch]),
         "onnx": _write_onnx,
+        "pt2": _write_program,
     }
     if format not in writers:
         raise OptionError(
@@ -265,6 +267,12 @@ def _write_onnx(network: _Network, folder: str | os.PathLike[str], name: str) ->
     files = onnx_files(models, name, network.inputs, network.outputs)
     facts = _versions(name, network.steps) | onnx_facts(models)
     return write_bundle(folder, files, facts, ONNX)
+
+
+def _write_program(network: _Network, folder: str | os.PathLike[str], name: str) -> Bundle:
+    """Write a program of torch, which needs snncc for its operators."""
+    files = program_files(network.fast, network.example, network.outputs, name)
+    return write_bundle(folder, files, _versions(name, network.steps), PROGRAM)
 
 
 def _versions(name: str, steps: int) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def export_command(  # noqa: PLR0913 - the options of a command
     factory: Factory,
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
     format: Annotated[
-        str, typer.Option(help="'c': a C11 library, 'cuda': one for GPUs, 'onnx': ONNX models.")
+        str, typer.Option(help="'c': a C11 library, 'cuda': one for GPUs, 'onnx', 'pt2'.")
     ] = "c",
     name: Annotated[str, typer.Option(help="What every name in it starts with.")] = "network",
     arithmetic: Annotated[str, typer.Option(help="'float', 'int8' or 'int16'.")] = "float",

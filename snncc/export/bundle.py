@@ -26,7 +26,8 @@ from snncc.runtime.build import find_compiler
 
 MANIFEST = "manifest.json"
 LIBRARY, CUDA, ONNX = "snncc-c-library", "snncc-cuda-library", "snncc-onnx"
-FORMATS = (LIBRARY, CUDA, ONNX)
+PROGRAM = "snncc-torch-program"
+FORMATS = (LIBRARY, CUDA, ONNX, PROGRAM)
 VERSION = 1
 # What the test program of a CUDA library ends with where there is no GPU for it.
 NO_GPU = 3
@@ -211,6 +212,8 @@ def verify_bundle(
         return _verify_onnx(bundle)
     if bundle.manifest["format"] == CUDA:
         return _verify_cuda(bundle, flags)
+    if bundle.manifest["format"] == PROGRAM:
+        return _verify_program(bundle)
     return _verify_library(bundle, flags)
 
 
@@ -220,6 +223,34 @@ def _verify_onnx(bundle: Bundle) -> BundleReport:
 
     try:
         return BundleReport(*verify(bundle.folder, bundle.manifest))
+    except UntrustedError as error:
+        raise _damaged(bundle.folder, str(error)) from error
+
+
+def _verify_program(bundle: Bundle) -> BundleReport:
+    from snncc.export.torch_program import UntrustedError, replay
+
+    try:
+        return BundleReport(*replay(bundle.folder, bundle.name))
+    except UntrustedError as error:
+        raise _damaged(bundle.folder, str(error)) from error
+
+
+def load_program(folder: str | os.PathLike[str]) -> Any:
+    """Return the `torch.export.ExportedProgram` of a bundle of the format ``"pt2"``.
+
+    Nothing in it is unpickled or evaluated; its neurons are compiled at the first call.
+
+    Raises:
+        BundleError: It is no such bundle, or damaged.
+    """
+    from snncc.export.torch_program import UntrustedError, load_files
+
+    bundle = read_bundle(folder)
+    if bundle.manifest["format"] != PROGRAM:
+        raise _damaged(bundle.folder, f"it is of format {bundle.manifest['format']}")
+    try:
+        return load_files(bundle.folder, bundle.name)
     except UntrustedError as error:
         raise _damaged(bundle.folder, str(error)) from error
 

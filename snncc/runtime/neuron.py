@@ -68,7 +68,7 @@ class Neuron:
     ) -> None:
         self.program = program
         self.target = target
-        self._num_threads = num_threads
+        self.num_threads = num_threads
         self._cache = cache
         self._sources: dict[KernelSpec, KernelSource] = {}
         self._kernels: dict[KernelSpec, LoadedKernel] = {}
@@ -84,7 +84,7 @@ class Neuron:
         self._steps = len(program.forward.step_inputs)
         self._names = (*program.forward.step_inputs, *program.forward.lane_inputs)
         self.results = len(program.forward.outputs) + len(program.forward.finals)
-        self.key = _key(program, target, num_threads, scratch_bytes)
+        self.key = key_of(program, target, num_threads, scratch_bytes)
         _NEURONS.setdefault(self.key, self)
 
     def __call__(
@@ -154,7 +154,7 @@ class Neuron:
         self, tensors: Sequence[Tensor], length: int | None, *, training: bool
     ) -> ForwardPlan | GpuForwardPlan:
         """Return the plan of a forward call on tensors, those with a time axis first."""
-        threads = self._num_threads or torch.get_num_threads()
+        threads = self.num_threads or torch.get_num_threads()
         signature = [(t.shape, t.stride(), t.dtype, t.device, t.is_neg()) for t in tensors]
         key = (*signature, length, training, threads)
         plan = self._plans.get(key)
@@ -309,7 +309,12 @@ class Neuron:
         return kernel
 
 
-def _key(program: NeuronProgram, *options: object) -> str:
+def key_of(
+    program: NeuronProgram,
+    target: str,
+    num_threads: int | None = None,
+    scratch_bytes: int | None = None,
+) -> str:
     """Return a name that equal programs with equal options share."""
     parts = [print_recurrence(program.forward)]
     if program.adjoint is not None:
@@ -318,6 +323,7 @@ def _key(program: NeuronProgram, *options: object) -> str:
             repr(program.adjoint.lane_gradients),
         ]
     exact = program.without_gradient, program.most_steps
+    options = target, num_threads, scratch_bytes
     parts += [repr(program.storage), repr(exact), *map(repr, options)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

@@ -1,0 +1,228 @@
+"""A compiled model as a program of `torch.export`, with the neurons that its operators name.
+
+An archive of torch says which operators a program calls; what the neurons behind them compute lies
+beside it, as plain data.  The loader of torch trusts its archives: it unpickles tensors that are
+marked so, constants and example inputs, and evaluates expressions of sizes and guards.  What is
+written here has none of these, and an archive that has one is refused before torch sees it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from snncc.errors import UnsupportedError
+from snncc.ir import validate
+from snncc.ir.plain import from_plain, to_plain
+from snncc.runtime.neuron import find_neuron, key_of
+from snncc.runtime.operators import Neuron
+
+_OPERATOR = "torch.ops.snncc.neuron_forward.default"
+# Whole names of what a program may call; parts of an archive that it may have.
+_TARGETS = re.compile(rf"torch\.ops\.aten\.\w+\.\w+|{re.escape(_OPERATOR)}|_operator\.getitem")
+_PARTS = re.compile(
+    r"data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
+    r"|data/sample_inputs/model\.pt|models/model\.json|archive_format|archive_version"
+    r"|\.data/version|\.data/serialization_id|\.format_version|\.storage_alignment|byteorder|version"
+)
+_TOLERANCE = 1e-4
+
+
+class UntrustedError(Exception):
+    """An archive holds what none of ours does."""
+
+
+def program_files(
+    model: torch.nn.Module, example: tuple[Any, ...], outputs: Sequence[Tensor], name: str
+) -> dict[str, bytes]:
+    """Return the files of a program.
+
+    Args:
+        model: The compiled model, in evaluation mode.
+        example: Its arguments.
+        outputs: What the PyTorch model returns for them.
+        name: What the files are called.
+
+    Raises:
+        UnsupportedError: torch cannot export the model, or exports another one.
+    """
+    program = _exported(model, example)
+    if any(not torch.equal(a, b) for a, b in zip(_run(program, example), outputs, strict=True)):
+        raise _refused("what it exports computes something else: the model keeps or draws values")
+    nodes = [n for n in program.graph.nodes if str(n.target).startswith("snncc.neuron_forward")]
+    keys = dict.fromkeys(str(node.args[2]) for node in nodes)
+    neurons = {key: _described(find_neuron(key)) for key in keys}
+    arrays = {f"input_{i}": x for i, x in enumerate(pytree.tree_leaves(example))}
+    arrays |= {f"output_{i}": y for i, y in enumerate(outputs)}
+    vector = io.BytesIO()
+    numpy.savez(vector, **{key: x.detach().numpy() for key, x in arrays.items()})
+    files = {
+        f"{name}.pt2": _archive(program),
+        "neurons.json": json.dumps(neurons, indent=1).encode(),
+        "test_vector.npz": vector.getvalue(),
+    }
+    check_archive(files[f"{name}.pt2"])
+    return files
+
+
+def _described(neuron: Neuron) -> dict[str, Any]:
+    """Return a neuron as plain data, after reading it back."""
+    plain = {
+        "program": to_plain(neuron.program),
+        "target": neuron.target,
+        "threads": neuron.num_threads,
+    }
+    try:
+        _neuron_of(neuron.key, plain)
+    except ValueError as error:
+        raise _refused(f"the neuron '{neuron.program.forward.name}': {error}") from error
+    return plain
+
+
+def _neuron_of(key: str, plain: Mapping[str, Any]) -> Neuron:
+    """Return the neuron of plain data, known to the operators from now on.
+
+    Raises:
+        ValueError: The data is no neuron, or one of another key.
+    """
+    program, target, threads = from_plain(plain["program"]), plain["target"], plain["threads"]
+    if target not in ("auto", "c", "triton", "cuda", "torch") or not isinstance(
+        threads, int | None
+    ):
+        raise ValueError("it has no such target")
+    validate.validate(program.forward)
+    if key_of(program, target, threads) != key:
+        raise ValueError("it has another key than its operator")
+    return Neuron(program, target=target, num_threads=threads)
+
+
+def _exported(model: torch.nn.Module, example: tuple[Any, ...]) -> Any:
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, example)
+    except Exception as error:  # torch raises what it likes
+        raise _refused(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _refused(reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        "The model cannot be exported as a program of torch.",
+        code="unsupported.export",
+        notes=[reason],
+        hints=["Export a model without state between calls, in evaluation mode, on the CPU."],
+    )
+
+
+def _run(program: Any, example: tuple[Any, ...]) -> list[Tensor]:
+    with torch.no_grad():
+        return pytree.tree_leaves(program.module()(*example))
+
+
+def _archive(program: Any) -> bytes:
+    """Return a program as an archive without example inputs, which torch would unpickle."""
+    program._example_inputs = None
+    program._guards_code = []
+    archive = io.BytesIO()
+    torch.export.save(program, archive)
+    return archive.getvalue()
+
+
+def check_archive(data: bytes) -> None:
+    """Check that reading an archive neither unpickles nor evaluates anything.
+
+    Raises:
+        UntrustedError: It would, or its program calls something unknown.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+            unknown = [part for part in parts if _PARTS.fullmatch(part) is None]
+            if unknown or len(parts) < len(archive.infolist()):
+                raise UntrustedError(f"its archive holds '{(unknown or ['a name twice'])[0]}'")
+            if parts["data/sample_inputs/model.pt"].file_size:
+                raise UntrustedError("its archive holds pickled example inputs")
+            texts = {p: archive.read(parts[p]).decode() for p in parts if p.endswith(".json")}
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+        raise UntrustedError(f"its archive cannot be read: {error}") from error
+    for part, text in texts.items():
+        _check_part(part, text)
+
+
+def _check_part(part: str, text: str) -> None:
+    """Check a part of an archive that says what is to be read and run."""
+    try:
+        found = list(_pairs(json.loads(text)))
+    except (ValueError, RecursionError) as error:
+        raise UntrustedError(f"'{part}' cannot be read: {error}") from error
+    for key, value in found:
+        if key == "use_pickle" and value is not False:
+            raise UntrustedError(f"'{part}' asks for unpickling")
+        if key in ("expr_str", "as_expr") or (key == "guards_code" and value):
+            raise UntrustedError(f"'{part}' holds an expression that is evaluated")
+        if key == "target" and _TARGETS.fullmatch(str(value)) is None:
+            raise UntrustedError(f"its program calls '{str(value)[:80]}'")
+
+
+def _pairs(value: Any) -> Any:
+    """Yield all keys of nested data with their values."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key, item
+            yield from _pairs(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _pairs(item)
+
+
+def load_files(folder: Path, name: str) -> Any:
+    """Return the program of a folder, whose neurons are known to its operators from now on.
+
+    Raises:
+        UntrustedError: It is none of ours.
+    """
+    data = (folder / f"{name}.pt2").read_bytes()
+    check_archive(data)
+    try:
+        neurons: Mapping[str, Any] = json.loads((folder / "neurons.json").read_text())
+        for key, plain in neurons.items():
+            _neuron_of(key, plain)
+    except Exception as error:
+        raise UntrustedError(f"its neurons cannot be read: {error}") from error
+    return torch.export.load(io.BytesIO(data))
+
+
+def replay(folder: Path, name: str) -> tuple[bool, str]:
+    """Run the test vector of a program; tell whether its outputs are those of the model.
+
+    Raises:
+        UntrustedError: It is none of ours.
+    """
+    program = load_files(folder, name)
+    with numpy.load(folder / "test_vector.npz", allow_pickle=False) as arrays:
+        values = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+    spec = program.call_spec.in_spec
+    inputs = [values[key] for key in values if key.startswith("input_")]
+    args, kwargs = pytree.tree_unflatten(inputs, spec)
+    with torch.no_grad():
+        found = pytree.tree_leaves(program.module()(*args, **kwargs))
+    lines, ok = [], True
+    for i, y in enumerate(found):
+        expected = values[f"output_{i}"]
+        worst = float((y.double() - expected.double()).abs().max()) if y.numel() else 0.0
+        largest = float(expected.double().abs().max()) if y.numel() else 0.0
+        ok = ok and worst <= _TOLERANCE * max(largest, 1.0)
+        differing = int((y != expected).sum())
+        lines.append(f"output {i}: {y.numel()} values, {differing} differ")
+    lines.append("the program of the model" if ok else "NOT the program of the model")
+    return ok, "\n".join(lines)

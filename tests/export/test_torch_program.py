@@ -1,0 +1,199 @@
+"""Exported programs of torch: what they compute, and what is refused before torch reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import snncc
+from snncc.errors import BundleError, UnsupportedError
+from snncc.ir.plain import from_plain, to_plain
+from snncc.ir.program import Place
+from snncc.nn import LIF, AdaptiveLIF, CubaLIF
+from snncc.runtime.neuron import find_neuron
+from tests.neuron_programs import lif
+from tests.recurrent_models import N, OwnSpikes
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Net(nn.Module):
+    """Two layers and a rate, one neuron with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 16), nn.Linear(16, 4)
+        self.hidden, self.last = LIF(0.9), LIF(learnable=True)
+
+    def forward(self, x):
+        return self.last(self.second(self.hidden(self.first(x)))).mean(0)
+
+
+MODELS = {
+    "net": (Net, (9, 3, 12)),
+    "adaptive": (lambda: AdaptiveLIF(learnable=True), (6, 2, 5)),
+    "current": (lambda: CubaLIF(), (6, 2, 5)),
+    "recurrent": (OwnSpikes, (4, 3, N)),
+}
+
+
+def export(name: str, folder: Path) -> tuple[snncc.Bundle, nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    model, x = make().eval(), torch.rand(shape) * 2
+    fast = snncc.compile(model)
+    bundle = snncc.export(fast, folder / name, format="pt2", example_inputs=(x,), name="net")
+    return bundle, model, x
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_program_is_the_model(tmp_path, name):
+    """A program that was written and read computes what the model computes."""
+    bundle, model, x = export(name, tmp_path)
+    program = snncc.load_program(bundle.folder)
+    other = torch.rand_like(x) * 2
+    with torch.no_grad():
+        assert torch.equal(program.module()(other), model(other))
+    assert snncc.verify_bundle(bundle.folder).ok
+    assert bundle.manifest["format"] == "snncc-torch-program"
+
+
+def test_operators_of_a_program_are_sound(tmp_path):
+    """torch's checks of an operator pass for those that a program calls."""
+    bundle, _, _ = export("net", tmp_path)
+    program = snncc.load_program(bundle.folder)
+    nodes = [n for n in program.graph.nodes if "neuron_forward" in str(n.target)]
+    assert len(nodes) == 2
+    for node in nodes:
+        key = node.args[2]
+        lanes = [torch.rand(())] * len(find_neuron(key).program.forward.lane_inputs)
+        arguments = ([torch.rand(9, 3, 4)], lanes, key, 9, False)
+
+        torch.library.opcheck(torch.ops.snncc.neuron_forward.default, arguments)
+
+
+def test_another_process_reads_a_program(tmp_path):
+    """Nothing of the process that wrote it is needed."""
+    bundle, _, _ = export("net", tmp_path)
+    code = f"import snncc; assert snncc.verify_bundle({str(bundle.folder)!r}).ok"
+
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("program", [lif(), lif(Place.MEMORY, saved=("h", "fire"))])
+def test_neurons_are_plain_data(program):
+    """A neuron is read back as it was, through JSON."""
+    assert from_plain(json.loads(json.dumps(to_plain(program)))) == program
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        {
+            "class": "Let",
+            "fields": {"name": "x", "expr": {"class": "Var", "fields": {"name": "y"}}},
+        },
+        {"class": "Path", "fields": {}},
+        {"class": "Var", "fields": {"name": "x */ evil"}},
+        {"class": "Var", "fields": {"label": "x"}},
+        {"dtype": "os.system"},
+    ],
+)
+def test_other_data_is_no_neuron(data):
+    """Other classes, fields and names than those of a neuron are refused."""
+    with pytest.raises(ValueError, match=r"no neuron program|no name|no such fields"):
+        from_plain(data)
+
+
+def changed(bundle: snncc.Bundle, part: str, change) -> None:
+    """Change a part of an archive, and the manifest with it."""
+    file = bundle.folder / "net.pt2"
+    out = io.BytesIO()
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(entry.filename, change(data) if entry.filename.endswith(part) else data)
+        if part.startswith("+"):
+            new.writestr(f"net/{part[1:]}", change(b""))
+    file.write_bytes(out.getvalue())
+    path = bundle.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    digest = hashlib.sha256(out.getvalue()).hexdigest()
+    manifest["files"]["net.pt2"] = {"bytes": len(out.getvalue()), "sha256": digest}
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("weights_config.json", lambda d: d.replace(b"false", b"true"), "unpickling"),
+        ("model.pt", lambda d: b"\x80\x02.", "example inputs"),
+        (
+            "model.json",
+            lambda d: d.replace(b"aten.linear", b"evil.linear"),
+            "calls 'torch.ops.evil",
+        ),
+        ("model.json", lambda d: d.replace(b'"guards_code": []', b'"guards_code": ["x"]'), "evalu"),
+        ("model.json", lambda d: d.replace(b'"as_int": 9', b'"expr_str": "9"', 1), "evaluated"),
+        ("model.json", lambda d: b"[" * 100000, "cannot be read"),
+        ("+data/constants/opaque_obj_0", lambda d: b"x", "holds"),
+        ("+data/extra/x.json", lambda d: b"{}", "holds"),
+    ],
+)
+def test_archives_that_would_run_something_are_refused(tmp_path, part, change, said):
+    """What torch's loader would unpickle or evaluate never reaches it."""
+    bundle, _, _ = export("net", tmp_path)
+    changed(bundle, part, change)
+    with pytest.raises(BundleError, match="not an intact bundle") as error:
+        snncc.load_program(bundle.folder)
+
+    assert said in str(error.value)
+
+
+def test_a_neuron_under_another_key_is_refused(tmp_path):
+    """A bundle cannot put a neuron of its own in the place of another."""
+    bundle, _, _ = export("net", tmp_path)
+    path, listed = bundle.folder / "neurons.json", bundle.folder / "manifest.json"
+    first, second = json.loads(path.read_text()).items()
+    path.write_text(json.dumps({first[0]: second[1], second[0]: first[1]}))
+    manifest = json.loads(listed.read_text())
+    data = path.read_bytes()
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"]["neurons.json"] = entry
+    listed.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError) as error:
+        snncc.verify_bundle(bundle.folder)
+
+    assert "another key" in str(error.value)
+
+
+def test_other_bundles_are_no_programs(tmp_path):
+    """A C library is no program."""
+    fast = snncc.compile(LIF(0.9))
+    bundle = snncc.export(fast, tmp_path / "c", example_inputs=(torch.rand(4, 1, 3),))
+    with pytest.raises(BundleError, match="intact"):
+        snncc.load_program(bundle.folder)
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return (x + torch.rand_like(x)).cumsum(0)
+
+
+def test_what_computes_something_else_is_refused(tmp_path):
+    """A model whose outputs a program does not repeat has none."""
+    fast = snncc.compile(Noisy())
+    with pytest.raises(UnsupportedError) as error:
+        snncc.export(fast, tmp_path / "n", format="pt2", example_inputs=(torch.rand(4, 1, 3),))
+
+    assert error.value.code in ("unsupported.export", "unsupported.no-time-loop")
