@@ -102,7 +102,7 @@ def _neuron_of(key: str, plain: Mapping[str, Any]) -> Neuron:
     ):
         raise ValueError("it has no such target")
     validate.validate(program.forward)
-    if key_of(program, target, threads) != key:
+    if key_of(program, target, threads, None) != key:
         raise ValueError("it has another key than its operator")
     return Neuron(program, target=target, num_threads=threads)
 

@@ -309,12 +309,7 @@ class Neuron:
         return kernel
 
 
-def key_of(
-    program: NeuronProgram,
-    target: str,
-    num_threads: int | None = None,
-    scratch_bytes: int | None = None,
-) -> str:
+def key_of(program: NeuronProgram, *options: object) -> str:
     """Return a name that equal programs with equal options share."""
     parts = [print_recurrence(program.forward)]
     if program.adjoint is not None:
@@ -323,7 +318,6 @@ def key_of(
             repr(program.adjoint.lane_gradients),
         ]
     exact = program.without_gradient, program.most_steps
-    options = target, num_threads, scratch_bytes
     parts += [repr(program.storage), repr(exact), *map(repr, options)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
