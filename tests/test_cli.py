@@ -235,14 +235,18 @@ def test_module_is_a_program() -> None:
     assert done.stderr == ""
 
 
-def test_export_and_verify_a_library(run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arithmetic", ["float", "int8"])
+def test_export_and_verify_a_library(run, tmp_path: Path, arithmetic: str) -> None:
     """A model is written as a library that verifies itself; one that was changed is refused."""
-    code, out, err = run("export", "net.py:factory", "--output", "library", "--name", "own")
+    arguments = ("--output", "library", "--name", "own", "--arithmetic", arithmetic)
+    code, out, err = run("export", "net.py:factory", *arguments)
     verified = run("verify", "library")
     (tmp_path / "library" / "own.c").write_text("")
 
     assert code == 0, err
     assert "own.h" in out
+    assert "code" in out
+    assert ("spikes differ" in out) == (arithmetic == "int8")
     assert verified[0] == 0, verified
     assert "the network of the model" in verified[1]
     assert run("verify", "library")[0] == 2
