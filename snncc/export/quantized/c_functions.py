@@ -106,24 +106,50 @@ static inline WIDE PREFIX_divide(WIDE x, WIDE y)
 }
 """,
     "linear": """
+/* Add rows of w to the sums: four at a time, so that sums are read and written once for them. */
+static void PREFIX_rowsBITS(const STATE *x, const WEIGHT *w, SUM *restrict sums, int out,
+                            const int *active, int count)
+{
+  const size_t stride = (size_t)out;
+  if (count == 4) {
+    const WEIGHT *restrict r0 = w + (size_t)active[0] * stride;
+    const WEIGHT *restrict r1 = w + (size_t)active[1] * stride;
+    const WEIGHT *restrict r2 = w + (size_t)active[2] * stride;
+    const WEIGHT *restrict r3 = w + (size_t)active[3] * stride;
+    const SUM v0 = x[active[0]], v1 = x[active[1]], v2 = x[active[2]], v3 = x[active[3]];
+    for (int o = 0; o < out; o++) {
+      sums[o] = sums[o] + v0 * r0[o] + v1 * r1[o] + v2 * r2[o] + v3 * r3[o];
+    }
+    return;
+  }
+  for (int k = 0; k < count; k++) {
+    const WEIGHT *restrict row = w + (size_t)active[k] * stride;
+    const SUM value = x[active[k]];
+    for (int o = 0; o < out; o++) {
+      sums[o] += value * row[o];
+    }
+  }
+}
+
 /* y = x w + bias for rows of x; w is [in, out].  The rows of w at which x is zero are not read. */
 static void PREFIX_linearBITS(const STATE *x, const WEIGHT *w, const WIDE *bias,
                               const int8_t *shift, STATE *y, int rows, int in, int out,
                               SUM *restrict sums)
 {
   for (int r = 0; r < rows; r++, x += in, y += out) {
+    int active[4], count = 0;
     for (int o = 0; o < out; o++) {
       sums[o] = bias ? bias[o] : 0;
     }
     for (int i = 0; i < in; i++) {
-      const SUM value = x[i];
-      if (value != 0) {
-        const WEIGHT *restrict row = w + (size_t)i * (size_t)out;
-        for (int o = 0; o < out; o++) {
-          sums[o] += value * row[o];
-        }
+      active[count] = i;
+      count += x[i] != 0;
+      if (count == 4) {
+        PREFIX_rowsBITS(x, w, sums, out, active, count);
+        count = 0;
       }
     }
+    PREFIX_rowsBITS(x, w, sums, out, active, count);
     for (int o = 0; o < out; o++) {
       y[o] = PREFIX_scaleBITS(sums[o], shift[o]);
     }
