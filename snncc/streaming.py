@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import LaunchError, UnsupportedError
-from snncc.frontend.state.results import returned
+from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather
 from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
@@ -53,6 +53,7 @@ def open_stream(
         ),
         names=tuple(source.name for source in tape.sources),
         own=tuple(source.kind is SourceKind.INPUT for source in tape.sources),
+        written=_written(tape),
     )
     program = replace(program, graph=with_kernels(program.graph, options))
     return Stream(program, interface)
@@ -73,6 +74,7 @@ class _Arguments:
             for i, source in enumerate(tape.sources)
             if source.kind is SourceKind.INPUT
         ]
+        self._written = [i for i, is_written in enumerate(_written(tape)) if is_written]
         self._is_single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
         self._fixed: list[Tensor] = []
         self.refresh()
@@ -81,8 +83,12 @@ class _Arguments:
         """Read the parameters and the state of the model anew; tell whether they lie as before."""
         args, kwargs = self._example
         before = [_place(leaf) for leaf in self._fixed]
-        leaves = gather(self._tape, self._model, args, kwargs)
-        self._fixed = [leaf.detach() for leaf in leaves]
+        leaves = [leaf.detach() for leaf in gather(self._tape, self._model, args, kwargs)]
+        for i in self._written:  # the model keeps its own
+            known = self._fixed[i] if self._fixed else leaves[i]
+            own = leaves[i].clone() if known.shape != leaves[i].shape or not self._fixed else known
+            leaves[i] = own.copy_(leaves[i])
+        self._fixed = leaves
         return before == [_place(leaf) for leaf in self._fixed]
 
     def collect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -114,6 +120,14 @@ class _Arguments:
             code="launch.dtype",
             hints=["Convert it, or call the compiled model once with such an input."],
         )
+
+
+def _written(tape: Tape) -> tuple[bool, ...]:
+    """Tell of each source whether the program may overwrite it, as norms do with statistics."""
+    return tuple(
+        is_written or source.kind is SourceKind.BUFFER
+        for source, is_written in zip(tape.sources, written(tape), strict=True)
+    )
 
 
 def _place(leaf: Tensor) -> Any:

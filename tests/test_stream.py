@@ -494,3 +494,91 @@ def test_new_weights_reach_the_next_sequence():
         result = stream(x[t])
 
     assert torch.equal(result, fast(x))
+
+
+def resume(stream, state, x):
+    """Load a state and take a step from it."""
+    stream.load_state(state, 3)
+    stream(x)
+
+
+@pytest.mark.parametrize("is_fresh", [True, False], ids=["fresh", "running"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda v: v.double(), "float64"),
+        (lambda v: v.long(), "int64"),
+        (lambda v: v[:1], "not [2, 20]"),
+        (lambda v: torch.cat([v, v], 1), "not [2, 20]"),
+        (lambda v: v.new_zeros(()), "not [2, 20]"),
+        (lambda v: v[:0], "not [2, 20]"),
+        (lambda v: v[None], "not [2, 20]"),
+        (lambda v: torch.cat([v, v[:1]]), "not [2, 20]"),
+    ],
+    ids=["double", "integer", "one row", "wide", "number", "empty", "axis", "batch"],
+)
+def test_states_that_do_not_fit_are_refused(change, reason, is_fresh):
+    """Names that are right are not enough; after a reset the stream is as new."""
+    model, x = prepared(Dense, (7, 2, 6))
+    fast = snncc.compile(model)
+    stream = fast.stream(x)
+    stream.chunk(x[:3])
+    state = {name: change(value) for name, value in stream.state.items()}
+    if is_fresh:
+        stream = fast.stream(x)
+    with pytest.raises(LaunchError) as caught:
+        resume(stream, state, x[3])
+
+    assert caught.value.code == "launch.stream-state"
+    assert reason in caught.value.notes[0]
+    stream.reset()
+    assert torch.equal(stream.chunk(x), fast(x))
+
+
+def test_a_step_allocates_its_results_and_nothing_else():
+    """From the third step on, states stay where they are and no other memory is asked for."""
+    model, x = prepared(Dense, (7, 2, 6))
+    stream = snncc.compile(model).stream(x)
+    for t in range(3):
+        stream(x[t])
+    places = [value.data_ptr() for value in stream._states]
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        result = stream(x[3])
+    taken = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+
+    assert result.numel() * result.element_size() == taken
+    assert places == [value.data_ptr() for value in stream._states]
+
+
+class Trained(nn.Module):
+    """Norm and dropout in training, and a mask that is drawn once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(6), nn.Dropout(0.5)
+
+    def forward(self, x):
+        mask = torch.nn.functional.dropout(torch.ones(x.shape[1:]), 0.5)
+        v, out = torch.zeros(x.shape[1:]), []
+        for t in range(x.shape[0]):
+            v = 0.5 * v + self.dropout(self.norm(x[t])) * mask
+            out.append(SPIKE(v - 0.25))
+        return torch.stack(out)
+
+
+def test_streams_in_training_mode_draw_and_learn_as_the_sequence():
+    """The masks are those of the sequence; the statistics of the model are not touched."""
+    model, x = prepared(Trained, (7, 4, 6))
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast = snncc.compile(model, example_inputs=(x,))
+    stream = fast.stream()
+    torch.manual_seed(5)
+    actual = torch.stack([stream(x_t) for x_t in x])
+    after = torch.rand(())
+
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.manual_seed(5)
+    assert torch.equal(fast(x), actual)
+    assert torch.equal(torch.rand(()), after)

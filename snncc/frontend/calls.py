@@ -38,7 +38,7 @@ def handle(recorder: Recorder, call: Invocation) -> Any:
     """Run one torch call of the user and record what it means."""
     result = handler_of(call.function)(recorder, call)
     if recorder.varying or call.name in varying.NAMES:
-        recorder.varying.follow(call, result)
+        recorder.varying.follow(call, result, recorder.may_leave)
     return result
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from snncc.interchange.nir_nodes import Stage, refused
+from snncc.interchange.nir_nodes import NodeReader, Stage, above, refused
 
 Arrow: TypeAlias = tuple[str, str]
 
@@ -155,6 +155,22 @@ class Plan:
         for source in self.sources[name]:
             if source not in self.inputs and (source, name) not in self.delayed:
                 yield source
+
+
+def delays_of(graph: Any, dt: float) -> set[Arrow]:
+    """Return the arrows of a graph that arrive one step later.
+
+    Args:
+        graph: A ``nir.NIRGraph``.
+        dt: Length of a step, in seconds.
+
+    Raises:
+        OptionError: A node has no serial code.
+    """
+    plan = Plan(flat(graph))
+    reader = NodeReader(dt, above)
+    plan.arrange({name: reader.stage(name, plan.nodes[name]) for name in plan.inner})
+    return plan.delayed
 
 
 CHECK = "Check the graph: nir.NIRGraph(..., type_check=True) does."

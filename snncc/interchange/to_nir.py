@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -14,9 +14,13 @@ from torch import Tensor
 
 from snncc.errors import OptionError, UnsupportedError
 from snncc.frontend.state.sources import gather
+from snncc.interchange.nir_graph import delays_of
+from snncc.interchange.nir_loops import LoopWriter
 from snncc.interchange.nir_neurons import InexpressibleError, neuron_node
 from snncc.ir import sequence_ops
+from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.nodes import Recurrence
 from snncc.ir.tape import SourceKind
 from snncc.module import CompiledModule
 from snncc.pipeline import chunk_program
@@ -65,16 +69,18 @@ def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
         own = [source.kind is SourceKind.INPUT for source in tape.sources]
         compiled = fast.without_norms(compiled, leaves)
         axes = chunk_program(compiled, leaves).input_axes
-        return _Writer(compiled.graph, dt).write(leaves, own, axes)
+        return Writer(compiled.graph, dt).write(leaves, own, axes)
 
 
-class _Writer:
+class Writer:
     """Runs a sequence graph on an example and writes down a node for each part.
 
     Attributes:
         values: The value of each node of the graph.
         origins: For each node whose value depends on the input the NIR nodes that it is the sum of.
         axes: For each such node where its time axis is; 0 from the first neuron on.
+        delayed: The arrows that arrive one step later.
+        results: For each recurrent loop the NIR nodes that each of its results is the sum of.
     """
 
     def __init__(self, graph: torch.fx.Graph, dt: float) -> None:
@@ -84,10 +90,12 @@ class _Writer:
         self.axes: dict[torch.fx.Node, int] = {}
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
+        self.delayed: set[tuple[str, str]] = set()
+        self.results: dict[torch.fx.Node, tuple[tuple[str, ...], ...]] = {}
         self.rules: dict[Any, Callable[[torch.fx.Node, Any], None]] = {
             sequence_ops.time_view: self.all_steps,
             sequence_ops.align: self.pass_on,
-            operator.getitem: self.pass_on,
+            operator.getitem: self.item,
             sequence_ops.linear: self.product,
             F.linear: self.product,
             F.conv1d: self.convolution,
@@ -116,7 +124,10 @@ class _Writer:
                 self.outputs(node)
             elif node.op == "call_function":
                 self.visit(node)
-        return nir.NIRGraph(self.nodes, self.edges)
+        graph = nir.NIRGraph(self.nodes, self.edges)
+        if self.delayed and self.delayed != delays_of(graph, self.dt):
+            raise self.refusal(self.graph.output_node(), "its feedback is delayed elsewhere in NIR")
+        return graph
 
     def input(self, node: torch.fx.Node, x: Tensor, axis: int | None) -> None:
         """A sequence that the model is given."""
@@ -138,12 +149,51 @@ class _Writer:
         inner = node.target
         if isinstance(inner, sequence_ops.Folded):
             inner = inner.operator
-        rule = self.neuron if isinstance(inner, NeuronCall) else self.rules.get(inner)
-        if rule is None:
-            raise self.refusal(node, f"NIR has no node for '{_name(node.target)}'")
+        rule = self.rule(node, inner)
         if any(self.axes[n] for n in moving) and rule not in (self.all_steps, self.product):
             raise self.refusal(node, "an operator sees the time axis elsewhere than in front")
         rule(node, args)
+
+    def rule(self, node: torch.fx.Node, inner: Any) -> Callable[[torch.fx.Node, Any], None]:
+        """Return what writes an operator."""
+        if isinstance(inner, NeuronCall):
+            return self.neuron
+        if isinstance(inner, LoopCall):
+            return self.loop
+        if inner not in self.rules:
+            raise self.refusal(node, f"NIR has no node for '{_name(node.target)}'")
+        return self.rules[inner]
+
+    def adopt(self, node: torch.fx.Node, value: Tensor) -> None:
+        """Let a node of a loop's body stand for a sequence of one step."""
+        self.values[node], self.axes[node] = value, 0
+
+    def visit_step(self, node: torch.fx.Node, *, is_late: bool) -> None:
+        """Run an operator of a loop's body on one step, and translate it where it moves."""
+        args: Any = torch.fx.node.map_arg(node.args, self.values.__getitem__)
+        moving = [n in self.axes for n in node.args]
+        if node.kwargs or (
+            not is_late and not any(n in self.origins for n in node.all_input_nodes)
+        ):
+            raise self.refusal(node, f"NIR has no node for '{_name(node.target)}'")
+        step = [x[0] if m else x for x, m in zip(args, moving, strict=True)]
+        self.adopt(node, node.target(*step).unsqueeze(0))  # type: ignore[operator]
+        if node.target not in (F.linear, F.conv1d, F.conv2d, torch.add, torch.mul):
+            raise self.refusal(node, f"NIR has no node for '{_name(node.target)}' in a loop")
+        self.rules[node.target](node, args)
+
+    def loop(self, node: torch.fx.Node, args: Any) -> None:
+        """A loop that feeds back."""
+        self.results[node] = LoopWriter(self, node, args).write()
+        self.origins[node] = ()
+
+    def item(self, node: torch.fx.Node, args: Any) -> None:
+        """One of several results."""
+        source: Any = node.args[0]
+        if source in self.results:
+            self.origins[node] = self.results[source][args[1]]
+        else:
+            self.pass_on(node, args)
 
     def all_steps(self, node: torch.fx.Node, args: Any) -> None:
         """A sequence with its time axis in front."""
@@ -242,22 +292,36 @@ class _Writer:
             raise self.refusal(
                 node, f"NIR has no node for '{forward.name}': an input is no sequence"
             )
-        lanes = zip(forward.lane_inputs, args[1 + steps :], strict=True)
-        like = self.values[node][0][0, 0]
-        values = {name: torch.as_tensor(v) for name, v in lanes}
+        names = (*forward.step_inputs, *forward.lane_inputs)
+        self.translate(node, forward, dict(zip(names, node.args[1:], strict=True)))
+
+    def translate(self, node: torch.fx.Node, forward: Recurrence, read: Mapping[str, Any]) -> None:
+        """Let the NIR node of a neuron stand for a node; its inputs are read by name."""
+        like = self.like(node)
+        values = {
+            name: torch.as_tensor(self.values.get(read[name], read[name]))
+            for name in forward.lane_inputs
+        }
         try:
             made = neuron_node(forward, values, like, self.dt)
         except InexpressibleError as error:
             raise self.refusal(node, f"NIR has no node for '{forward.name}': {error}") from error
-        read = [n for n in node.args[1 : 1 + steps] if isinstance(n, torch.fx.Node)]
         arriving = [
             origin
-            for source, name in zip(read, forward.step_inputs, strict=True)
-            for origin in self.scaled(source, made.scales[name])
+            for name in forward.step_inputs
+            for origin in self.scaled(read[name], made.scales[name])
         ]
         if len(set(arriving)) < len(arriving):
             raise self.refusal(node, "NIR adds each value once")
         self.origins[node] = (self.add_node(forward.name, made.node, arriving),)
+
+    def like(self, node: torch.fx.Node) -> Tensor:
+        """Return one sample of one step of what a neuron gives."""
+        if node in self.values:
+            sample: Tensor = self.values[node][0][0, 0]
+            return sample
+        step: Any = node.target
+        return torch.zeros(next(iter(node.users)).meta["shape"][1:], dtype=step.dtype)
 
     def scaled(self, source: torch.fx.Node, scale: Any) -> tuple[str, ...]:
         """Return the NIR nodes whose sum is a value times a factor for each neuron, or times 1."""

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -23,7 +23,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import snncc
+from snncc.errors import UnsupportedError
+from snncc.frontend.state.sources import gather, preserved
+from snncc.passes.neurons import as_written
 from snncc.reporting.report import Plan
+from snncc.translation import run_stepwise
 from tests.compatibility.case import Case, Model, Sizes
 
 # A third pair of sizes, where they may differ: it must not be recorded at all.
@@ -44,6 +48,7 @@ class Record:
         neurons: How many neuron kernels run.
         numerics: What the plan promises for the network.
         layers: How the other parts run, by number of parts.
+        stream: How a stream relates to the sequence, or why there is none.
     """
 
     status: str
@@ -51,6 +56,7 @@ class Record:
     neurons: int = 0
     numerics: str = ""
     layers: tuple[tuple[str, int], ...] = ()
+    stream: str = ""
 
 
 def check(case: Case) -> Record:
@@ -72,7 +78,7 @@ def check(case: Case) -> Record:
         _Pair(case, options).compare()
     pair = _Pair(case, options)
     pair.compare_values()
-    return _record(case, pair.fast.plans)
+    return replace(_record(case, pair.fast.plans), stream=pair.compare_stream())
 
 
 def _record(case: Case, plans: tuple[Plan, ...]) -> Record:
@@ -147,6 +153,38 @@ class _Pair:
         report = snncc.verify(self.model, self.fast, *args)
         assert report.ok, str(report)
 
+    def compare_stream(self) -> str:
+        """Compare a stream with the sequence, whose products are taken step by step as well.
+
+        Returns:
+            Whether they are equal bit by bit or to rounding, or why the model needs all steps.
+        """
+        self.reset()
+        args = inputs(self.case, self.case.sizes[0], seed=6)
+        with torch.no_grad():
+            compiled = self.fast.specialize(*args)
+            values = [
+                x.detach() for x in gather(compiled.recording.tape, self.fast.program, args, {})
+            ]
+            with preserved(self.fast.program, args, {}):
+                torch.manual_seed(3)
+                expected = run_stepwise(as_written(compiled.graph), values)
+            before = state_of(self.twin)
+            try:
+                stream = self.fast.stream(*args)
+            except UnsupportedError as refusal:
+                if refusal.code != "unsupported.stream":
+                    raise
+                return str(refusal.notes[0])
+            with preserved(self.fast.program, args, {}):
+                torch.manual_seed(3)
+                actual = stream.whole_sequence(args, {})
+            assert_equal("state", before, state_of(self.twin), 0.0)
+        is_equal = all(map(_is_equal, expected, actual))
+        if not is_equal:
+            assert_equal("stream", list(expected), actual, ROUNDING[torch.float32])
+        return "bitwise" if is_equal else "rounding"
+
     def compare_without_gradients(self, sizes: Sizes) -> None:
         self.reset()
         with torch.no_grad():
@@ -183,6 +221,12 @@ class _Pair:
             "random": [drawn],
             "gradients": _gradients(tensors, leaves),
         }
+
+
+def _is_equal(x: Any, y: Any) -> bool:
+    if not isinstance(x, Tensor):
+        return bool(x == y)
+    return x.dtype == y.dtype and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
 def made(case: Case) -> Model:

@@ -23,10 +23,10 @@ from benchmarks.harness import Budget, describe_machine, interleave
 from tests.compatibility.case import WIDTH, Case
 from tests.compatibility.check import check, inputs, is_parameter, made, state_of
 from tests.compatibility.corpus import FOLDERS, cases_of
+from tests.compatibility.results import RESULTS, stored
 from tests.compatibility.traps import TRAPS
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "compatibility"
 PAGE = ROOT / "docs" / "compatibility.md"
 BUDGET = Budget(warmup=1, rounds=7, seconds=1.0)
 
@@ -46,6 +46,11 @@ The models are in `tests/compatibility`; the tests make the same checks.
 - *refused*: an error with the line and the reason; [errors](errors.md) lists the codes.
 
 *Numerics* is what the plan promises for the network, see [numerics](numerics.md).
+
+*Stream* compares `fast.stream()`, step after step, with the sequence, products taken step by step
+in both: equal *bitwise*, or to *rounding*, where sums and means over time, and products that the
+code itself takes over all steps at once, add in another order.
+A model that needs the whole sequence is refused as a stream, with the reason that is given here.
 """
 TIMES = """Speed-up is the time of the serial code over that of the compiled model, in float32 at
 the sizes given as T x B, in layers {width} wide: forward and backward where there is a gradient,
@@ -99,13 +104,7 @@ def store(group: str, cases: list[Case], *, measure_too: bool) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{group}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def stored(group: str) -> Facts:
-    """Return what is stored of a group."""
-    file = RESULTS / f"{group}.json"
-    result: Facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return result
+    stored.cache_clear()
 
 
 def can_be_timed(case: Case) -> bool:
@@ -204,8 +203,8 @@ def traps() -> str:
 def table(cases: Iterable[Case], results: Facts) -> str:
     """Return the cases of a group as a table."""
     lines = [
-        "| case | what it is | result | neurons | numerics | sizes | speed-up |",
-        "|---|---|---|---|---|---|---|",
+        "| case | what it is | result | neurons | numerics | stream | sizes | speed-up |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for case in cases:
         facts = results.get("cases", {}).get(case.name, {})
@@ -216,6 +215,7 @@ def table(cases: Iterable[Case], results: Facts) -> str:
             case.expect,
             facts.get("neurons") or "",
             f"`{facts['code']}`" if facts.get("code") else facts.get("numerics", ""),
+            facts.get("stream", "").replace("|", "\\|"),
             "x".join(map(str, times["sizes"])) if times else "",
             f"{times['eager_ms'] / times['compiled_ms']:.1f}" if times else "",
         ]

@@ -7,9 +7,13 @@ import pytest
 from tests.compatibility.case import Case
 from tests.compatibility.check import check
 from tests.compatibility.corpus import cases_of
+from tests.compatibility.results import stream_of
 
 
 @pytest.mark.parametrize("case", cases_of("idioms"), ids=lambda case: case.id)
 def test_idiom(case: Case) -> None:
-    """What the plan promises holds: outputs, gradients, state and random numbers."""
-    assert case.expect == check(case).status
+    """What the plan promises holds: outputs, gradients, state, random numbers, and streams."""
+    record = check(case)
+
+    assert case.expect == record.status
+    assert stream_of(case) == record.stream

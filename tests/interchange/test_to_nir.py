@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import nir
 import numpy as np
 import pytest
@@ -234,3 +236,149 @@ def test_only_compiled_models_are_written():
     """A serial model is refused."""
     with pytest.raises(OptionError, match="not a compiled model"):
         snncc.to_nir(LIF(), torch.rand(7, 2, 6))
+
+
+class Recurrent(nn.Module):
+    """One layer that feeds back to itself, with an input gain of its own."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.up, self.back, self.gain = nn.Linear(6, 7), nn.Linear(7, 7, bias=False), gain
+        self.spike = ATan()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = s = torch.zeros(x.shape[1], 7)
+        out = []
+        for x_t in x:
+            v = 0.875 * v + self.gain * (self.up(x_t) + self.back(s))
+            s = self.spike(v - 0.25)
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+
+class Loop(nn.Module):
+    """Two layers, the second of which feeds back to the first, and a readout behind the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 7), nn.Linear(7, 5)
+        self.back, self.last, self.read = nn.Linear(5, 7), nn.Linear(5, 3), LI(0.75)
+        self.spike = ATan()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, u, z = (torch.zeros(x.shape[1], n) for n in (7, 5, 5))
+        out = []
+        for x_t in x:
+            v = 0.875 * v + self.up(x_t) + self.back(z)
+            s = self.spike(v - 0.5)
+            v = torch.where(s > 0, -0.25, v)
+            u = 0.75 * u + self.down(s)
+            z = self.spike(u - 0.25)
+            u = u * (1.0 - z)
+            out.append(z)
+        return self.read(self.last(torch.stack(out)))
+
+
+class Convolved(nn.Module):
+    """A recurrent convolution with a norm, which is folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.back, self.spike = nn.Conv2d(3, 3, 3, padding=1, bias=False), ATan()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = s = torch.zeros(x.shape[1], 3, 2, 3)
+        out = []
+        for x_t in x:
+            v = 0.5 * v + (self.norm(self.up(x_t)) + self.back(s))
+            s = self.spike(v - 0.5)
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+
+def recurrent_model(make):
+    torch.manual_seed(2)
+    model = make().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    return model, torch.rand(30, 5, 6) * 2
+
+
+@pytest.mark.parametrize("make", [Recurrent, Loop, Convolved])
+def test_recurrent_weights_there_and_back(make, tmp_path):
+    """What feeds back is a cycle whose delay is where it was; nothing else is delayed."""
+    model, x = recurrent_model(make)
+    x = x.unflatten(2, (1, 2, 3)) if make is Convolved else x
+    graph = snncc.to_nir(snncc.compile(model), x, dt=1e-3)
+    nir.write(tmp_path / "net.nir", graph)
+    again = snncc.from_nir(tmp_path / "net.nir", dt=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x), rtol=1e-5, atol=1e-6)
+    ((source, target),) = again.delayed
+
+    assert (target, type(graph.nodes[source]).__name__) == ("back", "LIF")
+    assert model(x).any()
+    twice = snncc.to_nir(snncc.compile(again), x, dt=1e-3)
+    assert sorted(type(n).__name__ for n in twice.nodes.values()) == sorted(
+        type(n).__name__ for n in graph.nodes.values()
+    )
+
+
+def test_the_importer_of_norse_reads_recurrent_weights():
+    """Norse, whose neurons have a gain of dt / tau, makes a network with the same spikes."""
+    norse = pytest.importorskip("norse.torch")
+    model, x = recurrent_model(lambda: Recurrent(gain=0.125))
+    x = x * 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer = norse.from_nir(snncc.to_nir(snncc.compile(model), x, dt=1e-3))
+    state, spikes = None, []
+    for x_t in x:
+        s, state = peer(x_t, state)
+        spikes.append(s)
+
+    assert torch.equal(torch.stack(spikes), model(x))
+    assert 0.02 < model(x).mean() < 0.98
+
+
+class Twice(Recurrent):
+    """What is fed back joins the input before the weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = s = torch.zeros(x.shape[1], 7)
+        out = []
+        for x_t in x:
+            v = 0.5 * v + self.back(s + self.up(x_t))
+            s = self.spike(v - 0.25)
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+
+class Started(Recurrent):
+    """Spikes before the first step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, s = torch.zeros(x.shape[1], 7), torch.ones(x.shape[1], 7)
+        out = []
+        for x_t in x:
+            v = 0.5 * v + self.up(x_t) + self.back(s)
+            s = self.spike(v - 0.25)
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize("make", [Twice, Started])
+def test_other_feedback_is_refused(make):
+    """What NIR cannot delay as the model does is refused with the line."""
+    model, x = recurrent_model(make)
+    with pytest.raises(UnsupportedError, match="NIR graph") as caught:
+        snncc.to_nir(snncc.compile(model), x)
+
+    assert caught.value.code == "unsupported.nir"
+    assert "test_to_nir.py" in str(caught.value)

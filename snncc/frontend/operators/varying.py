@@ -8,7 +8,7 @@ looked at: with that size one larger, which sizes of the result are larger?
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -59,11 +59,11 @@ class VaryingSizes:
         found = self._dims.get(id(tensor))
         return found[1] if found is not None else frozenset()
 
-    def follow(self, call: Invocation, result: Any) -> None:
-        """Remember which sizes of the results of a call depend on values."""
+    def follow(self, call: Invocation, result: Any, is_fixed: Callable[[Tensor], bool]) -> None:
+        """Remember which sizes of the results of a call depend on values that are not fixed."""
         given = {id(x) for x in _tensors((call.args, call.kwargs))}
         made = [x for x in _tensors(result) if id(x) not in given]
-        if made and _is_source(call):
+        if made and _is_source(call, is_fixed):
             for x in made:
                 self._mark(x, _selected(call) if call.name == "__getitem__" else range(x.dim()))
         elif made and any(key in self._dims for key in given):
@@ -92,7 +92,7 @@ class VaryingSizes:
         return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
-def _is_source(call: Invocation) -> bool:
+def _is_source(call: Invocation, is_fixed: Callable[[Tensor], bool]) -> bool:
     """Tell whether a call's results have sizes that depend on values."""
     if call.name in SOURCES:
         return True
@@ -108,7 +108,8 @@ def _is_source(call: Invocation) -> bool:
         return ends or any(x.dtype in _MASKS for x in _tensors(call.args[1:]))
     if call.name in _SIZES:
         named = [call.kwargs.get(name) for name in _SIZE_NAMES]
-        return any(True for _ in _tensors((call.args[_SIZES[call.name]], named)))
+        sizes = _tensors((call.args[_SIZES[call.name]], named))
+        return not all(map(is_fixed, sizes))
     return False
 
 

@@ -25,10 +25,9 @@ def apart(tape: Tape, values: list[Tensor]) -> list[Tensor]:
     Raises:
         CaptureError: What is overwritten shares its memory with another source.
     """
-    written = {(w.source.kind, w.source.name) for w in tape.writes if w.in_place}
-    if not written:
+    is_written = written(tape)
+    if not any(is_written):
         return values
-    is_written = [(source.kind, source.name) in written for source in tape.sources]
     memories = [memory_of(value) for value in values]
     for source, memory, is_target in zip(tape.sources, memories, is_written, strict=True):
         if is_target and memories.count(memory) > 1:
@@ -40,6 +39,12 @@ def apart(tape: Tape, values: list[Tensor]) -> list[Tensor]:
     if not torch.is_grad_enabled():
         return values
     return [value.clone() if w else value for value, w in zip(values, is_written, strict=True)]
+
+
+def written(tape: Tape) -> list[bool]:
+    """Tell of each source of a tape whether the run overwrites it in place."""
+    names = {(w.source.kind, w.source.name) for w in tape.writes if w.in_place}
+    return [(source.kind, source.name) in names for source in tape.sources]
 
 
 def returned(

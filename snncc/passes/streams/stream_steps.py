@@ -88,7 +88,7 @@ class _Streamer:
             if node.op == "call_function":
                 self.add(node, times[node])
         outputs: Any = self.source.graph.output_node().args[0]
-        results = [self.copies[n] if isinstance(n, torch.fx.Node) else n for n in outputs]
+        results = [self.result(n) if isinstance(n, torch.fx.Node) else n for n in outputs]
         self.graph.output((*results, *self.exits))
         self.start.output(tuple(self.start_outputs))
         for each in (self.graph, self.start):
@@ -105,6 +105,11 @@ class _Streamer:
             length=self.source.length,
             counts=self.counts,
         )
+
+    def result(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Return what a chunk gives for an output; a length is that of the sequence so far."""
+        is_length = self.source.times[node].kind is Kind.LENGTH
+        return self.total(node) if is_length else self.copies[node]
 
     def length(
         self,
@@ -127,6 +132,8 @@ class _Streamer:
             self.copies[node] = self.loop(node, loop)
         elif node.target is sequence_ops.shift_time:
             self.shift(node)
+        elif node.meta.get("impure") and time.kind is Kind.TIMELESS:
+            self.once(node)
         elif node.target is sequence_ops.numbers_until:
             args = (*self.mapped(node.args[:-1]), self.elapsed)
             self.copies[node] = self.call(sequence_ops.numbers_until, args, node)
@@ -239,6 +246,12 @@ class _Streamer:
             self.call(operator.getitem, (result, first + i), node) for i in range(len(carries))
         ]
         return result
+
+    def once(self, node: torch.fx.Node) -> None:
+        """Keep what is drawn once for the whole sequence, as a state that never changes."""
+        dtype = self.source.dtypes[node]
+        self.copies[node] = self.state(f"{node.name}.drawn", self.begin(node), dtype, node)
+        self.exits.append(self.copies[node])
 
     def shift(self, node: torch.fx.Node) -> None:
         """Delay by a step: the first value of a chunk is the last of the chunk before."""

@@ -84,7 +84,11 @@ class StaticStep:
             (place.whole if value.dim() == place.whole.dim() else place.step).copy_(value)
         for action in self._actions:
             action()
-        return [x.clone() if isinstance(x, Tensor) else x for x in self._results]
+        return [x.clone() if isinstance(x, Tensor) else self._number(x) for x in self._results]
+
+    def _number(self, value: Any) -> Any:
+        """Return a result that is no tensor: one that counts steps is in a cell."""
+        return self.elapsed if value is self else value[0] if isinstance(value, list) else value
 
     def accepts(self, leaves: Sequence[Tensor]) -> bool:
         """Tell whether leaves, their inputs without time axes, have the sizes of this step."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Interface:
         ranks: For each placeholder that has a time axis its rank without it.
         names: The names of the placeholders.
         own: For each placeholder whether it comes from the arguments of the call.
+        written: For each placeholder whether the program overwrites it.
     """
 
     collect: Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]]
@@ -51,6 +53,7 @@ class Interface:
     ranks: tuple[int, ...]
     names: tuple[str, ...]
     own: tuple[bool, ...]
+    written: tuple[bool, ...]
 
 
 class Stream:
@@ -70,6 +73,7 @@ class Stream:
         self._starts: tuple[Tensor, ...] | None = None
         self._states: list[Any] | None = None
         self._sizes: tuple[tuple[int, ...], ...] | None = None
+        self._is_loaded = False  # until a step was taken from the state that was loaded
         self.steps = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,14 +101,15 @@ class Stream:
 
     def _step(self, leaves: list[Tensor]) -> Sequence[Any]:
         """Take one step and return its outputs without their time axes."""
-        if self._states is None or self.steps == 0:
+        if self._states is None or self.steps == 0 or self._is_loaded:
             parts = zip(self._advance(leaves, 1), self._program.output_axes, strict=True)
             return [x if axis is None else x.squeeze(axis) for x, axis in parts]
         self._require_same_sizes(leaves)
         with torch.no_grad():
             if self._static is None or not self._static.fits(self._states, leaves):
                 own = self._interface.own
-                self._static = StaticStep(self._program, self._states, leaves, own)
+                with self._without_trace(leaves):
+                    self._static = StaticStep(self._program, self._states, leaves, own)
             self._static.move_to(self._states)
             self._states = self._static.states
             self.steps += 1
@@ -164,6 +169,7 @@ class Stream:
         """
         if mask is None:
             self._states = self._starts = self._sizes = None
+            self._is_loaded = False
             self.steps = 0
             if not self._interface.refresh():
                 self._static = None
@@ -211,7 +217,8 @@ class Stream:
             steps: How many steps it is after the start; None keeps the count.
 
         Raises:
-            LaunchError: A name is missing or unknown.
+            LaunchError: A name is missing or unknown, or a value has another type.  Sizes that do
+                not fit are found by the next step.
         """
         if not state:
             self.reset()
@@ -222,7 +229,11 @@ class Stream:
                 f"The state has the names {sorted(state)}; the stream has {sorted(names)}.",
                 code="launch.stream-state",
             )
+        for known, value in zip(self._program.states, (state[name] for name in names), strict=True):
+            if known.dtype is not None and value.dtype is not known.dtype:
+                raise _unfit(f"'{known.name}' is {value.dtype}; it has to be {known.dtype}")
         self._states = [state[name].detach().clone() for name in names]
+        self._is_loaded = True
         self.steps = self.steps if steps is None else steps
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -265,10 +276,32 @@ class Stream:
                 self._starts = self._begin(*leaves)
             if self._states is None:
                 self._states = self._initial()
+            if self._is_loaded:
+                self._require_fitting(self._states, leaves, steps)
             results = self._run(self.steps + steps, *self._states, *leaves)
         self._states = list(results[self._outputs :])
         self.steps += steps
         return results[: self._outputs]
+
+    def _require_fitting(self, states: Sequence[Any], leaves: Sequence[Tensor], steps: int) -> None:
+        """Refuse states that were loaded and are not of the sizes that a first step leaves."""
+        with self._without_trace(leaves):
+            ends = self._run(steps, *self._initial(), *leaves)[self._outputs :]
+        for known, state, end in zip(self._program.states, states, ends, strict=True):
+            if isinstance(end, Tensor) and state.shape != end.shape:
+                raise _unfit(f"'{known.name}' is {list(state.shape)}, not {list(end.shape)}")
+        self._is_loaded = False
+
+    @contextmanager
+    def _without_trace(self, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Leave random numbers, and what the program overwrites, as they were."""
+        flags = self._interface.written
+        places = [x for x, is_written in zip(leaves, flags, strict=True) if is_written]
+        before = [x.clone() for x in places]
+        with torch.random.fork_rng(devices=[]):
+            yield
+        for place, value in zip(places, before, strict=True):
+            place.copy_(value)
 
     def _require_same_sizes(self, leaves: Sequence[Tensor]) -> None:
         """Refuse a step of another batch than those before."""
@@ -312,6 +345,15 @@ class Stream:
         axis = self._program.input_axes[position]
         assert axis is not None
         return x.unsqueeze(axis)
+
+
+def _unfit(what: str) -> LaunchError:
+    return LaunchError(
+        "The state does not fit the stream.",
+        code="launch.stream-state",
+        notes=[what],
+        hints=["Load what 'state' or 'save' gave, for a batch of the same size."],
+    )
 
 
 def _function(graph: torch.fx.Graph) -> Callable[..., Any]:

@@ -32,7 +32,7 @@ class Layer(nn.Module):
             s = self.fire(h)
             v = self.reset(h, s)
             out.append(s)
-        return torch.stack([*out, v])
+        return torch.stack(out), v
 
     def fire(self, h: Tensor) -> Tensor:
         return spike(h - 0.75)
@@ -50,7 +50,7 @@ class Carried(Layer):
         for x_t in x:
             v, s = self.step(self.fc(x_t), v, s)
             out.append(s)
-        return torch.stack([*out, v])
+        return torch.stack(out), v
 
     def step(self, x: Tensor, v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -376,7 +376,7 @@ class DetachedCharge(Layer):
             s = spike(v - 0.75)
             v = v * (1.0 - s)
             out.append(s)
-        return torch.stack([*out, v])
+        return torch.stack(out), v
 
 
 class State(NamedTuple):
@@ -439,7 +439,7 @@ def constrained(model: Any) -> Model:
     def run(x: Tensor) -> list[Any]:
         results = []
         for rate in (0.5, 0.25):
-            y = model(x.detach())
+            y, _ = model(x.detach())
             threshold = dict(model.named_parameters())["v_threshold"]
             (gradient,) = torch.autograd.grad((y * y).sum(), threshold)
             results += [y.detach(), gradient]

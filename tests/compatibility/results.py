@@ -1,0 +1,26 @@
+"""What came of each case when the page on compatibility was written."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.compatibility.case import Case
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "compatibility"
+
+
+@functools.cache
+def stored(group: str) -> dict[str, Any]:
+    """Return what is stored of a group."""
+    file = RESULTS / f"{group}.json"
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return result
+
+
+def stream_of(case: Case) -> str:
+    """Return how the stream of a case related to its sequence, or why there is none."""
+    facts: dict[str, Any] = stored(case.group)["cases"][case.name]
+    return str(facts["stream"])
