@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snncc.ir.program import NeuronProgram
 from snncc.runtime.costs.forms import FORMS, ExactForm, Layer, Sizes, fastest
-from snncc.runtime.costs.work import prices_of
+from snncc.runtime.costs.work import MOST_CHOICES, prices_of
 from snncc.runtime.neuron import Neuron, NeuronTarget
 from snncc.runtime.parallel_reset import Chunks, ParallelResetNeuron
 from snncc.runtime.scans.chunked import lanes_of
@@ -72,6 +72,8 @@ class ChoosingNeuron:
 
     def _choose(self, sizes: Sizes, tensors: Sequence[Tensor]) -> ExactForm:
         if sizes not in self._chosen:
+            if len(self._chosen) >= MOST_CHOICES:
+                self._chosen.clear()
             target = self._options["target"]
             if target == "auto":
                 target = "c" if tensors[0].is_cpu else "triton"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import snncc
-from snncc.errors import OptionError, UnsupportedError
+from snncc.errors import LaunchError, OptionError, UnsupportedError
 from snncc.ir import interpret
 from snncc.ir.chunked_scan import ChunkedScan
 from snncc.ir.nodes import Binary, Const, Input, Let, Op, Rank, Recurrence, Select, State, Var
@@ -318,6 +318,17 @@ def test_second_derivatives_are_refused():
 
     with pytest.raises(UnsupportedError, match="cannot be differentiated again"):
         first.sum().backward()
+
+
+def test_counts_that_floats_cannot_hold_are_refused():
+    """The limit on the number of steps of an integer state is that of the neuron."""
+    forward = decaying(0.5)
+    made = scan_programs(NeuronProgram(forward))
+    layer = ScanNeuron(NeuronProgram(forward, scan=made, most_steps=20), chunk=4)
+
+    assert len(layer.run([torch.randn(20, 1)], None)) == 2
+    with pytest.raises(LaunchError, match="exactly for 20 steps; the input has 21"):
+        layer.run([torch.randn(21, 1)], None)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 9, 16, 17])

@@ -20,6 +20,8 @@ from snncc.ir.program import NeuronProgram, Place
 from snncc.ir.walk import calls_maths, subexpressions
 from snncc.runtime.schedule import LEAST_WORK
 
+# Choices of one layer that are remembered: T may vary with the data.
+MOST_CHOICES = 256
 PRICES = Path(__file__).parent / "prices.json"
 
 

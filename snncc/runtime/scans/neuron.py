@@ -18,7 +18,7 @@ from snncc.ir.chunked_scan import ScanPrograms
 from snncc.ir.program import Adjoint, NeuronProgram
 from snncc.runtime.backward import sum_lanes
 from snncc.runtime.costs.scan_work import best_cut
-from snncc.runtime.costs.work import prices_of
+from snncc.runtime.costs.work import MOST_CHOICES, prices_of
 from snncc.runtime.neuron import Neuron, NeuronTarget
 from snncc.runtime.scans.chunked import Chunked, Found, Part, Values, lanes_of
 from snncc.runtime.scans.cut import Cut, choose_cut, cut_into
@@ -77,6 +77,7 @@ class ScanNeuron:
             The outputs [T, *lanes], then the finals [*lanes].
         """
         tensors = tuple(arguments)
+        self.serial.check_steps(tensors, length)
         needs = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         # The ends of chunks are looked at, which a traced program cannot do; states are not halves.
         if is_traced(tensors) or {t.dtype for t in tensors} not in FLOATS:
@@ -113,6 +114,8 @@ class ScanNeuron:
             return choose_cut(steps, lanes, least)
         key = id(chunked), steps, lanes, threads
         if key not in self._cuts:
+            if len(self._cuts) >= MOST_CHOICES:
+                self._cuts.clear()
             self._cuts[key], _ = best_cut(chunked.scan, steps, lanes, threads, prices)
         return self._cuts[key]
 
