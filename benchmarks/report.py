@@ -49,6 +49,10 @@ FORMS = """Training steps of one layer, from one lane to many: fused time, chunk
 side (backward; forward too where no spike changes a state), and parallel resets.
 "Estimated" is what mode `auto` expects at prices that were fitted on these very runs.
 """
+HARD_RESET = """One layer of LIF neurons with a decay of 0.9 and hard reset, one sample, forward.
+Chunks of time at once, over the same kernels in one run over all steps; "again" tells how many
+chunks had to run again, and how many steps in serial order after that.
+"""
 LIBRARIES = """One training step of networks of library neurons and layers, without the optimizer.
 "Fastest / this" is the time of the library's own fastest path over that of the variant.
 "Over products" is the time over that of the convolutions and linear layers as torch does them,
@@ -82,6 +86,7 @@ def main() -> None:
             ("latency", LATENCY),
             ("parallel", PARALLEL),
             ("forms", FORMS),
+            ("hard_reset", HARD_RESET),
         ):
             file = folder / f"{name}.json"
             if file.exists():
@@ -176,6 +181,8 @@ COLUMNS = {
     "estimated_ms": "estimated ms",
     "chosen_over_best_mean": "chosen / best, mean",
     "chosen_over_best_worst": "chosen / best, worst",
+    "rate": "spikes a step",
+    "again": "again",
     "state_bytes": "state B",
     "weight_bytes": "weights B",
     "archive_bytes": "archive B",

@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
 from benchmarks import (
     compile_time,
     forms,
+    hard_reset,
     harness,
     latency,
     libraries,
@@ -161,6 +162,16 @@ def test_neurons_without_reset_are_compared(capsys):
     assert json.loads(capsys.readouterr().out)["records"] == rows
     assert rows[0]["variant"] == "PSN"
     assert all(row["psn_over_this"] > 0 for row in rows)
+
+
+def test_hard_resets_are_compared(capsys):
+    """Both modes give the same spikes; the run over all steps is the reference of the ratios."""
+    rows = hard_reset.main(["--quick", "--case", "0", "--seconds", "0.01"])
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert [row["variant"] for row in rows] == ["fused, snncc", "parallel reset, snncc"]
+    assert rows[1]["fused_over_this"] > 0
+    assert 0 < rows[1]["rate"] < 1
 
 
 @pytest.mark.parametrize("case", range(len(libraries.QUICK_CASES)))

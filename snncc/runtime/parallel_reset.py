@@ -1,6 +1,6 @@
 """Neuron layers in parallel-reset form: chunks of time are lanes of the fused kernel.
 
-An input [T, N] is seen as [L, C, N]: C chunks of L steps, each with lanes of its own.  All chunks
+An input [T, N] is seen as [L, N, C]: C chunks of L steps, each with lanes of its own.  All chunks
 run at once from states that are guessed; a chunk whose states are not those in which the chunk
 before it ends, bit for bit, runs again from these.  A chunk whose predecessors are right is right
 for good, so each round leaves at least one chunk fewer, and what comes out is the serial result.
@@ -20,14 +20,17 @@ from torch import Tensor
 from snncc.errors import UnsupportedError
 from snncc.ir.nodes import Const, ParallelReset
 from snncc.ir.program import NeuronProgram
+from snncc.runtime import memory
 from snncc.runtime.launch import broadcast_sizes, with_lanes
-from snncc.runtime.layout import Sizes
+from snncc.runtime.layout import Sizes, dense_strides
 from snncc.runtime.neuron import Neuron, NeuronTarget
 from snncc.runtime.solved import solved
 from snncc.runtime.tracing import is_traced
 
 # Steps between the restart that a guess assumes and the chunk that starts from it.
 WINDOW = 64
+# Chunks are few where there are so many times more of them.
+_MANY = 8
 # Fewer chunks than this do not pay for the guesses.
 LEAST_CHUNKS = 4
 # Lanes, those of all chunks together, that keep a GPU busy.
@@ -153,55 +156,70 @@ class _Call:
         self._forward, self._neuron = layer.program.forward, layer.chunk_neuron
         inputs, count = len(self._forward.step_inputs), steps // chunk
         self._steps = [_with_all_steps(x, steps, len(lanes)) for x in arguments[:inputs]]
-        self._lanes = arguments[inputs:]
+        self._lanes = [x.unsqueeze(-1) for x in arguments[inputs:]]
         self._cut = [_cut(x, count, chunk) for x in self._steps]
-        self._entries = [arguments[0].new_empty((count, *lanes)) for _ in self._forward.states]
-        given = dict(zip(self._forward.lane_inputs, self._lanes, strict=True))
+        self._entries = [arguments[0].new_empty((*lanes, count)) for _ in self._forward.states]
+        given = dict(zip(self._forward.lane_inputs, arguments[inputs:], strict=True))
         for entry, state in zip(self._entries, self._forward.states, strict=True):
             start = state.initial
-            entry[0] = float(start.value) if isinstance(start, Const) else given[start.name]
+            entry[..., 0] = float(start.value) if isinstance(start, Const) else given[start.name]
         self._outputs: list[Tensor] = []
         self._ends: list[Tensor] = []
         self._right = count
-        self.report = Chunks(count, chunk)
+        self.report = Chunks(count, chunk, serial=steps - count * chunk)
 
     def guess(self, neuron: Neuron, window: int) -> None:
         """Guess in which states the chunks start, and run them all."""
-        before = [x[-window:, :-1] for x in self._cut]
-        for entry, guess in zip(
-            self._entries, neuron.run((*before, *self._lanes), None), strict=True
-        ):
-            entry[1:] = guess
+        guesses = neuron.run((*(x[-window:] for x in self._cut), *self._lanes), None)
+        for entry, guess in zip(self._entries, guesses, strict=True):
+            entry[..., 1:] = guess[..., :-1]
         self._outputs, self._ends = self._run(self._cut, self._entries)
 
     def correct(self) -> None:
         """Run chunks again that started from other states than those before them end in.
 
-        What runs again is at most twice the whole, in rounds that are at most half of it deep.
+        What runs again is at most twice the whole, in rounds that are at most half of it deep; and
+        rounds end where one leaves more than half as many chunks wrong, unless these are few.
         """
         count, left = self.report.count, 2 * self.report.count
         again = rounds = 0
-        wrong = self._wrong()
-        while wrong and (size := _rounded(len(wrong), count)) <= left and 2 * rounds < count:
+        wrong, before = self._wrong(), 2 * count
+        while (
+            wrong
+            and (size := _rounded(len(wrong), count)) <= left
+            and 2 * rounds < count
+            and (2 * len(wrong) <= before or _MANY * len(wrong) <= count)
+        ):
             self._run_again([*wrong, *[wrong[-1]] * (size - len(wrong))])
             left, again, rounds = left - size, again + len(wrong), rounds + 1
-            wrong = self._wrong()
+            wrong, before = self._wrong(), len(wrong)
         self._right = wrong[0] if wrong else count
-        serial = len(self._steps[0]) - self._right * self.report.length
+        serial = self.report.serial + (count - self._right) * self.report.length
         self.report = replace(self.report, again=again, rounds=rounds, serial=serial)
 
     def finish(self) -> list[Tensor]:
         """Return the outputs and the finals, after whatever is left to run in serial order."""
-        right, done = self._right, self._right * self.report.length
-        outputs = [x[:, :right].transpose(0, 1).flatten(0, 1) for x in self._outputs]
-        ends = [x[right - 1] for x in self._ends]
+        done, last = self._right * self.report.length, self._right - 1
+        ends = [x[..., last : last + 1] for x in self._ends]
+        rests: Sequence[Tensor | None] = [None] * len(self._outputs)
         if self.report.serial:
-            rest = [x[done:].unsqueeze(1) for x in self._steps]
-            last, states = self._run(rest, [end.unsqueeze(0) for end in ends])
-            outputs = [torch.cat((a, b.squeeze(1))) for a, b in zip(outputs, last, strict=True)]
-            ends = [state[0] for state in states]
+            rests, ends = self._run([x[done:].unsqueeze(-1) for x in self._steps], ends)
+        outputs = [self._whole(x, rest) for x, rest in zip(self._outputs, rests, strict=True)]
         names = [state.name for state in self._forward.states]
-        return outputs + [ends[names.index(name)] for name in self._forward.finals]
+        return outputs + [ends[names.index(name)][..., 0] for name in self._forward.finals]
+
+    def _whole(self, output: Tensor, rest: Tensor | None) -> Tensor:
+        """Return an output [T, *lanes] from that of all chunks and of the steps after them."""
+        chunks = output.movedim(-1, 0)[: self._right]
+        if rest is None and chunks.is_contiguous():
+            return chunks.flatten(0, 1)
+        whole = _empty(output, (len(self._steps[0]), *output.shape[1:-1]))
+        done = self._right * self.report.length
+        # As a matrix: torch transposes it block by block.
+        whole[:done].view(self._right, -1).copy_(chunks.flatten(1))
+        if rest is not None:
+            whole[done:] = rest[..., 0]
+        return whole
 
     def _run(
         self, steps: Sequence[Tensor], entries: Sequence[Tensor]
@@ -215,19 +233,21 @@ class _Call:
 
     def _run_again(self, chunks: Sequence[int]) -> None:
         rows = torch.tensor(chunks, device=self._ends[0].device)
-        entries = [end[rows - 1] for end in self._ends]
-        outputs, ends = self._run([x[:, rows] for x in self._cut], entries)
-        for whole, part in zip(self._entries + self._ends, entries + ends, strict=True):
-            whole[rows] = part
-        for whole, part in zip(self._outputs, outputs, strict=True):
-            whole[:, rows] = part
+        entries = [end[..., rows - 1] for end in self._ends]
+        outputs, ends = self._run([_chosen(x, rows) for x in self._cut], entries)
+        old = (*self._entries, *self._ends, *self._outputs)
+        for whole, part in zip(old, (*entries, *ends, *outputs), strict=True):
+            whole.movedim(-1, 0)[rows] = part.movedim(-1, 0)
 
     def _wrong(self) -> list[int]:
         """Return the chunks whose states differ from those in which the one before ends."""
-        rows = self.report.count - 1
-        differs = torch.zeros(rows, dtype=torch.bool, device=self._ends[0].device)
-        for entry, end in zip(self._entries, self._ends, strict=True):
-            differs |= (_bits(entry[1:]) != _bits(end[:-1])).reshape(rows, -1).any(1)
+        pairs = [
+            (_bits(entry[..., 1:]), _bits(end[..., :-1]))
+            for entry, end in zip(self._entries, self._ends, strict=True)
+        ]
+        if all(torch.equal(entry, end) for entry, end in pairs):
+            return []
+        differs = torch.stack([(a != b).reshape(-1, a.shape[-1]).any(0) for a, b in pairs]).any(0)
         return [row + 1 for row in differs.nonzero().flatten().tolist()]
 
 
@@ -240,7 +260,8 @@ def chunk_length(steps: int, lanes: Sizes, *, is_on_cpu: bool) -> int:
     """Return how long chunks are: few enough guesses, enough lanes side by side."""
     count = math.prod(lanes)
     best = math.isqrt(2 * steps * count) if is_on_cpu else steps * count // _GPU_LANES
-    return max(best, 2 * WINDOW)
+    longest = max(best, 2 * WINDOW)
+    return steps // max(steps // longest, 1)
 
 
 def _with_all_steps(step: Tensor, steps: int, lanes: int) -> Tensor:
@@ -249,9 +270,23 @@ def _with_all_steps(step: Tensor, steps: int, lanes: int) -> Tensor:
 
 
 def _cut(step: Tensor, count: int, chunk: int) -> Tensor:
-    """Return a step input [T, *lanes] as [chunk, count, *lanes]."""
-    cut = step[: count * chunk].view(count, chunk, *step.shape[1:]).transpose(0, 1)
-    return cut.contiguous() if math.prod(step.shape[1:]) < SHORT else cut
+    """Return a step input [T, *lanes] as [chunk, *lanes, count]."""
+    own, whole = step.shape[1:], step[: count * chunk]
+    if math.prod(own) < SHORT:
+        turned = _empty(step, (chunk * math.prod(own), count))
+        return turned.copy_(whole.reshape(count, -1).t()).view(chunk, *own, count)
+    return whole.view(count, chunk, *own).movedim(0, -1)
+
+
+def _chosen(cut: Tensor, rows: Tensor) -> Tensor:
+    """Return some chunks, in the order in memory of all of them."""
+    return cut[..., rows] if cut.stride(-1) == 1 else cut.movedim(-1, 0)[rows].movedim(0, -1)
+
+
+def _empty(like: Tensor, sizes: Sizes) -> Tensor:
+    if not like.is_cpu:
+        return like.new_empty(sizes)
+    return memory.empty_strided(sizes, dense_strides(sizes, range(len(sizes))), like.dtype)
 
 
 def _bits(values: Tensor) -> Tensor:

@@ -94,14 +94,24 @@ def test_long_sequences():
 
 
 def test_sizes_decide_how_time_is_cut():
-    """One lane is cut by itself; the plan names the form, the module the chunks."""
-    torch.manual_seed(0)
-    x = torch.randn(3000, 1) + 0.3
-    neuron = LIF(0.9)
-    fast = snncc.compile(neuron, mode="parallel_reset")
+    """Lanes are cut by themselves, short sequences left whole; the plan names the form.
 
-    assert torch.equal(fast(x), neuron(x))
-    assert fast.chunks["neuron1"].count == 3000 // 128
+    The layer is run alone: a recording of so many steps takes longer.
+    """
+    torch.manual_seed(0)
+    x, neuron = torch.randn(20000, 1) + 0.3, LIF(0.9)
+    fast = snncc.compile(neuron, mode="parallel_reset")
+    (layer,) = fast.specialize(x[:9]).parallel_resets
+
+    assert equal(layer.run((x,), None), layer.serial.run((x,), None))
+    assert layer.chunks.count == 20000 // 200
+    assert layer.chunks.length == 200
+    wide = torch.randn(2100, 64) + 0.3
+    assert equal(layer.run((wide,), None), layer.serial.run((wide,), None))
+    assert layer.chunks.count == 4
+    layer.run((x[:500],), None)
+    assert layer.chunks == Chunks(1, 500)
+    assert fast.chunks == {"neuron1": layer.chunks}
     assert fast.plans[0].neurons[0].form == "parallel reset"
     assert fast.plans[0].numerics.value == "bitwise"
     assert str(Chunks(23, 128, 1, 2, 56)) == (
