@@ -94,6 +94,6 @@ class ChoosingNeuron:
 
 
 def run_again(chunks: Chunks, steps: int) -> dict[str, Any]:
-    """Return what a parallel reset ran again, by the names of `Sizes`; shares in tenths."""
+    """Return what a parallel reset ran again, by the names of `Sizes`; shares rounded."""
     again, serial = chunks.again / chunks.count, chunks.serial / max(steps, 1)
-    return {"again": round(again, 1), "rounds": chunks.rounds, "serial": round(serial, 1)}
+    return {"again": round(again, 1), "rounds": chunks.rounds, "serial": round(serial, 2)}
