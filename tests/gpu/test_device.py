@@ -244,6 +244,20 @@ def test_cuda_graph_of_a_recurrent_loop():
     torch.testing.assert_close(model.back.weight.grad, reference, rtol=1e-2, atol=1e-2)
 
 
+def test_exported_library(tmp_path):
+    """A library with binaries for this GPU runs its test vector on it."""
+    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    model, x = OwnSpikes().eval(), torch.randn(9, 1, N)
+    fast = snncc.compile(model)
+    bundle = snncc.export(
+        fast, tmp_path / "net", format="cuda", arch=arch, example_inputs=(x,), name="net"
+    )
+    report = snncc.verify_bundle(bundle.folder)
+
+    assert report.ran, report
+    assert report.ok, report
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
 def test_other_devices():
     """Tensors of a device that is not the current one run on their own."""
