@@ -24,6 +24,7 @@ from snncc.passes.parallelize_scan import ParallelizeScan
 from snncc.passes.plan_storage import PlanStorage
 from snncc.passes.simplify_step import SimplifyStep
 from snncc.passes.skip_zeros import SkipZeros
+from snncc.passes.split_results import SplitResults
 
 __all__ = ["Pass", "Rejection", "passes_for", "substituting"]
 
@@ -50,6 +51,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
     is_fused = not isinstance(form, FixedPoint | ParallelReset)
     return (
         SeparateDraws(),
+        SplitResults(),
         FoldMembraneNorm(),
         *((FoldNorms(),) if fold_norms else ()),
         HoistStateless(halves=on_gpu and is_fused),

@@ -485,7 +485,7 @@ class StepFunction(torch.autograd.Function):
         return grad_h * ctx.decay, grad_h, None
 
 
-@spikes(expect="serial part", neurons=0)
+@spikes()
 class StepAsFunction(Net):
     """The whole step of the neuron is a Function with two results."""
 
