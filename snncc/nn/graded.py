@@ -89,9 +89,9 @@ class HDLIF(nn.Module):
         self,
         T: int,
         channels: int | None = None,
-        *,
         parallel: bool = False,
         mem_bn: bool = False,
+        *,
         online: bool = False,
         compress: bool = False,
     ) -> None:

@@ -138,6 +138,34 @@ class Aside(nn.Module):
         return torch.stack(out)
 
 
+class Deciding(Aside):
+    """As before, with the spikes as the result."""
+
+    def forward(self, x):
+        v, out = torch.zeros_like(x[0]), []
+        for t in range(x.shape[0]):
+            h = 0.75 * v + x[t]
+            out.append(self.spike(self.norm(h) - 0.5))
+            v = h * (1.0 - out[-1])
+        return torch.stack(out)
+
+
+def test_a_negative_scale_turns_no_comparison_round():
+    """The norm of 0 is 0.867, above 0.5; the threshold 0.11 that it would fold into is above 0."""
+    model = Deciding(1).double().eval()
+    model.norm.running_mean.fill_(0.2)
+    model.norm.running_var.fill_(0.09 - 1e-5)
+    model.norm.weight.data.fill_(-1.0)
+    model.norm.bias.data.fill_(0.2)
+    x = torch.zeros(3, 1, 1, dtype=torch.float64)
+    threshold = (0.5 - 0.2) * 0.3 / -1.0 + 0.2
+    with torch.no_grad():
+        assert model.norm(x[0]).item() == pytest.approx(0.867, abs=1e-3)
+        assert threshold == pytest.approx(0.11)
+        assert snncc.compile(model)(x).flatten().tolist() == [1.0, 1.0, 1.0]
+        assert torch.equal(model(x), snncc.compile(model, fold_norms=True)(x))
+
+
 def randomize(norm, seed):
     torch.manual_seed(seed)
     norm.running_mean.normal_()
@@ -194,14 +222,36 @@ def test_folded_model_streams_and_exports(tmp_path):
 
 
 def test_training_mode_is_not_folded():
-    """Batch statistics belong to the batch: the norm stays where it is, step by step."""
+    """The norm runs between the fused parts of a step, with exact statistics."""
     neuron, same = HDLIF(4, 3, mem_bn=True), HDLIF(4, 3, mem_bn=True)
     x = torch.randn(4, 5, 3)
-    fast = snncc.compile(neuron, fallback="serial")
+    fast = snncc.compile(neuron)
+    for _ in range(2):
+        assert torch.equal(fast(x), same(x))
+    (layer,) = [layer for layer in fast.plans[0].layers if layer.kind == "recurrent"]
 
-    assert torch.equal(fast(x), same(x))
+    assert torch.equal(neuron.norm.running_mean, same.norm.running_mean)
     assert torch.equal(neuron.norm.running_var, same.norm.running_var)
-    assert not any("folded" in layer.note for layer in fast.plans[0].layers)
+    assert "batch_norm at each step" in layer.note
+    assert "folded" not in layer.note
+
+
+def test_both_decay_and_input_are_scaled():
+    """Scaling the input alone gives other spikes, as published; what is folded does not."""
+    neuron = normed()
+    a, b = column(A), column(B)
+    v, spikes = torch.zeros(1, 1, dtype=torch.float64), []
+    for t, x in enumerate(column(X)):
+        m = 0.5 * v + a[t] * x - b[t]  # the decay is left as it was
+        spikes.append(torch.relu(m - 0.5))
+        v = m - spikes[-1]
+    with torch.no_grad():
+        folded = snncc.compile(neuron)(column(X))
+
+    torch.testing.assert_close(
+        torch.stack(spikes), column([0.0, 0.877, 0.767, 1.70]), rtol=5e-3, atol=1e-9
+    )
+    near(folded, SPIKES)
 
 
 @pytest.mark.parametrize("arguments", [{"mem_bn": True}, {"mem_bn": True, "parallel": True}])

@@ -407,3 +407,56 @@ def test_a_wrong_fold_is_found(name):
 
     assert not report.ok
     assert not all(c.ok for c in report.comparisons if c.part == "fold")
+
+
+def test_merged_statistics_are_not_those_of_the_steps():
+    """Means and variances (1.5, 1.25) and (5, 1) of two steps are (3.25, 4.1875) of both."""
+    steps = torch.tensor([[0.0, 1.0, 2.0, 3.0], [4.0, 4.0, 6.0, 6.0]])
+    merged = nn.BatchNorm1d(1, momentum=1.0)
+    merged(steps.reshape(-1, 1))
+
+    assert steps.mean(1).tolist() == [1.5, 5.0]
+    assert steps.var(1, correction=0).tolist() == [1.25, 1.0]
+    assert merged.running_mean.item() == 3.25
+    assert pytest.approx(merged.running_var.item() * 7 / 8) == 4.1875
+
+
+class Digits(nn.Module):
+    """Images as currents: a convolution and a layer, both with norms, and a count of spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm1, self.first = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), LIF(0.5)
+        self.layer, self.norm2, self.last = nn.Linear(72, 10), nn.BatchNorm1d(10), LIF(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape[:2]
+        s = self.first(self.norm1(self.conv(x.flatten(0, 1))).unflatten(0, shape))
+        pooled = F.max_pool2d(s.flatten(0, 1), 2).flatten(1)
+        return self.last(self.norm2(self.layer(pooled)).unflatten(0, shape))
+
+
+def test_no_spike_of_a_trained_network_moves_on_its_test_set():
+    """All 360 test images of handwritten digits, after a short training."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
+    x = torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8).expand(4, -1, 1, 8, 8)
+    y = torch.tensor(labels)
+    torch.manual_seed(0)
+    model = Digits()
+    fast = snncc.compile(model, fold_norms=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    train, test = torch.randperm(len(y)).split([len(y) - 360, 360])
+    for _ in range(4):
+        for rows in train[torch.randperm(len(train))].split(96):
+            optimizer.zero_grad()
+            F.cross_entropy(fast(x[:, rows]).sum(0), y[rows]).backward()
+            optimizer.step()
+    model.eval()
+    folded = snncc.compile(model, fold_norms=True)
+    with torch.no_grad():
+        expected, actual = model(x[:, test]), folded(x[:, test])
+
+    assert (expected.sum(0).argmax(1) == y[test]).float().mean() > 0.85
+    assert torch.equal(expected, actual)
+    assert F.batch_norm not in called(folded)
