@@ -61,6 +61,7 @@ bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.parallel
 	$(RUN) -m benchmarks.forms
 	$(RUN) -m benchmarks.hard_reset
+	$(RUN) -m benchmarks.sweeps
 
 bench-gpu:  ## everything that is measured on a GPU, with the Python that holds torch and Triton
 	python3 -m benchmarks.gpu

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.device import networks, neurons, published, recurrent
+from benchmarks.device import networks, neurons, published, recurrent, sweeps
 from benchmarks.device.claims import CLAIMS
 from benchmarks.device.clock import Clock, OutOfTimeError, Record
 
@@ -69,8 +69,9 @@ PARTS = {
     "first_call": Part(neurons.first_call, 35, fresh=True),
     "recurrent": Part(recurrent.recurrent, 40),
     "resnet": Part(networks.resnet, 70),
-    "tests": Part(None, 75),
-    "published": Part(published.published, 60),
+    "tests": Part(None, 60),
+    "published": Part(published.published, 45),
+    "sweeps": Part(sweeps.sweeps, 30),
 }
 
 

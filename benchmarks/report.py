@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,10 @@ HARD_RESET = """One layer of LIF neurons with a decay of 0.9 and hard reset, one
 Chunks of time at once, over the same kernels in one run over all steps; "again" tells how many
 chunks had to run again, and how many steps in serial order after that.
 """
+SWEEPS = """Sweeps of one layer of LIF neurons with soft reset, on normal currents.
+The first rows are times of a training step; chunks have 32 steps.
+"Wrong" is the share of spikes that are not the serial ones.
+"""
 LIBRARIES = """One training step of networks of library neurons and layers, without the optimizer.
 "Fastest / this" is the time of the library's own fastest path over that of the variant.
 "Over products" is the time over that of the convolutions and linear layers as torch does them,
@@ -73,6 +78,9 @@ One command measures all of them: `python3 -m benchmarks.gpu`.
 """
 
 
+_SHARE = "wrong_at_decay_0.5"
+
+
 def main() -> None:
     """Write the page."""
     parts = [HEAD]
@@ -87,12 +95,13 @@ def main() -> None:
             ("parallel", PARALLEL),
             ("forms", FORMS),
             ("hard_reset", HARD_RESET),
+            ("sweeps", SWEEPS),
         ):
             file = folder / f"{name}.json"
             if file.exists():
                 result = json.loads(file.read_text(encoding="utf-8"))
                 parts += [f"## {name.replace('_', ' ')}, {folder.name}\n", text]
-                parts += [machine(result["machine"]), table(result["records"])]
+                parts += [machine(result["machine"]), *tables(result["records"])]
         parts += list(gpu_sections(folder))
     parts += [not_measured(RESULTS)]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
@@ -153,6 +162,12 @@ def machine(facts: dict[str, Any]) -> str:
     return text
 
 
+def tables(records: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table for each kind of records that follow one another: of times, counts, shares."""
+    for _, group in groupby(records, key=lambda r: ("sweeps_of_all_steps" in r, _SHARE in r)):
+        yield table(list(group))
+
+
 def table(records: list[dict[str, Any]], known: dict[str, str] | None = None) -> str:
     """Return the records as a Markdown table with the columns that any record has."""
     known = COLUMNS if known is None else known
@@ -176,6 +191,11 @@ COLUMNS = {
     "peak_mib": "peak MiB",
     "step_us": "us a step",
     "psn_over_this": "PSN / this",
+    "spike_rate": "spikes a step",
+    "sweeps_of_a_chunk": "sweeps of a chunk",
+    "sweeps_of_all_steps": "sweeps of all steps",
+    "wrong_after_3": "wrong after 3",
+    **{f"wrong_at_decay_{d}": f"wrong, decay {d}" for d in (0.25, 0.5, 0.9, 0.99, 1.0)},
     "ns_per_neuron_step": "ns a neuron-step",
     "fused_over_this": "fused / this",
     "estimated_ms": "estimated ms",
@@ -225,8 +245,10 @@ def cell(record: dict[str, Any], column: str) -> str:
     value = record.get(column)
     if value is None:
         return ""
-    if column in ("of_copy", "products_share"):
+    if column in ("of_copy", "products_share", "spike_rate"):
         return f"{100 * value:.0f} %"
+    if column.startswith("wrong"):
+        return f"{100 * value:.1f} %"
     if column == "gradient_difference":
         return f"{value:.1e}"
     if isinstance(value, float):

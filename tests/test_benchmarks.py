@@ -22,6 +22,7 @@ from benchmarks import (
     neuron,
     parallel,
     recurrent,
+    sweeps,
 )
 
 
@@ -172,6 +173,23 @@ def test_hard_resets_are_compared(capsys):
     assert [row["variant"] for row in rows] == ["fused, snncc", "parallel reset, snncc"]
     assert rows[1]["fused_over_this"] > 0
     assert 0 < rows[1]["rate"] < 1
+
+
+def test_sweeps_are_counted_and_compared(capsys, monkeypatch):
+    """Results until stable are checked before they are timed; a few sweeps are not exact."""
+    monkeypatch.setattr(sweeps, "DECAYS", (0.9,))
+    monkeypatch.setattr(sweeps, "SCALES", (1.0,))
+    times, extremes, schedules = (
+        sweeps.main(["--quick", "--case", str(case), "--seconds", "0.01"]) for case in range(3)
+    )
+
+    assert capsys.readouterr().out.count("records") == 3
+    assert {row["variant"] for row in times} == {
+        *("until stable", "3 soft sweeps", "fused time", "eager")
+    }
+    assert all(1 <= row["sweeps_of_all_steps"] <= 25 for row in extremes)
+    assert [row["variant"] for row in schedules][1] == "schedule [1, 3, 12]"
+    assert 0 < schedules[0]["wrong_at_decay_0.9"] < 1
 
 
 @pytest.mark.parametrize("case", range(len(libraries.QUICK_CASES)))

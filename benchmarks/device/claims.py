@@ -100,4 +100,9 @@ CLAIMS = (
         _ratio("serial"),
     ),
     Claim("the setups D1 to D6", "published", _ratio("")),
+    Claim(
+        "training by sweeps, T of 512 and 4096, few neurons, against PyTorch step by step",
+        "sweeps",
+        _ratio("serial"),
+    ),
 )

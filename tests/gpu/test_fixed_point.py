@@ -31,8 +31,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("storage", ["auto", "save"])
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize(
+    ("name", "storage"), [*((name, "auto") for name in NEURONS), ("hard", "save"), ("soft", "save")]
+)
 def test_until_stable(name, storage, target):
     """A kernel that sweeps until nothing changes gives the serial results, and their gradients."""
     neuron, x = NEURONS[name], torch.rand(21, 3, 4, 3) * 1.5
@@ -70,7 +71,6 @@ def test_special_numbers_end(target):
 ARCHES = ["sm_80", "sm_90", "sm_100", "gfx942"]
 FORMS = {
     "until-stable": {},
-    "thresholds": {"sweeps": 3, "schedule": None},
     "soft": {"sweeps": 3},
 }
 
@@ -87,9 +87,13 @@ def binaries(form, arch, target):
 @pytest.mark.slow
 @pytest.mark.usefixtures("triton_cache")
 @pytest.mark.parametrize(
-    ("arch", "target"), [*((arch, "triton") for arch in ARCHES), ("sm_90", "cuda")]
+    ("form", "arch", "target"),
+    [
+        *(("until-stable", arch, "triton") for arch in ARCHES),
+        ("until-stable", "sm_90", "cuda"),
+        ("soft", "sm_90", "triton"),
+    ],
 )
-@pytest.mark.parametrize("form", FORMS)
 def test_sweeps_stay_on_chip(form, arch, target):
     """All sweeps run in registers: the input is read once, the spikes are written once.
 

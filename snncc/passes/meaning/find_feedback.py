@@ -37,12 +37,18 @@ def _compares(let: Let, bools: frozenset[str]) -> bool:
 
 
 def find_nonlinearity(forward: Recurrence, cuts: Iterable[str]) -> Rejection | None:
-    """Return why the states are not affine in the states before, the cut lets given."""
-    degrees: dict[str, int | None] = {i.name: 0 for i in forward.inputs}
-    degrees |= {s.name: 1 for s in forward.states}
-    given = frozenset(cuts)
-    for let in forward.lets:
-        degrees[let.name] = 0 if let.name in given else degree_in(let.expr, degrees)
+    """Return why the states are not affine in the states before, the cut lets given.
+
+    A state that follows from given lets alone, such as the spike of the step before, is given too.
+    """
+    given, names = frozenset(cuts), {state.name for state in forward.states}
+    known: set[str] = set()
+    while True:
+        degrees = _degrees(forward, given, names - known)
+        follow = {state.name for state in forward.states if degrees[state.update] == 0}
+        if follow <= known:
+            break
+        known |= follow
     for state in forward.states:
         degree = degrees[state.update]
         if degree is None or degree > 1:
@@ -52,3 +58,14 @@ def find_nonlinearity(forward: Recurrence, cuts: Iterable[str]) -> Rejection | N
                 state.where or forward.where,
             )
     return None
+
+
+def _degrees(
+    forward: Recurrence, given: frozenset[str], open_states: set[str]
+) -> dict[str, int | None]:
+    """Return the degree of every name in the states that are not given."""
+    degrees: dict[str, int | None] = {i.name: 0 for i in forward.inputs}
+    degrees |= {s.name: int(s.name in open_states) for s in forward.states}
+    for let in forward.lets:
+        degrees[let.name] = 0 if let.name in given else degree_in(let.expr, degrees)
+    return degrees
