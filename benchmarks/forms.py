@@ -24,13 +24,13 @@ from snncc.ir.chunked_scan import ScanPrograms
 from snncc.ir.program import NeuronProgram, Restart
 from snncc.nn import LI, LIF, CubaLIF
 from snncc.passes.neurons import neuron_nodes
-from snncc.passes.parallelize_reset import restart_of
-from snncc.passes.parallelize_scan import scan_programs
-from snncc.runtime.chosen import run_again
+from snncc.passes.parallel.parallelize_reset import restart_of
+from snncc.passes.parallel.parallelize_scan import scan_programs
 from snncc.runtime.costs.forms import Sizes, reset_layer, reset_work
 from snncc.runtime.costs.scan_work import scan_work
 from snncc.runtime.costs.work import PRICES, Work, fused_work, kernel_work, step_work
-from snncc.runtime.parallel_reset import ParallelResetNeuron
+from snncc.runtime.forms.chosen import run_again
+from snncc.runtime.forms.parallel_reset import ParallelResetNeuron
 from snncc.runtime.scans.cut import Cut, cut_into
 from snncc.runtime.scans.neuron import ScanNeuron
 

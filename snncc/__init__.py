@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from snncc.certificate import Report
 from snncc.convergence import Convergence, ConvergenceReport, convergence
-from snncc.equivalence import verify
+from snncc.equivalence.certificate import Report
+from snncc.equivalence.verify import verify
 from snncc.errors import (
     BuildError,
     BundleError,

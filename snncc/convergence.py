@@ -20,6 +20,7 @@ import torch.fx
 from rich.table import Table
 from torch import Tensor
 
+from snncc.equivalence.translation import interpret_graph
 from snncc.errors import NumericsWarning
 from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.neuron_call import NeuronCall
@@ -28,11 +29,10 @@ from snncc.ir.program import NeuronProgram
 from snncc.module import compile_model
 from snncc.options import Options
 from snncc.passes.meaning.classify_neurons import classify_neuron
-from snncc.passes.parallelize_fixed_point import parallelize
+from snncc.passes.parallel.parallelize_fixed_point import parallelize
 from snncc.reporting.report import render
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.neuron import Neuron
-from snncc.translation import interpret_graph
 
 # The numbers of sweeps after which the mismatch is reported.
 SWEEPS = (1, 2, 3, 5, 10)

@@ -15,11 +15,12 @@ import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from snncc.compilation.pipeline import Compiled, chunk_program
 from snncc.errors import OptionError
 from snncc.export.bundle import CUDA, ONNX, PROGRAM, Bundle, require_onnx, write_bundle
-from snncc.export.c_library import FloatNumbers, Sequence, write_library
+from snncc.export.c.footprint import footprint
+from snncc.export.c.library import FloatNumbers, Sequence, write_library
 from snncc.export.cuda.library import check_arches, write_cuda_library
-from snncc.export.footprint import footprint
 from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization, quantization_of
 from snncc.export.quantized.library import write_quantized
@@ -29,7 +30,6 @@ from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.tape import Position, Source, SourceKind, Tape
 from snncc.module import CompiledModule
-from snncc.pipeline import Compiled, chunk_program
 from snncc.version import __version__
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snncc.compilation.pipeline import Compiled
+from snncc.compilation.specializations import Specializations
 from snncc.errors import FormError, OptionError, UnsupportedError
 from snncc.frontend.placement import placed
 from snncc.frontend.precision import without_autocast
@@ -16,12 +18,10 @@ from snncc.frontend.session import is_recording
 from snncc.frontend.state.results import apart, returned, write_back
 from snncc.frontend.stepping import OverTime
 from snncc.options import Options
-from snncc.passes.decay_gates import DecayGates
-from snncc.pipeline import Compiled
+from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.reporting.report import Plan
-from snncc.runtime.parallel_reset import Chunks
+from snncc.runtime.forms.parallel_reset import Chunks
 from snncc.runtime.streams.stream import Stream
-from snncc.specializations import Specializations
 from snncc.streaming import open_stream
 
 

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from snncc.compilation.pipeline import Compiled, chunk_program
+from snncc.compilation.runnable import with_kernels
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather
 from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
-from snncc.pipeline import Compiled, chunk_program
-from snncc.runnable import with_kernels
 from snncc.runtime.streams.stream import Interface, Stream
 
 

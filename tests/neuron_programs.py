@@ -18,7 +18,7 @@ from snncc.ir.nodes import (
     Var,
 )
 from snncc.ir.program import Adjoint, Guess, GuessedStep, NeuronProgram, Place, Storage
-from snncc.passes.parallelize_fixed_point import parallelize
+from snncc.passes.parallel.parallelize_fixed_point import parallelize
 
 
 def _binary(op):

@@ -18,17 +18,35 @@ FORBIDDEN = {
     "source": {"snncc"},
     "errors": {
         *("snncc.options", "snncc.ir", "snncc.reporting", "snncc.frontend", "snncc.passes"),
-        *("snncc.codegen", "snncc.runtime", "snncc.pipeline"),
+        *("snncc.codegen", "snncc.runtime", "snncc.compilation"),
     },
     "options": {"snncc.ir", "snncc.frontend", "snncc.passes", "snncc.codegen", "snncc.runtime"},
-    "ir": {"snncc.frontend", "snncc.passes", "snncc.codegen", "snncc.runtime", "snncc.pipeline"},
-    "frontend": {"snncc.passes", "snncc.codegen", "snncc.runtime", "snncc.pipeline"},
-    "passes": {"snncc.codegen", "snncc.runtime", "snncc.pipeline"},
-    "codegen": {"snncc.frontend", "snncc.passes", "snncc.runtime", "snncc.pipeline"},
-    "runtime": {"snncc.frontend", "snncc.passes", "snncc.pipeline", "sympy", "networkx"},
-    "export": {"snncc.pipeline", "snncc.module", "sympy", "networkx"},
+    "ir": {
+        "snncc.frontend",
+        "snncc.passes",
+        "snncc.codegen",
+        "snncc.runtime",
+        "snncc.compilation",
+    },
+    "frontend": {"snncc.passes", "snncc.codegen", "snncc.runtime", "snncc.compilation"},
+    "passes": {"snncc.codegen", "snncc.runtime", "snncc.compilation"},
+    "codegen": {"snncc.frontend", "snncc.passes", "snncc.runtime", "snncc.compilation"},
+    "runtime": {
+        "snncc.frontend",
+        "snncc.passes",
+        "snncc.compilation",
+        "sympy",
+        "networkx",
+    },
+    "export": {"snncc.compilation", "snncc.module", "sympy", "networkx"},
     "interchange": {"snncc.codegen", "snncc.runtime", "snncc.export", "sympy", "networkx"},
-    "nn": {"snncc.frontend", "snncc.passes", "snncc.codegen", "snncc.runtime", "snncc.pipeline"},
+    "nn": {
+        "snncc.frontend",
+        "snncc.passes",
+        "snncc.codegen",
+        "snncc.runtime",
+        "snncc.compilation",
+    },
 }
 # Libraries that one module alone may import.
 ONLY_IN = {

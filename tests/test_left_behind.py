@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import snncc
-from snncc import specializations
+from snncc.compilation import specializations
 from tests.compatibility.neurons import lif, spike
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import snncc
-from snncc import specializations
+from snncc.compilation import specializations
 
 decay = 0.5
 thresholds = [1.0, 2.0]

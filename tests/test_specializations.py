@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import snncc
-from snncc import specializations
+from snncc.compilation import specializations
 from tests.compatibility.neurons import lif
 from tests.models import Stateful
 
@@ -129,7 +129,9 @@ def ratio(x: Tensor) -> Any:
 
 def call(fast: Any, *args: Any) -> tuple[Any, bool]:
     """Return the result of a call, and whether it was recorded."""
-    with mock.patch("snncc.specializations.record", wraps=specializations.record) as record:
+    with mock.patch(
+        "snncc.compilation.specializations.record", wraps=specializations.record
+    ) as record:
         result = fast(*args)
     return result, bool(record.called)
 

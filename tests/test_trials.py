@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import snncc
-from snncc import specializations
+from snncc.compilation import specializations
 from tests.compatibility.neurons import lif
 from tests.models import Stateful
 
@@ -94,7 +94,7 @@ def counted() -> Iterator[list[tuple[int, ...]]]:
         shapes.append(tuple(args[0].shape))
         return record(model, args, kwargs)
 
-    with mock.patch("snncc.specializations.record", counting):
+    with mock.patch("snncc.compilation.specializations.record", counting):
         yield shapes
 
 

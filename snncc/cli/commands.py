@@ -25,7 +25,7 @@ from snncc.cli.emission import emit, table
 from snncc.cli.factories import load
 from snncc.errors import OptionError, SnnccError
 from snncc.options import Options, settings
-from snncc.runtime.cache_contents import clear, contents
+from snncc.runtime.binaries.contents import clear, contents
 from snncc.source import Location, excerpt, is_library
 
 EXIT_CODES = "Exit status: 0 the answer is yes, 1 it is no, 2 there is no answer."

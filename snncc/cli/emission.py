@@ -19,6 +19,7 @@ from torch import Tensor
 
 from snncc.codegen.base import KernelSource, KernelSpec
 from snncc.codegen.lower import saved_values
+from snncc.equivalence.translation import interpret_graph
 from snncc.frontend.state.sources import gather
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.program import NeuronProgram
@@ -39,7 +40,6 @@ from snncc.runtime.gpu.engine import GpuEngine
 from snncc.runtime.launch import LoadedKernel
 from snncc.runtime.operators import Neuron
 from snncc.runtime.plans import ForwardPlan, Resources
-from snncc.translation import interpret_graph
 
 SUFFIXES = {"c": "c", "triton": "py", "cuda": "cu"}
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from snncc.errors import BundleError, OptionError
-from snncc.runtime.build import find_compiler
+from snncc.runtime.binaries.build import find_compiler
 
 MANIFEST = "manifest.json"
 LIBRARY, CUDA, ONNX = "snncc-c-library", "snncc-cuda-library", "snncc-onnx"

@@ -12,8 +12,8 @@ inputs of b, does what b does:
 
 Then the sizes in which the two recordings differ are free: the numbers in the program follow them
 or do not depend on them.  A number that Python computed from a size by a rule with a bend, like
-``min(T, 50)``, can look constant in two recordings on one side of the bend; `snncc.trials`
-looks further.
+``min(T, 50)``, can look constant in two recordings on one side of the bend;
+`snncc.compilation.trials` looks further.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+from snncc.compilation.pipeline import chunk_program
 from snncc.errors import OptionError, UnsupportedError
 from snncc.frontend.state.sources import gather
 from snncc.interchange.nir_graph import delays_of
@@ -23,7 +24,6 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Recurrence
 from snncc.ir.tape import SourceKind
 from snncc.module import CompiledModule
-from snncc.pipeline import chunk_program
 from snncc.source import Location
 
 

@@ -7,21 +7,21 @@ from typing import assert_never
 from snncc.ir.nodes import FixedPoint, Form, FusedTime, ParallelReset, Scan, Sequential
 from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
-from snncc.passes.differentiate import Differentiate
-from snncc.passes.fold_membrane_norm import FoldMembraneNorm
-from snncc.passes.fold_norms import FoldNorms
-from snncc.passes.fuse_edges import FuseEdges
-from snncc.passes.fuse_readouts import FuseReadouts
-from snncc.passes.fuse_time import FuseTime
+from snncc.passes.folding.fold_membrane_norm import FoldMembraneNorm
+from snncc.passes.folding.fold_norms import FoldNorms
+from snncc.passes.fusion.fuse_edges import FuseEdges
+from snncc.passes.fusion.fuse_readouts import FuseReadouts
+from snncc.passes.fusion.fuse_time import FuseTime
+from snncc.passes.fusion.narrow_spikes import NarrowSpikes
+from snncc.passes.gradients.differentiate import Differentiate
+from snncc.passes.gradients.plan_storage import PlanStorage
 from snncc.passes.hoisting.hoist_stateless import HoistStateless
 from snncc.passes.hoisting.separate_draws import SeparateDraws
 from snncc.passes.loops.differentiate_loops import DifferentiateLoops
 from snncc.passes.loops.fuse_steps import FuseSteps
-from snncc.passes.narrow_spikes import NarrowSpikes
-from snncc.passes.parallelize_fixed_point import ParallelizeFixedPoint
-from snncc.passes.parallelize_reset import ParallelizeReset
-from snncc.passes.parallelize_scan import ParallelizeScan
-from snncc.passes.plan_storage import PlanStorage
+from snncc.passes.parallel.parallelize_fixed_point import ParallelizeFixedPoint
+from snncc.passes.parallel.parallelize_reset import ParallelizeReset
+from snncc.passes.parallel.parallelize_scan import ParallelizeScan
 from snncc.passes.simplify_step import SimplifyStep
 from snncc.passes.skip_zeros import SkipZeros
 from snncc.passes.split_results import SplitResults

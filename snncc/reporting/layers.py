@@ -30,11 +30,11 @@ from snncc.ir.tape import Source, SourceKind
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import bool_lets, calls_maths
 from snncc.options import GPU_TARGETS
+from snncc.passes.gradients.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
 from snncc.passes.hoisting.batch_rules import REASSOCIATED
-from snncc.passes.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
-from snncc.recurrent_layer import recurrent_layer
 from snncc.reporting.equations import Equations, equations_of
 from snncc.reporting.operands import Origins, parameters_of
+from snncc.reporting.recurrent_layer import recurrent_layer
 from snncc.reporting.report import Layer, Plan, Rejected, Transfer
 from snncc.source import Location
 

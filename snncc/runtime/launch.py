@@ -12,7 +12,7 @@ from torch import Tensor
 from snncc.codegen.base import Signature
 from snncc.errors import LaunchError
 from snncc.runtime import memory
-from snncc.runtime.cache import Function
+from snncc.runtime.binaries.cache import Function
 from snncc.runtime.layout import Array, Layout, Placed, Sizes
 from snncc.runtime.schedule import Schedule
 

@@ -27,7 +27,7 @@ from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
 from snncc.options import GPU_TARGETS
 from snncc.runtime.backward import BackwardCall
-from snncc.runtime.cache import CACHE, KernelCache
+from snncc.runtime.binaries.cache import CACHE, KernelCache
 from snncc.runtime.gpu.engine import GpuEngine
 from snncc.runtime.gpu.plans import GpuBackwardPlan, GpuForwardPlan
 from snncc.runtime.launch import LoadedKernel, broadcast_lanes, check_arguments, with_lanes

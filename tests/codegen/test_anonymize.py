@@ -16,7 +16,7 @@ from snncc.codegen.c.target import CTarget
 from snncc.codegen.lower import lower
 from snncc.ir.nodes import Input, Let, Rank, Recurrence, Var
 from snncc.ir.program import NeuronProgram, Place
-from snncc.runtime.cache import KernelCache
+from snncc.runtime.binaries.cache import KernelCache
 from snncc.runtime.operators import Neuron
 from tests.neuron_programs import lif, sub
 from tests.strategies import recurrences

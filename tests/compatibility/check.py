@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import snncc
+from snncc.equivalence.translation import run_stepwise
 from snncc.errors import UnsupportedError
 from snncc.frontend.state.sources import gather, preserved
 from snncc.passes.neurons import as_written
 from snncc.reporting.report import Plan
-from snncc.translation import run_stepwise
 from tests.compatibility.case import Case, Model, Sizes
 
 # A third pair of sizes, where they may differ: it must not be recorded at all.
@@ -133,7 +133,7 @@ class _Pair:
         assert self.case.programs == len(self.fast.plans), str(self.fast)
         if self.case.free:
             again = AssertionError("recorded again")
-            with mock.patch("snncc.specializations.record", side_effect=again):
+            with mock.patch("snncc.compilation.specializations.record", side_effect=again):
                 self.compare_at(other_sizes(self.case))
 
     def compare_at(self, sizes: Sizes) -> None:

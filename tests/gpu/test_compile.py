@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import snncc
+from snncc.compilation.pipeline import target_of
 from snncc.errors import TargetError, UnsupportedError
 from snncc.ir.sequence_ops import mean_factor
 from snncc.nn import (
@@ -23,7 +24,6 @@ from snncc.nn import (
 )
 from snncc.options import Options
 from snncc.passes.neurons import neuron_nodes
-from snncc.pipeline import target_of
 from tests.models import Convolutional, Feedforward, Stateful
 from tests.recurrent_models import N, OwnSpikes
 

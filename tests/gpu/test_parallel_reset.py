@@ -9,9 +9,9 @@ import torch
 
 from snncc.ir.nodes import ParallelReset
 from snncc.ir.program import NeuronProgram, Restart
-from snncc.passes.parallelize_reset import restart_of
+from snncc.passes.parallel.parallelize_reset import restart_of
+from snncc.runtime.forms.parallel_reset import ParallelResetNeuron
 from snncc.runtime.gpu.binaries import compile_offline
-from snncc.runtime.parallel_reset import ParallelResetNeuron
 from tests.gpu.offline import empty, engine
 from tests.neuron_programs import lif
 

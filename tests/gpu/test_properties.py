@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from snncc.ir import interpret
 from snncc.ir.nodes import Recurrence
 from snncc.ir.program import NeuronProgram
-from snncc.passes.differentiate import differentiate
+from snncc.passes.gradients.differentiate import differentiate
 from snncc.runtime.operators import Neuron
 from tests.runtime.test_properties import draw_tensor, make_inputs, reference_gradients, storages
 from tests.strategies import recurrences

@@ -7,7 +7,7 @@ import snncc
 from snncc.ir.chunked_scan import ChunkedScan
 from snncc.ir.program import NeuronProgram
 from snncc.nn import LI, LIF, DynamicDecay
-from snncc.passes.differentiate import differentiate
+from snncc.passes.gradients.differentiate import differentiate
 from snncc.passes.scans.alone import adjoint_alone
 from snncc.passes.scans.chunked import chunked_scan
 from snncc.runtime.gpu.binaries import compile_offline

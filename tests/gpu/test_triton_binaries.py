@@ -14,7 +14,7 @@ from snncc.codegen.base import Access
 from snncc.errors import BuildError, OptionError
 from snncc.ir.program import NeuronProgram, Place
 from snncc.nn import LIF, CubaLIF
-from snncc.passes.plan_storage import FLOAT_BYTES, GPU, backward_bytes
+from snncc.passes.gradients.plan_storage import FLOAT_BYTES, GPU, backward_bytes
 from snncc.runtime.gpu.binaries import (
     PTX,
     Accesses,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import snncc.nn as neurons
+from snncc.compilation.pipeline import build, record
 from snncc.frontend.state.sources import gather
 from snncc.ir.neuron_class import Decay, NeuronClass, Reset, Values
 from snncc.ir.nodes import (
@@ -34,7 +35,6 @@ from snncc.ir.symbolic import constant
 from snncc.options import Options
 from snncc.passes.meaning.classify_neurons import classify_neuron
 from snncc.passes.neurons import neuron_nodes
-from snncc.pipeline import build, record
 from tests.passes.test_classify_properties import check_claims
 from tests.strategies import surrogate
 

@@ -23,7 +23,7 @@ from snncc.ir.nodes import (
     Var,
 )
 from snncc.nn import ATan
-from snncc.passes.find_histories import find_histories
+from snncc.passes.gradients.find_histories import find_histories
 
 
 def test_histories_of_a_recurrence() -> None:

@@ -12,8 +12,8 @@ import snncc
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.nn import IF, LIF
-from snncc.passes.fuse_edges import FuseEdges
-from snncc.passes.fuse_readouts import FuseReadouts
+from snncc.passes.fusion.fuse_edges import FuseEdges
+from snncc.passes.fusion.fuse_readouts import FuseReadouts
 from snncc.passes.neurons import neuron_nodes
 from tests.models import Feedforward
 

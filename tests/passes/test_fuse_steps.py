@@ -117,8 +117,8 @@ def test_adjoint_is_the_gradient(make: Any) -> None:
     x = leaf(6, 3, N).detach().double().requires_grad_()
     seen: list[tuple[Any, ...]] = []
     compiled = snncc.compile(model, target="torch").specialize(x)
+    from snncc.equivalence.translation import interpret_graph
     from snncc.frontend.state.sources import gather
-    from snncc.translation import interpret_graph
 
     def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(node.target, LoopCall):

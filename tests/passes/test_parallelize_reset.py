@@ -15,8 +15,8 @@ from snncc.ir import interpret
 from snncc.ir.nodes import ParallelReset
 from snncc.ir.program import NeuronProgram, Restart
 from snncc.nn import IF, LI, LIF, AdaptiveLIF, ATan, CubaLIF
-from snncc.passes.parallelize_reset import find_restart, restart_of
-from snncc.runtime.parallel_reset import Chunks, ParallelResetNeuron
+from snncc.passes.parallel.parallelize_reset import find_restart, restart_of
+from snncc.runtime.forms.parallel_reset import Chunks, ParallelResetNeuron
 from tests.strategies import recurrences
 
 DECAYS = [0.25, 0.5, 0.9, 0.99, 1.0, -0.5]

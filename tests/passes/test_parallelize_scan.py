@@ -17,8 +17,8 @@ from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
 from snncc.ir.validate import validate
 from snncc.nn import LI, LIF, AdaptiveLIF, ATan, CubaLIF, DynamicDecay
-from snncc.passes.differentiate import differentiate
-from snncc.passes.parallelize_scan import scan_programs
+from snncc.passes.gradients.differentiate import differentiate
+from snncc.passes.parallel.parallelize_scan import scan_programs
 from snncc.passes.scans.chunked import chunked_scan
 from snncc.runtime.scans.neuron import ScanNeuron
 from tests.neuron_programs import add, mul

@@ -12,8 +12,8 @@ from snncc.ir.nodes import Recurrence
 from snncc.ir.program import Adjoint, Place, Storage
 from snncc.ir.validate import validate
 from snncc.ir.walk import names_read
-from snncc.passes.differentiate import differentiate
-from snncc.passes.plan_storage import plan_storage
+from snncc.passes.gradients.differentiate import differentiate
+from snncc.passes.gradients.plan_storage import plan_storage
 from snncc.passes.simplify_step import simplify_step
 from tests.strategies import recurrences
 

@@ -18,8 +18,8 @@ from snncc.codegen.base import FloatType, Job, KernelSpec
 from snncc.codegen.c.target import CTarget
 from snncc.codegen.lower import lower
 from snncc.errors import BuildError, SnnccWarning, TargetError
-from snncc.runtime import build
-from snncc.runtime.cache import KernelCache, entry_key
+from snncc.runtime.binaries import build
+from snncc.runtime.binaries.cache import KernelCache, entry_key
 from snncc.runtime.operators import Neuron
 from tests.neuron_programs import lif
 
@@ -265,7 +265,7 @@ def test_read_only_entries_are_used(tmp_path, monkeypatch, calls):
     """A cache that cannot be written still serves what it holds."""
     run_layer(tmp_path)
     calls.clear()
-    monkeypatch.setattr("snncc.runtime.entries.is_writable", lambda folder: False)
+    monkeypatch.setattr("snncc.runtime.binaries.entries.is_writable", lambda folder: False)
     run_layer(tmp_path)
 
     assert not calls

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from snncc.runtime import norm_kernels, norms
-from snncc.runtime.norm_kernels import Norm
+from snncc.runtime.norms import kernels as norm_kernels
+from snncc.runtime.norms import per_step as norms
+from snncc.runtime.norms.kernels import Norm
 
 Given = dict[str, Tensor | None]
 NAMES = ("weight", "bias", "running_mean", "running_var")

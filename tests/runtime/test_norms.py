@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import snncc
 from snncc.nn import ATan
-from snncc.runtime import norms
+from snncc.runtime.norms import per_step as norms
 
 CHANNELS = 3
 

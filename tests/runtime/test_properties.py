@@ -10,8 +10,8 @@ from torch import Tensor
 from snncc.ir import interpret
 from snncc.ir.nodes import Recurrence
 from snncc.ir.program import Adjoint, NeuronProgram, Place, Storage
-from snncc.passes.differentiate import differentiate
-from snncc.passes.plan_storage import plan_storage
+from snncc.passes.gradients.differentiate import differentiate
+from snncc.passes.gradients.plan_storage import plan_storage
 from snncc.runtime.operators import Neuron
 from tests.strategies import recurrences
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snncc.codegen.c.rows import rows_source
-from snncc.runtime.cache import CACHE
+from snncc.runtime.binaries.cache import CACHE
 from snncc.runtime.loops import row_plan
 from snncc.runtime.loops.row_plan import Blocks, Factors, cut_rows, float_type, multiply_rows
 from snncc.runtime.products import order as product_order

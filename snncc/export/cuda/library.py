@@ -10,10 +10,10 @@ from typing import Any
 
 from snncc.codegen.cuda.target import FLAGS
 from snncc.errors import OptionError
-from snncc.export.c_files import MAIN
-from snncc.export.c_functions import fixed_part
-from snncc.export.c_library import FloatNumbers, Library, in_rows
-from snncc.export.c_library import Sequence as Run
+from snncc.export.c.files import MAIN
+from snncc.export.c.functions import fixed_part
+from snncc.export.c.library import FloatNumbers, Library, in_rows
+from snncc.export.c.library import Sequence as Run
 from snncc.export.cuda.kernels import THREADS, DeviceMemory, KernelWriter
 from snncc.export.cuda.templates import HEADER, KERNELS, MAKEFILE, SOURCE
 from snncc.export.network import Buffer, Home, Network

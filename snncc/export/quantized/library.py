@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from snncc.errors import UnsupportedError
-from snncc.export.c_library import Sequence as Example
-from snncc.export.c_library import write_library
-from snncc.export.footprint import footprint
+from snncc.export.c.footprint import footprint
+from snncc.export.c.library import Sequence as Example
+from snncc.export.c.library import write_library
 from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization
 from snncc.export.quantized.mismatch import measure, reference, steps_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snncc.export import network as floats
-from snncc.export.c_library import Sequence as Example
+from snncc.export.c.library import Sequence as Example
 from snncc.export.network import Network
 from snncc.export.quantized.execute import Run
 from snncc.export.quantized.formats import limited, whole

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 
 from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, Var
 from snncc.ir.walk import bool_lets, calls_maths, let_reads
-from snncc.passes.differentiate import differentiate
+from snncc.passes.gradients.differentiate import differentiate
+from snncc.passes.gradients.plan_storage import CPU, FLOAT_BYTES
 from snncc.passes.loops.minimum_cut import cheapest_basis
-from snncc.passes.plan_storage import CPU, FLOAT_BYTES
 from snncc.passes.simplify_step import simplify_step
 
 # Reading a value that exists for every step anyway, and storing it first.

@@ -21,7 +21,7 @@ from snncc.ir.nodes import FixedPoint, ParallelReset, Recurrence, Scan
 from snncc.passes.base import Rejection
 from snncc.passes.meaning.classify_neurons import classify_neuron
 from snncc.passes.meaning.find_feedback import find_feedback, find_nonlinearity
-from snncc.passes.parallelize_reset import restart_of
+from snncc.passes.parallel.parallelize_reset import restart_of
 from snncc.passes.scans.chunked import chunked_scan
 
 NO_FEEDBACK = Rejection("no-feedback", "no comparison feeds back into its states")

@@ -26,7 +26,7 @@ from snncc.ir.nodes import (
 )
 from snncc.ir.walk import names_read
 from snncc.passes.base import Rejection
-from snncc.passes.fuse_edges import fresh_name, names_in
+from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.affine import ONE, ZERO, linear_part
 from snncc.passes.scans.state_kinds import StateKinds, state_kinds
 

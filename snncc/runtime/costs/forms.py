@@ -13,14 +13,14 @@ from snncc.ir.nodes import ParallelReset
 from snncc.ir.program import NeuronProgram
 from snncc.runtime.costs.scan_work import best_cut
 from snncc.runtime.costs.work import Work, fused_work, kernel_work, step_work
-from snncc.runtime.neuron import Neuron
-from snncc.runtime.parallel_reset import (
+from snncc.runtime.forms.parallel_reset import (
     LEAST_CHUNKS,
     SHORT,
     WINDOW,
     ParallelResetNeuron,
     chunk_length,
 )
+from snncc.runtime.neuron import Neuron
 from snncc.runtime.scans.neuron import ScanNeuron
 
 # Operators of torch that a parallel reset calls around its kernels, in each round.

@@ -14,8 +14,8 @@ from typing import Protocol
 from snncc.codegen.base import KernelSource
 from snncc.errors import BuildError, TargetError
 from snncc.options import settings
-from snncc.runtime.build import program_identity
-from snncc.runtime.entries import FORMAT, Entries
+from snncc.runtime.binaries.build import program_identity
+from snncc.runtime.binaries.entries import FORMAT, Entries
 from snncc.runtime.gpu.cuda_nvrtc import find_nvrtc
 
 # Where nvcc lies if it is not on the search path.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from snncc.errors import BuildError
-from snncc.runtime.build import program_identity
+from snncc.runtime.binaries.build import program_identity
 
 _STDERR_TAIL = 30
 

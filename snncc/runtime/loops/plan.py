@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import LaunchError
 from snncc.ir.step_call import StepCall, step_inputs
-from snncc.runtime.cache import CACHE, KernelCache
+from snncc.runtime.binaries.cache import CACHE, KernelCache
 from snncc.runtime.gpu.step_kernel import BoundGpuStep, GpuStepKernel
 from snncc.runtime.loops.row_loop import find_rows
 from snncc.runtime.loops.sketch import OUT, LoopSketch

@@ -23,7 +23,7 @@ from snncc.ir.loop_call import LoopAdjoint, LoopCall
 from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import Fill, TimeLoop
 from snncc.options import GPU_TARGETS, TargetName
-from snncc.runtime.cache import CACHE, KernelCache
+from snncc.runtime.binaries.cache import CACHE, KernelCache
 from snncc.runtime.gpu.step_kernel import GpuStepKernel
 from snncc.runtime.loops.plan import LoopPlan, Machinery, device_of
 from snncc.runtime.loops.run import run_loop

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from snncc.codegen.c import rows as c_rows
 from snncc.ir.step_call import StepCall
-from snncc.runtime.cache import KernelCache
+from snncc.runtime.binaries.cache import KernelCache
 from snncc.runtime.loops.row_plan import (
     ProductShape,
     RowCall,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from snncc.codegen.base import FloatType
 from snncc.codegen.c.rows import FIELDS, PANEL_BYTES
-from snncc.runtime.cache import Function
+from snncc.runtime.binaries.cache import Function
 from snncc.runtime.loops.step_kernel import Addresses, argument_table
 
 # Rows of a block of a single product: few enough to share out, enough to make up for its start.

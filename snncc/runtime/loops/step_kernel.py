@@ -18,7 +18,7 @@ from snncc.codegen.c.target import CTarget
 from snncc.codegen.lower import lower
 from snncc.ir.program import NeuronProgram
 from snncc.ir.step_call import StepCall
-from snncc.runtime.cache import Function, KernelCache
+from snncc.runtime.binaries.cache import Function, KernelCache
 from snncc.runtime.launch import LoadedKernel, pack_sizes
 from snncc.runtime.layout import Array, Layout, Placed, Sizes, choose_groups, dense_strides, place
 from snncc.runtime.plans import uniform_names

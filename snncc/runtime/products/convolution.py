@@ -24,7 +24,7 @@ from snncc.codegen.base import FloatType
 from snncc.codegen.c.convolution import ARRAYS, MOST_KINDS, SIZES, ConvolutionSpec, emit_convolution
 from snncc.ir import sequence_ops
 from snncc.runtime import memory
-from snncc.runtime.cache import CACHE, Function
+from snncc.runtime.binaries.cache import CACHE, Function
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.products import winograd
 from snncc.runtime.tracing import is_traced

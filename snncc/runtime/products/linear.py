@@ -19,7 +19,7 @@ from torch import Tensor
 from snncc.codegen.c.rows import MOST_INNER, rows_source
 from snncc.ir import sequence_ops
 from snncc.runtime import memory
-from snncc.runtime.cache import CACHE
+from snncc.runtime.binaries.cache import CACHE
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.loops.row_plan import Factors, float_type, multiply_rows
 from snncc.runtime.products.order import Multiplication, find_chunk

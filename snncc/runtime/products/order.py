@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snncc.codegen.c.rows import rows_source
-from snncc.runtime.cache import CACHE, Function, KernelCache
+from snncc.runtime.binaries.cache import CACHE, Function, KernelCache
 from snncc.runtime.loops.row_plan import Factors, float_type, multiply_rows
 
 # How libraries were seen to cut long sums: blocks of 192 terms, or two halves of equal length.

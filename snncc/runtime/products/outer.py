@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snncc.codegen.c.outer import FIELDS, MOST_COLUMNS, ROW_BYTES, outer_source
-from snncc.runtime.cache import CACHE
+from snncc.runtime.binaries.cache import CACHE
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.loops.row_plan import float_type
 from snncc.runtime.products.skipping import Costs

@@ -18,7 +18,7 @@ from torch import Tensor
 from snncc.codegen.base import FloatType
 from snncc.codegen.c.winograd import ARRAYS, KEPT, SIZES, TILES, VECTORS, emit_winograd
 from snncc.runtime import memory
-from snncc.runtime.cache import CACHE, Function
+from snncc.runtime.binaries.cache import CACHE, Function
 
 Pair = tuple[int, int]
 

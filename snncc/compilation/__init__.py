@@ -1,0 +1,1 @@
+"""From a recording to a program: the stages, and which program serves a call."""

@@ -1,0 +1,1 @@
+"""Evidence: a compiled model against the model it was compiled from, a pass against its input."""

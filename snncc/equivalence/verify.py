@@ -1,0 +1,385 @@
+"""``verify()``: evidence that a compiled model is the model it was compiled from.
+
+The comparison has four parts, each run on the user's own input:
+
+1. *Structure.*  The compiled graph, with the products that were batched over time taken one step at
+   a time and the neurons run by the reference interpreter, is compared with the user's code: bit by
+   bit.  It shows that capture, re-rolling and hoisting changed nothing.
+2. *Products.*  Each product that was batched over time is compared with the same product taken one
+   step at a time, on the inputs that it has in this run: within rounding.
+   Where norms were folded, both are done with the norms as they were, and each layer is then
+   compared with and without them (`snncc.equivalence.folds`): a spike that differs has to be within
+   rounding of its threshold.
+3. *Kernels.*  Each neuron kernel gets the inputs that it had in this run and is compared with the
+   reference interpreter: spikes bit by bit where the plan says ``bitwise``; gradients within a
+   relative bound.
+4. *Network.*  Outputs, state left behind and gradients against the user's code.  Where the
+   first three hold, what differs here comes from sums taken in another order: a rounding has moved
+   a potential across the threshold.  The report says where, and calls it *explained*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from snncc.compilation.pipeline import Compiled, sequence_graph
+from snncc.compilation.runnable import executable
+from snncc.dump import Dump
+from snncc.equivalence.certificate import (
+    OUTPUT_TOLERANCE,
+    Comparison,
+    Report,
+    compare,
+    compare_all,
+    compare_gradients,
+)
+from snncc.equivalence.folds import compare_folds, moved_spikes
+from snncc.equivalence.scans import compare_scan
+from snncc.equivalence.translation import call_stepwise, interpret_graph, is_product, run_stepwise
+from snncc.errors import EquivalenceError, OptionError
+from snncc.frontend.precision import without_autocast
+from snncc.frontend.state.objects import opened
+from snncc.frontend.state.results import returned
+from snncc.frontend.state.sources import gather, named_tensors, preserved, walk
+from snncc.ir import sequence_ops
+from snncc.ir.loop_call import LoopCall
+from snncc.ir.neuron_call import NeuronCall
+from snncc.ir.nodes import Scan
+from snncc.ir.numerics import Numerics
+from snncc.ir.tape import SourceKind
+from snncc.module import CompiledModule, program_of
+from snncc.options import Options
+from snncc.passes.folding.fold_membrane_norm import INTO_STATE
+from snncc.passes.neurons import as_written, serial_program
+from snncc.reporting.layers import layers_of
+from snncc.reporting.recurrent_layer import recurrent_layer
+from snncc.reporting.report import Layer
+from snncc.runtime.products import convolution
+from snncc.runtime.products import linear as products
+
+
+def verify(
+    model: Callable[..., Any],
+    fast: CompiledModule,
+    *args: Any,
+    gradients: bool = True,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Report:
+    """Compare a compiled model with the model it was compiled from, on given inputs.
+
+    Args:
+        model: The original model.
+        fast: The compiled model.
+        *args: Inputs of the model.
+        gradients: Whether to compare gradients too.
+        seed: Seed of the random cotangents.
+        **kwargs: Keyword inputs of the model.
+
+    Returns:
+        The certificate.  Buffers, attributes and random state of the model are left as they were.
+    """
+    if not isinstance(fast, CompiledModule):
+        raise OptionError(
+            "The second argument of 'verify' is not a compiled model.",
+            code="option.verify",
+            hints=["Pass the result of 'snncc.compile(model)'."],
+        )
+    compiled = fast.specialize(*args, **kwargs)
+    if compiled.plan.numerics is Numerics.SUBSTITUTED:
+        raise EquivalenceError(
+            "The compiled model has other neurons than the original.",
+            code="verify.substituted",
+            notes=["Sigmoids stand for thresholds, or neurons were substituted, as was asked for."],
+            hints=["Compare accuracies, or compile with mode='fused' or sweeps='exact'."],
+        )
+    serial, twin = program_of(model, fast.options), fast.program
+    seeds = _Cotangents(seed)
+    given = [_leaves(m, args, kwargs) for m in (model, fast)]
+    leaves = given if gradients else [{}, {}]
+    with _unwritten(given[0]):
+        expected = _observe(serial, serial, (args, kwargs), leaves[0], seeds)
+    with _unwritten(given[1]):
+        actual = _observe(fast, twin, (args, kwargs), leaves[1], seeds)
+    values = gather(compiled.recording.tape, twin, args, kwargs)
+    with without_autocast(), preserved(twin, args, kwargs), torch.no_grad():
+        graph = _with_norms(compiled, values, fast)
+        outputs = run_stepwise(as_written(graph), values)
+        tape = compiled.recording.tape
+        stepwise = _flat(returned(tape, twin, outputs, args, kwargs), _held(twin, args, kwargs))
+    allowed = _structural_tolerance(compiled, expected.outputs)
+    comparisons = [*compare_all("structure", "output", expected.outputs, stepwise, allowed)]
+    with without_autocast(), preserved(twin, args, kwargs):
+        comparisons += _products(graph, values)
+        if graph is not compiled.graph:
+            comparisons += compare_folds(as_written(graph), as_written(compiled.graph), values)
+        comparisons += _kernels(compiled, values, fast.options, seeds, gradients)
+    network = _network(compiled, expected, actual)
+    inexact = compiled.plan.numerics is not Numerics.BITWISE
+    explained = inexact and all(c.ok for c in comparisons)
+    comparisons += [replace(c, explained=explained and not c.within) for c in network]
+    return Report(tuple(comparisons), compiled.plan.numerics, _notes(comparisons))
+
+
+def _with_norms(compiled: Compiled, values: Sequence[Any], fast: CompiledModule) -> torch.fx.Graph:
+    """Return the sequence graph of a model as it is without norms folded."""
+    if not fast.options.fold_norms:
+        return compiled.graph
+    options = replace(fast.options, fold_norms=False)
+    name = type(fast.original).__name__
+    return sequence_graph(compiled.recording, options, values, Dump(name))
+
+
+def _structural_tolerance(compiled: Compiled, outputs: Sequence[Tensor]) -> float:
+    """Return the relative error that is allowed to a network whose membrane norms are folded."""
+    folded = any(node.meta.get("folded") == INTO_STATE for node in compiled.graph.nodes)
+    return OUTPUT_TOLERANCE.get(outputs[0].dtype, 0.0) if folded and outputs else 0.0
+
+
+def _products(graph: torch.fx.Graph, values: Sequence[Any]) -> list[Comparison]:
+    """Compare each product over time with the same product step by step."""
+    found: list[Comparison] = []
+
+    def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stepwise = call_stepwise(node, args, kwargs)
+        if is_product(node) or node.meta.get("skips_zeros"):
+            skips = node.meta.get("skips_zeros")
+            target: Any = convolution.skipping(node.target) if skips else node.target
+            if target is sequence_ops.linear:
+                target = products.linear
+            batched = target(*args, **kwargs)
+            allowed = OUTPUT_TOLERANCE.get(batched.dtype, 0.0)
+            found.append(compare("product", node.name, stepwise, batched, allowed))
+        return stepwise
+
+    with torch.no_grad():
+        interpret_graph(graph, values, call)
+    return found
+
+
+def _kernels(
+    compiled: Compiled, values: Sequence[Any], options: Options, seeds: _Cotangents, gradients: bool
+) -> list[Comparison]:
+    """Compare each neuron and recurrent loop with the reference on the inputs that it has here."""
+    runner = {layer.name: layer for layer in layers_of(compiled.graph, compiled.target)}
+    calls: list[tuple[torch.fx.Node, tuple[Any, ...]]] = []
+
+    def call(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        target: Any = node.target
+        if isinstance(target, NeuronCall | LoopCall):
+            # A loop may change buffers that it was called with.
+            calls.append((node, tuple(x.clone() if isinstance(x, Tensor) else x for x in args)))
+        return target(*args, **kwargs)
+
+    with torch.no_grad():
+        interpret_graph(compiled.graph, values, call)
+    found: list[Comparison] = []
+    for node, args in calls:
+        wanted = [gradients and w for w in _wanted(node.target)]
+        reference, inputs = _run_alone(_reference(node.target), args, wanted)
+        kernel, twins = _run_alone(_single(node, options), args, wanted)
+        exact = _promise(node, runner)
+        if exact is Numerics.ITERATED:
+            found += _first_steps(node, args, kernel)
+        dtype = next(x.dtype for x in (*reference, *inputs.values()) if x.is_floating_point())
+        allowed = 0.0 if exact in (Numerics.BITWISE, Numerics.ITERATED) else OUTPUT_TOLERANCE[dtype]
+        name = str(node.target.__name__)  # type: ignore[union-attr]
+        if _moves_spikes(node.target):
+            found += compare_scan(node.target.program, args, options)  # type: ignore[union-attr]
+        else:
+            found += compare_all("kernel", name, reference, kernel, allowed)
+        if gradients:
+            a = _differentiate(reference, {f"{name} {k}": x for k, x in inputs.items()}, seeds)
+            b = _differentiate(kernel, {f"{name} {k}": x for k, x in twins.items()}, seeds)
+            found += compare_gradients("kernel", a, b)
+    return found
+
+
+def _moves_spikes(target: Any) -> bool:
+    """Tell whether a neuron runs forward by chunks of time."""
+    form = target.program.forward.form if isinstance(target, NeuronCall) else None
+    return isinstance(form, Scan) and form.forward
+
+
+def _reference(target: Any) -> Callable[..., Any]:
+    """Return what a kernel is compared with, which rounds as kernels do."""
+    reference: Callable[..., Any] = target.wide if isinstance(target, NeuronCall) else target
+    return reference
+
+
+def _promise(node: torch.fx.Node, lines: dict[str, Layer]) -> Numerics:
+    """Return what the plan promises of a neuron or loop, given its input."""
+    if isinstance(node.target, LoopCall):
+        return recurrent_layer(node, node.target, node.name, "c").numerics
+    return lines[node.name].numerics if node.name in lines else Numerics.BITWISE
+
+
+def _run_alone(
+    target: Any, args: tuple[Any, ...], wanted: Sequence[bool]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return the results of a call on copies of its arguments, and the copies with gradients."""
+    inputs = [
+        x.detach().clone().requires_grad_(w) if isinstance(x, Tensor) else x
+        for x, w in zip(args, wanted, strict=True)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        results = list(target(*inputs))
+    return results, {f"d{i}": x for i, (x, w) in enumerate(zip(inputs, wanted, strict=True)) if w}
+
+
+def _first_steps(
+    node: torch.fx.Node, args: tuple[Any, ...], kernel: list[Tensor]
+) -> list[Comparison]:
+    """Compare the steps that a number of sweeps promises: the first ones, bit by bit."""
+    program = node.target.program  # type: ignore[union-attr]
+    sweeps, outputs = program.forward.form.sweeps, len(program.forward.outputs)
+    reference = NeuronCall(serial_program(program)).wide(*args)
+    name = f"{program.forward.name}, first {sweeps} steps"
+    expected, actual = ([x[:sweeps] for x in side[:outputs]] for side in (reference, kernel))
+    return compare_all("kernel", name, expected, actual, 0.0)
+
+
+def _wanted(target: Any) -> list[bool]:
+    """Return for each argument of a call whether its kernels compute its gradient."""
+    if isinstance(target, LoopCall):
+        return list(target.wanted)
+    forward, adjoint = target.program.forward, target.program.adjoint
+    if adjoint is None:
+        return [False] * (1 + len(forward.step_inputs) + len(forward.lane_inputs))
+    steps = [name is not None for name in adjoint.step_gradients]
+    return [False, *steps, *(bool(finals) for finals in adjoint.lane_gradients)]
+
+
+def _single(node: torch.fx.Node, options: Options) -> Callable[..., tuple[Any, ...]]:
+    """Return one neuron or loop, compiled, as a function of its arguments."""
+    graph = torch.fx.Graph()
+    places = [graph.placeholder(f"a{i}") for i, _ in enumerate(node.args)]
+    graph.output(graph.call_function(node.target, tuple(places)))  # type: ignore[arg-type]
+    return executable(graph, options)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one call shows: results, state that is left behind, gradients of the results."""
+
+    outputs: list[Tensor]
+    state: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+def _observe(
+    run: Callable[..., Any],
+    program: Callable[..., Any],
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    leaves: dict[str, Tensor],
+    seeds: _Cotangents,
+) -> _Seen:
+    """Call, and leave the state of the program as it was."""
+    args, kwargs = arguments
+    with preserved(program, args, kwargs):
+        outputs = _flat(run(*args, **kwargs), _held(program, args, kwargs))
+        state = {
+            source.name: tensor.detach().clone()
+            for source, tensor in named_tensors(walk(program, args, kwargs))
+            if source.kind is not SourceKind.PARAMETER
+        }
+        return _Seen(outputs, state, _differentiate(outputs, leaves, seeds))
+
+
+def _network(compiled: Compiled, expected: _Seen, actual: _Seen) -> list[Comparison]:
+    def allowed(like: Tensor) -> float:
+        exact = compiled.plan.numerics is Numerics.BITWISE
+        return 0.0 if exact else OUTPUT_TOLERANCE.get(like.dtype, 0.0)
+
+    dtype = expected.outputs[0] if expected.outputs else torch.empty(0)
+    comparisons = compare_all("network", "output", expected.outputs, actual.outputs, allowed(dtype))
+    missing = torch.empty(0)
+    comparisons += [
+        compare("network", f"state {name}", x, actual.state.get(name, missing), allowed(x))
+        for name, x in expected.state.items()
+    ]
+    return comparisons + compare_gradients("network", expected.gradients, actual.gradients)
+
+
+class _Cotangents:
+    """Random cotangents that are the same for tensors of the same shape and position."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, outputs: list[Tensor]) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        return [
+            torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
+            if y.is_floating_point()
+            else torch.zeros_like(y)
+            for y in outputs
+        ]
+
+
+def _differentiate(
+    outputs: list[Tensor], leaves: dict[str, Tensor], seeds: _Cotangents
+) -> dict[str, Tensor]:
+    """Return the gradients of the outputs with respect to named leaves."""
+    pairs = [(y, g) for y, g in zip(outputs, seeds(outputs), strict=True) if y.requires_grad]
+    named = {name: x for name, x in leaves.items() if x.requires_grad}
+    if not pairs or not named:
+        return {}
+    ys, gs = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(ys, list(named.values()), gs, allow_unused=True)
+    return {
+        name: torch.zeros_like(x) if g is None else g
+        for (name, x), g in zip(named.items(), grads, strict=True)
+    }
+
+
+def _leaves(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    inputs, _ = pytree.tree_flatten((args, kwargs))
+    leaves = {f"input {i}": x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
+    return leaves | (dict(model.named_parameters()) if isinstance(model, nn.Module) else {})
+
+
+@contextmanager
+def _unwritten(leaves: dict[str, Tensor]) -> Iterator[None]:
+    """Put back what inputs and parameters hold, where a run writes into them."""
+    kept = [x for x in leaves.values() if not x.is_inference()]
+    before = [(x, x._version, x.detach().clone()) for x in kept]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for x, version, value in before:
+                if x._version != version:
+                    x.copy_(value)
+
+
+def _held(program: Callable[..., Any], args: Any, kwargs: Any) -> set[int]:
+    """Return the ids of the objects that hold a model's state, which is compared as such."""
+    return {id(holder.owner) for holder in walk(program, args, kwargs)}
+
+
+def _flat(result: Any, held: set[int]) -> list[Tensor]:
+    """Return the tensors and numbers of a result, as tensors."""
+    leaves = pytree.tree_leaves(opened(result, held))
+    return [torch.as_tensor(x) for x in leaves if isinstance(x, Tensor | int | float)]
+
+
+def _notes(comparisons: list[Comparison]) -> tuple[str, ...]:
+    notes = moved_spikes(comparisons)
+    if any(c.explained for c in comparisons):
+        notes += [
+            "Structure and kernels are exact and the products agree to rounding:",
+            "where the network differs, a sum in another order crossed a threshold.",
+        ]
+    return tuple(notes)

@@ -1,0 +1,1 @@
+"""The opt-in change of a model: a dynamic decay in place of decay and reset."""

@@ -1,0 +1,1 @@
+"""Norms folded into what comes before them, in evaluation mode."""

@@ -1,0 +1,1 @@
+"""The adjoint of a neuron, and what forward keeps for it."""

@@ -1,0 +1,1 @@
+"""Forms that run time in parallel: scans, sweeps, and chunks after resets."""

@@ -1,0 +1,1 @@
+"""From kernel sources to loaded functions, cached on disk."""

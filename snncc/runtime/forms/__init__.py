@@ -1,0 +1,1 @@
+"""Neuron layers in forms other than the chain: sweeps, chunks after resets, and the choice."""

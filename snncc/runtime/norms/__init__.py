@@ -1,0 +1,1 @@
+"""Batch norms with statistics of each step."""
