@@ -22,6 +22,7 @@ from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.reporting.report import Plan
 from snncc.runtime.forms.parallel_reset import Chunks
 from snncc.runtime.streams.stream import Stream
+from snncc.runtime.tracing import refuse_transforms
 from snncc.streaming import open_stream
 
 
@@ -178,6 +179,7 @@ class CompiledModule(nn.Module):
 
     def specialize(self, *args: Any, **kwargs: Any) -> Compiled:
         """Return the program for these arguments, compiling it if there is none."""
+        refuse_transforms((args, kwargs))
         if isinstance(self.program, OverTime):
             self.program.length(args[0] if args else None)
         return self._specializations.find(args, kwargs)

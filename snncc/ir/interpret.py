@@ -26,6 +26,7 @@ from snncc.ir.nodes import (
     Unary,
     Var,
 )
+from snncc.ir.once import once
 
 # Types in which serial code rounds after every operation, and kernels at the end of a step alone.
 HALVES = (torch.float16, torch.bfloat16)
@@ -151,20 +152,23 @@ class _SurrogateFunction(torch.autograd.Function):
         ctx: Any, rule: Surrogate, scope: dict[str, Tensor], value: Tensor, *args: Tensor
     ) -> Tensor:
         ctx.rule, ctx.scope = rule, scope
-        ctx.shapes = tuple(arg.shape for arg in args)
+        ctx.save_for_backward(*args)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        values = ctx.scope | {ctx.rule.cotangent: cotangents[0]}
-        for let in ctx.rule.lets:
-            values[let.name] = evaluate(let.expr, values, cotangents[0])
-        results = (evaluate(r, values, cotangents[0]) for r in ctx.rule.results)
-        shaped = (
-            r.expand(cotangents[0].shape).sum_to_size(s)
-            for r, s in zip(results, ctx.shapes, strict=True)
-        )
-        return (None, None, None, *shaped)
+        # The values of the scope have no history, so that a second derivative would lack terms.
+        def run(cotangent: Tensor, *args: Tensor) -> list[Tensor]:
+            values = ctx.scope | {ctx.rule.cotangent: cotangent}
+            for let in ctx.rule.lets:
+                values[let.name] = evaluate(let.expr, values, cotangent)
+            results = [evaluate(r, values, cotangent) for r in ctx.rule.results]
+            return [
+                r.expand(cotangent.shape).sum_to_size(arg.shape)
+                for r, arg in zip(results, args, strict=True)
+            ]
+
+        return (None, None, None, *once(run, (*cotangents, *ctx.saved_tensors)))
 
 
 def evaluate(expr: Expr, values: Mapping[str, Tensor], like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from snncc.codegen.triton.target import TritonTarget
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.ir import interpret
 from snncc.ir.nodes import FixedPoint
+from snncc.ir.once import once
 from snncc.ir.printer import print_recurrence
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets
@@ -33,7 +34,7 @@ from snncc.runtime.gpu.plans import GpuBackwardPlan, GpuForwardPlan
 from snncc.runtime.launch import LoadedKernel, broadcast_lanes, check_arguments, with_lanes
 from snncc.runtime.layout import Sizes
 from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_results
-from snncc.runtime.tracing import is_traced, once
+from snncc.runtime.tracing import is_traced
 
 NeuronTarget: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snncc.ir.once import no_second_derivative
 from snncc.runtime.neuron import Neuron, find_neuron
-from snncc.runtime.tracing import no_second_derivative
 
 __all__ = ["Neuron"]
 

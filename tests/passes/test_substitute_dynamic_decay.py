@@ -256,6 +256,20 @@ def test_parameters_are_known_after_the_first_call():
         assert caught.value.code == "option.parameters"
 
 
+def test_gates_made_in_inference_mode_learn():
+    """Parameters outlive the call that makes them."""
+    fast = snncc.compile(LIF(0.5), mode="dynamic_decay")
+    x = torch.randn(6, 2, 3)
+    with torch.inference_mode():
+        expected = fast(x)
+
+    y = fast(x)
+    y.sum().backward()
+
+    assert torch.equal(y, expected)
+    assert gate_of(fast).bias.grad is not None
+
+
 def test_a_name_that_is_taken_is_left_alone():
     """A model with an attribute of that name keeps it."""
     model = Net(LIF(0.9), LIF(0.9))

@@ -59,8 +59,9 @@ class DecayGates(nn.ModuleDict):
     def provide(self, decays: Sequence[tuple[str, Tensor]]) -> Rejection | None:
         """Make the gates of named neurons, or check that they are those that there are."""
         if not len(self):
-            for name, decay in decays:
-                self[name] = DecayGate(decay, self.kernel_size, self.tau)
+            with torch.inference_mode(False):  # they outlive the call that makes them
+                for name, decay in decays:
+                    self[name] = DecayGate(decay.clone(), self.kernel_size, self.tau)
             return None
         known = [(name, gate.bias.shape) for name, gate in self.items()]
         if known != [(name, decay.shape) for name, decay in decays]:

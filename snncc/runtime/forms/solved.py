@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from snncc.ir.once import once
 from snncc.runtime.neuron import Neuron
 
 
@@ -46,12 +47,16 @@ class _Solved(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        arguments, neuron = ctx.saved_tensors, ctx.layer.serial
-        forward = neuron.plan(arguments, ctx.length, training=True)
-        needs = ctx.needs_input_grad[2:]
-        plan = neuron.backward_plan(forward, arguments, cotangents, needs)
-        # Where backward reads stored values, the serial kernel stores them now.
-        saved = forward.run(arguments)[neuron.results :] if forward.results.saved else ()
-        return (None, None, *plan.run(arguments, cotangents, saved))
+        neuron, needs, given = ctx.layer.serial, ctx.needs_input_grad[2:], len(cotangents)
+
+        def run(*values: Tensor) -> list[Tensor | None]:
+            arguments = values[given:]
+            forward = neuron.plan(arguments, ctx.length, training=True)
+            plan = neuron.backward_plan(forward, arguments, values[:given], needs)
+            # Where backward reads stored values, the serial kernel stores them now.
+            saved = forward.run(arguments)[neuron.results :] if forward.results.saved else ()
+            found: list[Tensor | None] = plan.run(arguments, values[:given], saved)
+            return found
+
+        return (None, None, *once(run, (*cotangents, *ctx.saved_tensors)))

@@ -20,6 +20,7 @@ from snncc.codegen.cuda.target import CudaTarget
 from snncc.codegen.triton.target import TritonTarget
 from snncc.ir.adjoint_ops import collected, rows_product
 from snncc.ir.loop_call import LoopAdjoint, LoopCall
+from snncc.ir.once import no_second_derivative
 from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import Fill, TimeLoop
 from snncc.options import GPU_TARGETS, TargetName
@@ -31,7 +32,7 @@ from snncc.runtime.loops.sketch import LoopSketch
 from snncc.runtime.loops.step_kernel import StepKernel
 from snncc.runtime.loops.storage import is_aligned
 from snncc.runtime.products.outer import outer_product
-from snncc.runtime.tracing import is_traced, no_second_derivative
+from snncc.runtime.tracing import is_traced
 
 # Plans of one loop that are remembered, as for neurons.
 _MOST_PLANS = 256

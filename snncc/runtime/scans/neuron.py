@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from snncc.ir.chunked_scan import ScanPrograms
+from snncc.ir.once import once
 from snncc.ir.program import Adjoint, NeuronProgram
 from snncc.runtime.backward import sum_lanes
 from snncc.runtime.costs.scan_work import best_cut
@@ -22,7 +23,7 @@ from snncc.runtime.costs.work import MOST_CHOICES, prices_of
 from snncc.runtime.neuron import Neuron, NeuronTarget
 from snncc.runtime.scans.chunked import Chunked, Found, Part, Values, lanes_of
 from snncc.runtime.scans.cut import Cut, choose_cut, cut_into
-from snncc.runtime.tracing import is_traced, once
+from snncc.runtime.tracing import is_traced
 
 FLOATS = ({torch.float32}, {torch.float64})
 
