@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from snncc.export.bundle import CUDA, ONNX, PROGRAM, Bundle, require_onnx, write
 from snncc.export.c.footprint import footprint
 from snncc.export.c.library import FloatNumbers, Sequence, write_library
 from snncc.export.cuda.library import check_arches, write_cuda_library
+from snncc.export.names import is_library_name
 from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization, quantization_of
 from snncc.export.quantized.library import write_quantized
@@ -140,11 +140,11 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
             code="option.format",
             hints=[f"Choose {', '.join(map(repr, writers))}."],
         )
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
+    if not is_library_name(name):
         raise OptionError(
             f"'{name}' is no name for a library.",
             code="option.name",
-            hints=["Use letters, digits and underscores."],
+            hints=["Use up to 100 letters, digits and underscores, and no word of C or C++."],
         )
     if choice is not None and choice.sizes() and format != "c":
         raise OptionError(
@@ -162,6 +162,7 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
 
 
 def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
+    _check_example(example_inputs)
     model = fast.program
     with torch.no_grad():
         compiled = fast.specialize(*example_inputs)
@@ -175,6 +176,21 @@ def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     with torch.no_grad(), preserved(model, example_inputs):
         outputs = pytree.tree_leaves(reference(*example_inputs))
     return _Network(fast, example_inputs, compiled, folded.graph, program, leaves, wanted, outputs)
+
+
+def _check_example(example: object) -> None:
+    """Refuse an example that says nothing of the network."""
+    if not isinstance(example, tuple | list):
+        problem = f"'example_inputs' is of class '{type(example).__name__}'."
+    elif any(isinstance(x, Tensor) and not x.numel() for x in pytree.tree_leaves(example)):
+        problem = "A tensor in 'example_inputs' is empty."
+    else:
+        return
+    raise OptionError(
+        problem,
+        code="option.export",
+        hints=["Give the arguments of a call as a tuple: example_inputs=(x,)."],
+    )
 
 
 def _write_library(

@@ -307,3 +307,25 @@ def test_labels_do_not_hide_the_time_axis() -> None:
     for steps in (2, 1, 3):
         x, label = torch.randn(steps, 2, 4), torch.tensor([1, 3])
         torch.testing.assert_close(fast(x, label), loss(x, label))
+
+
+class Twice(nn.Module):
+    """A parameter that is called like the input, and inputs that are keywords but for a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([0.5, 2.0, 3.0]))
+
+    def forward(self, x, self_, in_):
+        v, out = torch.zeros(1, 3), []
+        for t in range(x.shape[0]):
+            v = 0.5 * v + x[t] * self.x + self_[t] * in_[t]
+            out.append((v > 1).float())
+        return torch.stack(out)
+
+
+def test_inputs_and_parameters_may_have_any_name() -> None:
+    """An input may be called like a parameter, or like a word of Python with an underscore."""
+    model, inputs = Twice(), tuple(torch.rand(5, 1, 3) for _ in range(3))
+
+    torch.testing.assert_close(snncc.compile(model)(*inputs), model(*inputs), rtol=0, atol=0)

@@ -7,7 +7,9 @@ gives ONNX models to a runtime.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -16,7 +18,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,29 +118,23 @@ def write_bundle(
         BundleError: There is something else in the folder, or it cannot be written.
     """
     target = Path(folder)
-    if target.exists() and not (target / MANIFEST).is_file() and any(target.iterdir()):
-        raise BundleError(
-            f"The folder '{target}' is not empty and holds no bundle.",
-            code="bundle.exists",
-            hints=["Export to a new folder."],
-        )
     listed = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in sorted(files.items())
     }
     manifest = {"format": format, "version": VERSION, **facts, "files": listed}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".snncc-") as work:
+        place = target.resolve() if target.is_symlink() else target
+        _check_place(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".snncc-") as work:
             made = Path(work) / "bundle"
             made.mkdir()
             for name, data in files.items():
                 (made / name).write_bytes(data)
             (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            if target.exists():
-                target.rename(Path(work) / "old")
-            made.rename(target)
-    except OSError as error:
+            _replace(place, made)
+    except (OSError, ValueError, RuntimeError) as error:  # of the path: NUL, a circle of links
         raise BundleError(
             f"The bundle cannot be written to '{target}'.",
             code="bundle.write",
@@ -146,6 +142,47 @@ def write_bundle(
             hints=["Make room, or export to another folder."],
         ) from error
     return Bundle(target, manifest)
+
+
+def _check_place(place: Path) -> None:
+    """Refuse to replace anything but a bundle."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    try:
+        is_bundle = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["format"] in FORMATS
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        is_bundle = False
+    if not is_bundle:
+        raise BundleError(
+            f"'{place}' is no bundle and no empty folder.",
+            code="bundle.exists",
+            hints=["Export to a new folder."],
+        )
+
+
+def _replace(place: Path, made: Path) -> None:
+    """Put a folder in the place of another, which comes back should that fail."""
+    old = made.with_name("old")
+    with _alone(place.parent):
+        if place.exists():
+            place.rename(old)
+        try:
+            made.rename(place)
+        except BaseException:
+            if old.exists():
+                old.rename(place)
+            raise
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other export replaces something in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
@@ -159,25 +196,42 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         known = (manifest["format"], manifest["version"])
         listed = {str(name): dict(facts) for name, facts in manifest["files"].items()}
-        is_named = re.fullmatch(r"[A-Za-z_]\w*", manifest["name"], re.ASCII) is not None
+        own = str(manifest["name"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(target, f"its manifest cannot be read: {error}") from error
-    if known not in [(format, VERSION) for format in FORMATS] or not is_named:
+    if known not in [(format, VERSION) for format in FORMATS]:
         raise _damaged(target, f"it is of format {known}, which is none of {', '.join(FORMATS)}")
+    missing = [file for file in _files_of(known[0], own) if file not in listed]
+    if missing or re.fullmatch(r"[A-Za-z_]\w*", own, re.ASCII) is None:
+        raise _damaged(target, f"its manifest does not list {[own, *missing][-1]!a}")
     for name, facts in listed.items():
         _check_file(target, name, facts)
     return Bundle(target, manifest)
 
 
+def _files_of(format: str, name: str) -> tuple[str, ...]:
+    """Return the files of a bundle that it is run from."""
+    if format == ONNX:
+        return (f"{name}.onnx", f"{name}_step.onnx", "start.npz", "test_vector.npz")
+    if format == PROGRAM:
+        return (f"{name}.pt2", "neurons.json", "test_vector.npz")
+    images = (f"{name}_images.c",) if format == CUDA else ()
+    sources = (f"{name}.h", f"{name}.c", f"{name}_weights.c", "main.c", *images)
+    return (*sources, f"{name}.weights", "test_vector.bin")
+
+
 def _check_file(folder: Path, name: str, facts: dict[str, Any]) -> None:
     path = folder / name
-    if Path(name).name != name or path.is_symlink() or not path.is_file():
-        raise _damaged(folder, f"'{name}' is missing, or no file of the bundle")
-    size = path.stat().st_size
-    if size != facts.get("bytes") or size > _LARGEST:
-        raise _damaged(folder, f"'{name}' has {size} bytes instead of {facts.get('bytes')}")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != facts.get("sha256"):
-        raise _damaged(folder, f"'{name}' was changed")
+    try:
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
+            raise _damaged(folder, f"{name!a} is missing, or no file of the bundle")
+        size = path.stat().st_size
+        if size != facts.get("bytes") or size > _LARGEST:
+            raise _damaged(folder, f"{name!a} has {size} bytes instead of {facts.get('bytes')!a}")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != facts.get("sha256"):
+            raise _damaged(folder, f"{name!a} was changed")
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"{name[:40]!a} cannot be read: {type(error).__name__}") from error
 
 
 def _damaged(folder: Path, reason: str) -> BundleError:
@@ -219,7 +273,8 @@ def verify_bundle(
 
 def _verify_onnx(bundle: Bundle) -> BundleReport:
     require_onnx()
-    from snncc.export.onnx.verify import UntrustedError, verify
+    from snncc.export.arrays import UntrustedError
+    from snncc.export.onnx.verify import verify
 
     try:
         return BundleReport(*verify(bundle.folder, bundle.manifest))
@@ -228,7 +283,8 @@ def _verify_onnx(bundle: Bundle) -> BundleReport:
 
 
 def _verify_program(bundle: Bundle) -> BundleReport:
-    from snncc.export.torch_program import UntrustedError, replay
+    from snncc.export.arrays import UntrustedError
+    from snncc.export.torch_program import replay
 
     try:
         return BundleReport(*replay(bundle.folder, bundle.name))
@@ -244,7 +300,8 @@ def load_program(folder: str | os.PathLike[str]) -> Any:
     Raises:
         BundleError: It is no such bundle, or damaged.
     """
-    from snncc.export.torch_program import UntrustedError, load_files
+    from snncc.export.arrays import UntrustedError
+    from snncc.export.torch_program import load_files
 
     bundle = read_bundle(folder)
     if bundle.manifest["format"] != PROGRAM:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import UnsupportedError
 from snncc.export import operators
+from snncc.export.names import parameter_name
 from snncc.export.network import Array, Buffer, Copy, Home, Network, Steps
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.loop_call import loop_of
@@ -158,12 +159,19 @@ class Tracer:
         return stand, buffer
 
     def unique(self, name: str, home: Home) -> str:
-        """Return a C identifier that resembles a name and is not taken in its home."""
+        """Return a C identifier that resembles a name, in no case taken in its home.
+
+        Inputs and outputs share one: they are parameters of one function.
+        """
         plain = "".join(c if c.isalnum() and c.isascii() else "_" for c in name).strip("_") or "x"
         plain = f"x{plain}" if plain[0].isdigit() else plain
-        taken = {b.name for b in self.buffers.values() if b.home is home}
+        parameters = (Home.INPUT, Home.OUTPUT)
+        homes, plain = (
+            (parameters, parameter_name(plain)) if home in parameters else ((home,), plain)
+        )
+        taken = {b.name.upper() for b in self.buffers.values() if b.home in homes}
         numbers = (f"{plain}{n}" for n in range(2, len(taken) + 3))
-        return next(n for n in (plain, *numbers) if n not in taken)
+        return next(n for n in (plain, *numbers) if n.upper() not in taken)
 
     def array(self, tensor: Tensor) -> Array:
         """Return the array that a tensor stands for; what is no buffer yet becomes a weight."""

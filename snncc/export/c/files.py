@@ -126,10 +126,12 @@ int main(int argc, char **argv)
     size_t differing = 0;
     double worst = 0, largest = 0;
     for (size_t k = 0; k < count; k++) {
-      const double error = fabs((double)y[i][k] - (double)expected[i][k]);
-      differing += y[i][k] != expected[i][k];
+      const double a = (double)y[i][k], b = (double)expected[i][k];
+      const int same = a == b || (a != a && b != b);
+      const double error = same ? 0 : fabs(a - b);
+      differing += !same;
       worst = error > worst || error != error ? error : worst;
-      largest = fabs((double)expected[i][k]) > largest ? fabs((double)expected[i][k]) : largest;
+      largest = fabs(b) > largest && fabs(b) < INFINITY ? fabs(b) : largest;
     }
     printf("output %d: %zu values, %zu differ, ", i, count, differing);
     printf("largest difference %g\\n", worst);

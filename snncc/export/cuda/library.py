@@ -120,12 +120,12 @@ class _CudaLibrary:
     def header(self, images: int) -> str:
         sizes = [
             *self.host.sizes(),
-            (f"{self.macro}_KERNELS", len(self.kernels), "kernels of a step"),
-            (f"{self.macro}_INPUTS", len(self.network.inputs), "inputs"),
-            (f"{self.macro}_BUFFERS", len(self.given), "inputs and outputs"),
-            (f"{self.macro}_STATES", max(self.memory.states, 1), "numbers of all states"),
-            (f"{self.macro}_WORK", max(self.memory.memory.work, 1), "numbers of work memory"),
-            (f"{self.macro}_IMAGES", images, "kinds of GPUs that there are binaries for"),
+            (f"{self.macro}_N_KERNELS", len(self.kernels), "kernels of a step"),
+            (f"{self.macro}_N_INPUTS", len(self.network.inputs), "inputs"),
+            (f"{self.macro}_N_BUFFERS", len(self.given), "inputs and outputs"),
+            (f"{self.macro}_N_STATES", max(self.memory.states, 1), "numbers of all states"),
+            (f"{self.macro}_N_WORK", max(self.memory.memory.work, 1), "numbers of work memory"),
+            (f"{self.macro}_N_IMAGES", images, "kinds of GPUs that there are binaries for"),
         ]
         return HEADER.format(
             name=self.name,
@@ -183,7 +183,7 @@ class _CudaLibrary:
             parts.append(f"_Alignas(64) static const unsigned char {array}[] = {{\n  {body}}};\n")
             major, minor = arch[3:-1], arch[-1]
             entries.append(f"  {{{major}, {minor}, {array}}}")
-        head = f"const struct {self.name}_image {self.name}_images[{self.macro}_IMAGES] = {{"
+        head = f"const struct {self.name}_image {self.name}_images[{self.macro}_N_IMAGES] = {{"
         return "\n".join([*parts, head, ",\n".join(entries) + "};", ""])
 
     def main(self, sequence: Run) -> str:

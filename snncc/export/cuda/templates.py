@@ -52,9 +52,9 @@ struct {name} {{
   int device;
   unsigned long steps; /* taken since the reset */
   void *context, *module;
-  void *kernels[{macro}_KERNELS];
+  void *kernels[{macro}_N_KERNELS];
   {name}_address weights, states, work;
-  {name}_address buffers[{macro}_BUFFERS]; /* inputs and outputs of a run from the host */
+  {name}_address buffers[{macro}_N_BUFFERS]; /* inputs and outputs of a run from the host */
   size_t room; /* for how many steps they are */
 }};
 
@@ -63,7 +63,7 @@ struct {name}_image {{
   int major, minor;
   const unsigned char *data;
 }};
-extern const struct {name}_image {name}_images[{macro}_IMAGES];
+extern const struct {name}_image {name}_images[{macro}_N_IMAGES];
 
 /* The weights, in {name}_weights.c; not needed where they are read from a file. */
 extern const {real} {name}_weights[{macro}_WEIGHTS];
@@ -131,23 +131,23 @@ enum {{ MAJOR = 75, MINOR = 76 }}; /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 struct {name}_arguments {{
   {name}_address weights, states, work;
   unsigned long long steps;
-  {name}_address given[{macro}_BUFFERS];
+  {name}_address given[{macro}_N_BUFFERS];
 }};
 
 static const struct {{
   const char *name;
   unsigned blocks;
-}} {name}_kernels[{macro}_KERNELS] = {{
+}} {name}_kernels[{macro}_N_KERNELS] = {{
 {kernels}
 }};
 
 /* What the states start from. */
-static const {real} {name}_start[{macro}_STATES] = {{
+static const {real} {name}_start[{macro}_N_STATES] = {{
   {start}}};
 
 /* For each input, then for each output: its bytes, and whether it has a row for each step. */
-static const size_t {name}_bytes[{macro}_BUFFERS] = {{{bytes}}};
-static const int {name}_every_step[{macro}_BUFFERS] = {{{every}}};
+static const size_t {name}_bytes[{macro}_N_BUFFERS] = {{{bytes}}};
+static const int {name}_every_step[{macro}_N_BUFFERS] = {{{every}}};
 
 {check}
 /* Return the binary for a GPU: of the same major version, and the newest minor that it knows. */
@@ -155,7 +155,7 @@ static const unsigned char *{name}_image_for(int major, int minor)
 {{
   const unsigned char *found = NULL;
   int newest = -1;
-  for (int i = 0; i < {macro}_IMAGES; i++) {{
+  for (int i = 0; i < {macro}_N_IMAGES; i++) {{
     const struct {name}_image *image = &{name}_images[i];
     if (image->major == major && image->minor <= minor && image->minor > newest) {{
       found = image->data;
@@ -180,7 +180,7 @@ static int {name}_load(struct {name} *net, const {real} *weights)
   if (!error) {{
     error = cuModuleLoadData(&net->module, image);
   }}
-  for (int i = 0; !error && i < {macro}_KERNELS; i++) {{
+  for (int i = 0; !error && i < {macro}_N_KERNELS; i++) {{
     error = cuModuleGetFunction(&net->kernels[i], net->module, {name}_kernels[i].name);
   }}
   const size_t size = (size_t){macro}_WEIGHTS * sizeof({real});
@@ -194,7 +194,7 @@ static int {name}_load(struct {name} *net, const {real} *weights)
     error = cuMemAlloc_v2(&net->states, sizeof {name}_start);
   }}
   if (!error) {{
-    error = cuMemAlloc_v2(&net->work, (size_t){macro}_WORK * sizeof({real}));
+    error = cuMemAlloc_v2(&net->work, (size_t){macro}_N_WORK * sizeof({real}));
   }}
   return error;
 }}
@@ -238,7 +238,7 @@ int {name}_free(struct {name} *net)
   for (int i = 0; i < 3; i++) {{
     error |= *all[i] ? cuMemFree_v2(*all[i]) : 0;
   }}
-  for (int i = 0; i < {macro}_BUFFERS; i++) {{
+  for (int i = 0; i < {macro}_N_BUFFERS; i++) {{
     error |= net->buffers[i] ? cuMemFree_v2(net->buffers[i]) : 0;
   }}
   error |= net->module != NULL ? cuModuleUnload(net->module) : 0;
@@ -268,7 +268,7 @@ static int {name}_advance(struct {name} *net, const {name}_address *given, void 
   int error = 0;
   arguments.steps = ++net->steps;
   memcpy(arguments.given, given, sizeof arguments.given);
-  for (int i = 0; !error && i < {macro}_KERNELS; i++) {{
+  for (int i = 0; !error && i < {macro}_N_KERNELS; i++) {{
     error = cuLaunchKernel(net->kernels[i], {name}_kernels[i].blocks, 1, 1, {threads}, 1, 1, 0,
                            stream, parameters, NULL);
   }}
@@ -277,7 +277,7 @@ static int {name}_advance(struct {name} *net, const {name}_address *given, void 
 
 int {name}_launch(struct {name} *net, {device_parameters}, void *stream)
 {{
-  const {name}_address given[{macro}_BUFFERS] = {{{names}}};
+  const {name}_address given[{macro}_N_BUFFERS] = {{{names}}};
   void *before = NULL;
   int error = cuCtxPushCurrent_v2(net->context);
   if (!error) {{
@@ -291,7 +291,7 @@ int {name}_launch(struct {name} *net, {device_parameters}, void *stream)
 static int {name}_make_room(struct {name} *net, size_t count)
 {{
   int error = 0;
-  for (int i = 0; count > net->room && !error && i < {macro}_BUFFERS; i++) {{
+  for (int i = 0; count > net->room && !error && i < {macro}_N_BUFFERS; i++) {{
     if (net->buffers[i]) {{
       error = cuMemFree_v2(net->buffers[i]);
       net->buffers[i] = 0;
@@ -312,21 +312,21 @@ static int {name}_make_room(struct {name} *net, size_t count)
 /* Copy inputs, take the steps, copy outputs; the context is current. */
 static int {name}_take(struct {name} *net, size_t count, const void *const *in, void *const *out)
 {{
-  {name}_address at[{macro}_BUFFERS];
+  {name}_address at[{macro}_N_BUFFERS];
   int error = {name}_make_room(net, count);
   memcpy(at, net->buffers, sizeof at);
-  for (int i = 0; !error && i < {macro}_INPUTS; i++) {{
+  for (int i = 0; !error && i < {macro}_N_INPUTS; i++) {{
     error = cuMemcpyHtoD_v2(at[i], in[i], count * {name}_bytes[i]);
   }}
   for (size_t t = 0; !error && t < count; t++) {{
     error = {name}_advance(net, at, NULL);
-    for (int i = 0; i < {macro}_BUFFERS; i++) {{
+    for (int i = 0; i < {macro}_N_BUFFERS; i++) {{
       at[i] += {name}_every_step[i] ? {name}_bytes[i] : 0;
     }}
   }}
-  for (int i = {macro}_INPUTS; !error && i < {macro}_BUFFERS; i++) {{
+  for (int i = {macro}_N_INPUTS; !error && i < {macro}_N_BUFFERS; i++) {{
     const size_t rows = {name}_every_step[i] ? count : 1;
-    error = cuMemcpyDtoH_v2(out[i - {macro}_INPUTS], net->buffers[i], rows * {name}_bytes[i]);
+    error = cuMemcpyDtoH_v2(out[i - {macro}_N_INPUTS], net->buffers[i], rows * {name}_bytes[i]);
   }}
   return error;
 }}

@@ -11,9 +11,10 @@ import numpy
 import onnx
 from torch import Tensor
 
+from snncc.export.arrays import TEST_VECTOR
 from snncc.export.onnx.graph import IR_VERSION, OPSET
 from snncc.export.onnx.model import Models
-from snncc.export.onnx.verify import START, TEST_VECTOR
+from snncc.export.onnx.verify import START
 
 NUMERICS = (
     "each elementwise operation rounds once, in the order of the model, unless the runtime fuses;"

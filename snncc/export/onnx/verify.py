@@ -7,10 +7,7 @@ installed and by the reference evaluator of the package ``onnx`` elsewhere.
 from __future__ import annotations
 
 import importlib.util
-import io
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,42 +16,13 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import checker
 
+from snncc.export.arrays import TEST_VECTOR, Arrays, UntrustedError, compare, read_arrays
 from snncc.export.onnx.graph import OPERATORS, subgraphs
 
-Arrays: TypeAlias = dict[str, Any]
 Runner: TypeAlias = Callable[[Arrays], Arrays]
 
-TOLERANCE = 1e-4  # of the largest value; sums are taken in another order
 MOST_STEPS = 1 << 20  # of a test vector
-TEST_VECTOR = "test_vector.npz"
 START = "start.npz"
-
-
-class UntrustedError(Exception):
-    """A file is not what an export writes."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a model gave for one output, beside what PyTorch gave.
-
-    Attributes:
-        name: The output.
-        values: How many values it has.
-        differing: How many differ at all.
-        worst: The largest difference.
-        is_ok: Whether all are near enough; whole numbers, such as spikes, must be equal.
-    """
-
-    name: str
-    values: int
-    differing: int
-    worst: float
-    is_ok: bool
-
-    def __str__(self) -> str:
-        text = f"{self.name}: {self.values} values, {self.differing} differ, "
-        return text + f"largest difference {self.worst:g}"
 
 
 def verify(folder: Path, manifest: Mapping[str, Any]) -> tuple[bool, str]:
@@ -84,7 +52,7 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> tuple[bool, str]:
     is_ok = True
     for file, outputs in results.items():
         for each, (wanted, _) in expected.items():
-            found = _compared(each, outputs.get(each), wanted)
+            found = compare(each, outputs.get(each), wanted)
             lines.append(f"{file}, {found}")
             is_ok &= found.is_ok
     return is_ok, "\n".join(lines)
@@ -125,39 +93,6 @@ def _stepped(
         raise UntrustedError(
             f"its outputs are not of the shape of the test vector: {error}"
         ) from error
-
-
-def _compared(name: str, found: Any, wanted: Any) -> Comparison:
-    if found is None or found.shape != wanted.shape:
-        raise UntrustedError(f"its output '{name}' is not of the shape of the test vector")
-    equal = (found == wanted) | (numpy.isnan(found) & numpy.isnan(wanted))
-    errors = numpy.where(equal, 0.0, numpy.abs(found.astype(float) - wanted.astype(float)))
-    worst = float(errors.max(initial=0.0))
-    largest = float(numpy.abs(wanted).max(initial=1.0))
-    is_whole = bool(numpy.all(wanted == numpy.round(wanted)))
-    is_ok = worst == 0.0 if is_whole else worst <= TOLERANCE * largest
-    return Comparison(name, wanted.size, int((~equal).sum()), worst, is_ok)
-
-
-def read_arrays(path: Path) -> Arrays:
-    """Read arrays of numbers from an npz file that holds nothing else.
-
-    Raises:
-        UntrustedError: It holds something else.
-    """
-    try:
-        data = path.read_bytes()
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise UntrustedError(f"'{path.name}' is compressed")
-        with numpy.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
-        raise UntrustedError(f"'{path.name}' cannot be read: {error}") from error
-    wrong = [name for name, array in found.items() if array.dtype.kind not in "fi"]
-    if wrong:
-        raise UntrustedError(f"'{wrong[0]}' in '{path.name}' holds no numbers")
-    return found
 
 
 def read_model(path: Path) -> onnx.ModelProto:

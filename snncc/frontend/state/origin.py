@@ -141,4 +141,5 @@ def _facts(source: Source, tensor: Tensor) -> int:
 
 def _identifier(name: str) -> str:
     name = re.sub(r"\W+", "_", name).strip("_") or "value"
+    name = "self_value" if name == "self" else name  # the first parameter of what fx writes
     return f"layer{name}" if name[0].isdigit() else name  # the parts of nn.Sequential are numbered
