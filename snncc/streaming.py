@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -13,7 +14,9 @@ from snncc.compilation.pipeline import Compiled, chunk_program
 from snncc.compilation.runnable import with_kernels
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.frontend.state.results import returned, written
-from snncc.frontend.state.sources import gather
+from snncc.frontend.state.sources import gather, preserved
+from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.custom_gradient import run_graph
 from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
 from snncc.runtime.streams.stream import Interface, Stream
@@ -55,8 +58,25 @@ def open_stream(
         own=tuple(source.kind is SourceKind.INPUT for source in tape.sources),
         written=_written(tape),
     )
+    if program.has_first:
+        arguments.require_same_first(program, interface.finish)
     program = replace(program, graph=with_kernels(program.graph, options))
     return Stream(program, interface)
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _another_first(reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        "The model cannot run one time step after another.",
+        code="unsupported.stream",
+        notes=[reason],
+        hints=["Call the compiled model on the whole sequence."],
+    )
 
 
 class _Arguments:
@@ -108,6 +128,32 @@ class _Arguments:
             assert index is not None
             leaves[position] = self._checked(given[index], position)
         return leaves
+
+    def require_same_first(
+        self, program: ChunkProgram, finish: Callable[[Sequence[Any]], Any]
+    ) -> None:
+        """Compare the first step, where it is a program of its own, with the model on one step.
+
+        Raises:
+            UnsupportedError: The model does something else on a sequence of one step.
+        """
+        given, spec = pytree.tree_flatten(self._example)
+        leaves = [leaf.clone() for leaf in self._fixed]
+        for position, index in self._inputs:
+            axis = program.input_axes[position]
+            if axis is not None and index is not None:
+                given[index] = leaves[position] = leaves[position].narrow(axis, 0, 1)
+        args, kwargs = pytree.tree_unflatten(given, spec)
+        with preserved(self._model, args, kwargs), torch.no_grad():
+            try:
+                expected = pytree.tree_leaves(self._model(*args, **kwargs))
+            except Exception as error:  # whatever the user's code raises
+                raise _another_first(f"on one step the model raises '{error}'") from error
+        with torch.random.fork_rng(), torch.no_grad():
+            outputs = run_graph(program.start, leaves)
+        actual = pytree.tree_leaves(finish(outputs[: len(program.output_axes)]))
+        if len(expected) != len(actual) or not all(map(_is_same, expected, actual)):
+            raise _another_first("on one step the model computes something else than in its first")
 
     def _checked(self, value: Any, position: int) -> Tensor:
         like = self._fixed[position]

@@ -271,6 +271,27 @@ def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
     return program
 
 
+def uniform_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
+    """Return the program of a compiled model for any step, the first included.
+
+    Args:
+        compiled: The compiled model.
+        leaves: The tensors of the recording's sources, of sizes that it serves.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    program = chunk_program(compiled, leaves)
+    if program.has_first:
+        raise UnsupportedError(
+            "The first step of the model is another program than the others.",
+            code="unsupported.stream",
+            notes=["An export has one program for all steps."],
+            hints=["Begin with tensors, as 'torch.zeros', where a state is 'None' at first."],
+        )
+    return program
+
+
 def _require_valid(graph: torch.fx.Graph) -> None:
     """Check the invariants of everything that code is generated from."""
     for node in neuron_nodes(graph):

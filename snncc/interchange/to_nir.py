@@ -12,7 +12,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-from snncc.compilation.pipeline import chunk_program
+from snncc.compilation.pipeline import uniform_program
 from snncc.errors import OptionError, UnsupportedError
 from snncc.frontend.state.sources import gather
 from snncc.interchange.nir_graph import delays_of
@@ -68,7 +68,7 @@ def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
         leaves = [leaf.detach() for leaf in gather(tape, fast.program, example_inputs, {})]
         own = [source.kind is SourceKind.INPUT for source in tape.sources]
         compiled = fast.without_norms(compiled, leaves)
-        axes = chunk_program(compiled, leaves).input_axes
+        axes = uniform_program(compiled, leaves).input_axes
         return Writer(compiled.graph, dt).write(leaves, own, axes)
 
 

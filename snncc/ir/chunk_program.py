@@ -22,7 +22,7 @@ class StreamState:
     Attributes:
         name: Unique in the program; for a neuron ``neuron.variable``.
         start: Its value before the first step: a number whatever the shape, or the position among
-            the outputs of the program's ``start`` graph.
+            the values for states that the program's ``start`` graph gives.
         dtype: Of states that are always tensors their type; None for the carries of a loop.
         where: The user's line.
     """
@@ -42,13 +42,15 @@ class ChunkProgram:
             states, and the placeholders of the sequence graph; its output is a tuple: the outputs
             of the sequence graph, then the states after the chunk.
         start: From the placeholders of the sequence graph to the values of the states that do not
-            start from a number.
+            start from a number.  With ``has_first`` it takes the first step: its outputs are those
+            of the sequence graph, then the states after that step.
         states: What is carried from chunk to chunk.
         input_axes: For each placeholder of the sequence graph its time axis, or None.
         output_axes: For each of its outputs the time axis, or None where it is one value for the
             sequence so far.
         length: How many steps the model takes, where that is a number of its own; else 0.
         counts: Whether the network uses the number of steps so far, as a mean over time does.
+        has_first: Whether the first step is another program than the others.
     """
 
     graph: torch.fx.Graph
@@ -58,3 +60,4 @@ class ChunkProgram:
     output_axes: tuple[int | None, ...]
     length: int
     counts: bool
+    has_first: bool = False

@@ -31,6 +31,13 @@ from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import Fill, Result, TimeLoop
 from snncc.passes.base import Rejection
 from snncc.passes.streams.find_time import Kind, Time, TimeMap, find_time, join_of, reduced_value
+from snncc.passes.streams.first_step import (
+    SO_FAR,
+    Split,
+    find_time_after_first,
+    is_start_only,
+    split_first,
+)
 
 
 def stream_steps(
@@ -43,14 +50,20 @@ def stream_steps(
         values: Tensors of the sizes of its placeholders.
         inputs: For each placeholder whether it may have a time axis.
     """
-    found = find_time(graph, values, inputs)
+    split = split_first(graph, inputs)
+    if isinstance(split, Rejection):
+        return split
+    if split is None:
+        found = find_time(graph, values, inputs)
+    else:
+        found = find_time_after_first(split, values, inputs)
     if isinstance(found, Rejection):
         return found
     for node in graph_outputs(found.graph):
         time = found.times[node]
         if time.kind is Kind.ALONG and time.factor != 1:
             return Rejection("output-axis", "an output folds time into another axis")
-    return _Streamer(found).program()
+    return _Streamer(found, split).program()
 
 
 def graph_outputs(graph: torch.fx.Graph) -> list[torch.fx.Node]:
@@ -64,6 +77,7 @@ class _Streamer:
     """Copies a graph and gives every state an entrance and an exit."""
 
     source: TimeMap
+    split: Split | None = None
     graph: torch.fx.Graph = field(default_factory=torch.fx.Graph)
     start: torch.fx.Graph = field(default_factory=torch.fx.Graph)
     copies: dict[torch.fx.Node, torch.fx.Node] = field(default_factory=dict)
@@ -78,19 +92,24 @@ class _Streamer:
         """Return the program."""
         times = self.source.times
         self.elapsed = self.last = self.graph.placeholder("elapsed")
-        places = [n for n in self.source.graph.nodes if n.op == "placeholder"]
-        for node in places[1:]:
+        length, *places = (n for n in self.source.graph.nodes if n.op == "placeholder")
+        first: Sequence[Any] = ()
+        if self.split is not None:
+            first = self.first_step(self.split, places)
+            places = places[: len(self.split.sequences)]
+        for node in places:
             self.copies[node] = self.graph.node_copy(node)
-            self.starts[node] = self.start.node_copy(node)
-        self.copies[places[0]] = self.length(self.graph, self.copies, places[1:])
-        self.starts[places[0]] = self.length(self.start, self.starts, places[1:])
+            if self.split is None:
+                self.starts[node] = self.start.node_copy(node)
+        self.copies[length] = self.length(self.graph, self.copies, places)
+        self.starts[length] = self.length(self.start, self.starts, places)
         for node in self.source.graph.nodes:
             if node.op == "call_function":
                 self.add(node, times[node])
         outputs: Any = self.source.graph.output_node().args[0]
         results = [self.result(n) if isinstance(n, torch.fx.Node) else n for n in outputs]
         self.graph.output((*results, *self.exits))
-        self.start.output(tuple(self.start_outputs))
+        self.start.output((*first, *self.start_outputs))
         for each in (self.graph, self.start):
             each.eliminate_dead_code()
             each.lint()
@@ -98,13 +117,31 @@ class _Streamer:
             graph=self.graph,
             start=self.start,
             states=tuple(self.states),
-            input_axes=tuple(_axis(times[n]) for n in places[1:]),
+            input_axes=tuple(_axis(times[n]) for n in places),
             output_axes=tuple(
                 _axis(times[n]) if isinstance(n, torch.fx.Node) else None for n in outputs
             ),
             length=self.source.length,
             counts=self.counts,
+            has_first=self.split is not None,
         )
+
+    def first_step(self, split: Split, places: Sequence[torch.fx.Node]) -> Sequence[Any]:
+        """Put the first step into the start graph, and return its outputs.
+
+        What it hands on is the start of states; what later steps read of it is a state that never
+        changes.
+        """
+        own = [n for n in split.first.nodes if n.op == "placeholder"]
+        copies: dict[torch.fx.Node, torch.fx.Node] = {}
+        results: Any = self.start.graph_copy(split.first, copies)
+        given = [copies[n] for n in own] + list(results[split.outputs :])
+        self.starts.update(zip(places, given, strict=True))
+        for node in places[len(own) :]:
+            if not all(is_start_only(user, node) for user in node.users):
+                self.copies[node] = self.state(node.name, self.starts[node], None, node)
+                self.exits.append(self.copies[node])
+        return results[: split.outputs]  # type: ignore[no-any-return]
 
     def result(self, node: torch.fx.Node) -> torch.fx.Node:
         """Return what a chunk gives for an output; a length is that of the sequence so far."""
@@ -203,7 +240,6 @@ class _Streamer:
     def neuron(self, node: torch.fx.Node, program: NeuronProgram) -> torch.fx.Node:
         """Call a neuron that starts from its states and returns them."""
         forward = program.forward
-        arguments = self.mapped(node.args)
         names = (*forward.step_inputs, *forward.lane_inputs)
         given = dict(zip(names, _args(node)[1:], strict=True))
         entrances = []
@@ -215,6 +251,9 @@ class _Streamer:
             )
             name = f"{forward.name}.{state.name.removesuffix('_prev')}"
             entrances.append(self.state(name, start, self.source.dtypes[node], node))
+            if isinstance(state.initial, Var):
+                self.copies.setdefault(given[state.initial.name], entrances[-1])  # not read
+        arguments = self.mapped(node.args)
         opened = with_open_states(forward)
         call = NeuronCall(NeuronProgram(opened))
         result = self.call(call, (*arguments, *entrances), node)
@@ -227,16 +266,19 @@ class _Streamer:
 
     def loop(self, node: torch.fx.Node, loop: TimeLoop) -> torch.fx.Node:
         """Call a loop that starts from its carries and returns them."""
-        arguments = list(self.mapped(node.args))
+        entrances: list[torch.fx.Node] = []
         carries, results = [], list(loop.results)
         first = len(results)
         for carry in loop.carries:
             start = carry.initial
             value = start if isinstance(start, Fill) else self.begin(_args(node)[start])
             entrance = self.state(f"{loop.name}.{carry.name}", value, None, node)
-            carries.append(replace(carry, initial=len(arguments)))
-            arguments.append(entrance)
+            if not isinstance(start, Fill):
+                self.copies.setdefault(_args(node)[start], entrance)  # not read
+            carries.append(replace(carry, initial=len(node.args) + len(entrances)))
+            entrances.append(entrance)
             results.append(Result(carry.update, stacked=False))
+        arguments = [*self.mapped(node.args), *entrances]
         opened = replace(
             loop, operands=len(arguments), carries=tuple(carries), results=tuple(results)
         )
@@ -275,7 +317,11 @@ class _Streamer:
         """Continue a reduction over time."""
         join = join_of(node)
         start = -torch.inf if join is torch.maximum else torch.inf if join is torch.minimum else 0.0
-        entrance = self.state(f"{node.name}.so_far", Fill(start), self.source.dtypes[node], node)
+        begin: Fill | torch.fx.Node = Fill(start)
+        if SO_FAR in node.meta:
+            nodes = (n for n in self.source.graph.nodes if n.name == node.meta[SO_FAR])
+            begin = self.starts[next(nodes)]
+        entrance = self.state(f"{node.name}.so_far", begin, self.source.dtypes[node], node)
         here = self.graph.node_copy(node, self.copies.__getitem__)
         if node.target is torch.mean:
             return self.mean(node, here, entrance)

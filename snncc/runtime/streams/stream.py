@@ -74,6 +74,7 @@ class Stream:
         self._states: list[Any] | None = None
         self._sizes: tuple[tuple[int, ...], ...] | None = None
         self._is_loaded = False  # until a step was taken from the state that was loaded
+        self._is_settled = False  # whether the states are what a step leaves
         self.steps = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -101,7 +102,7 @@ class Stream:
 
     def _step(self, leaves: list[Tensor]) -> Sequence[Any]:
         """Take one step and return its outputs without their time axes."""
-        if self._states is None or self.steps == 0 or self._is_loaded:
+        if self._states is None or not self._is_settled:
             parts = zip(self._advance(leaves, 1), self._program.output_axes, strict=True)
             return [x if axis is None else x.squeeze(axis) for x, axis in parts]
         self._require_same_sizes(leaves)
@@ -169,7 +170,7 @@ class Stream:
         """
         if mask is None:
             self._states = self._starts = self._sizes = None
-            self._is_loaded = False
+            self._is_loaded = self._is_settled = False
             self.steps = 0
             if not self._interface.refresh():
                 self._static = None
@@ -179,11 +180,13 @@ class Stream:
             self._reset_samples(mask)
 
     def _reset_samples(self, mask: Tensor) -> None:
-        if self._program.counts:
+        if self._program.counts or self._program.has_first:
+            other = "Its first step is another program than the others, as from a state 'None'."
+            count = "A mean over time or a decay that changes with the step counts them."
             raise LaunchError(
                 "The network counts its steps; one sample alone cannot start anew.",
                 code="launch.stream-count",
-                notes=["A mean over time or a decay that changes with the step counts them."],
+                notes=[other if self._program.has_first else count],
                 hints=["Use one stream for each sample, or reset all of them."],
             )
         assert self._states is not None
@@ -233,7 +236,7 @@ class Stream:
             if known.dtype is not None and value.dtype is not known.dtype:
                 raise _unfit(f"'{known.name}' is {value.dtype}; it has to be {known.dtype}")
         self._states = [state[name].detach().clone() for name in names]
-        self._is_loaded = True
+        self._is_loaded, self._is_settled = True, False
         self.steps = self.steps if steps is None else steps
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -271,17 +274,49 @@ class Stream:
 
     def _advance(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
         self._require_same_sizes(leaves)
+        if self._states is None and self._program.has_first:
+            return self._advance_from_first(leaves, steps)
         with torch.no_grad():
             if self._states is None or self._starts is None:
-                self._starts = self._begin(*leaves)
+                self._begin_at(leaves)
             if self._states is None:
                 self._states = self._initial()
             if self._is_loaded:
                 self._require_fitting(self._states, leaves, steps)
             results = self._run(self.steps + steps, *self._states, *leaves)
         self._states = list(results[self._outputs :])
+        self._is_settled = True
         self.steps += steps
         return results[: self._outputs]
+
+    def _advance_from_first(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
+        """Take a first step that is another program, and then those that follow."""
+        with torch.no_grad():
+            outputs = self._begin_at(self._between(leaves, 0, 1))
+        self._states = self._initial()
+        self.steps = 1
+        if steps == 1:
+            return outputs
+        later = self._advance(self._between(leaves, 1, steps), steps - 1)
+        return [
+            new if axis is None else torch.cat([old, new], axis)
+            for old, new, axis in zip(outputs, later, self._program.output_axes, strict=True)
+        ]
+
+    def _between(self, leaves: Sequence[Tensor], start: int, end: int) -> list[Tensor]:
+        axes = zip(leaves, self._program.input_axes, strict=True)
+        return [x if axis is None else x.narrow(axis, start, end - start) for x, axis in axes]
+
+    def _begin_at(self, leaves: Sequence[Tensor]) -> Sequence[Any]:
+        """Compute what states start from, and return the outputs of the first step, if any."""
+        if self._is_loaded:
+            with self._without_trace(leaves):
+                results = self._begin(*leaves)
+        else:
+            results = self._begin(*leaves)
+        count = self._outputs if self._program.has_first else 0
+        self._starts = results[count:]
+        return [x.clone() if isinstance(x, Tensor) else x for x in results[:count]]
 
     def _require_fitting(self, states: Sequence[Any], leaves: Sequence[Tensor], steps: int) -> None:
         """Refuse states that were loaded and are not of the sizes that a first step leaves."""
