@@ -6,6 +6,10 @@ rounding is, for each spike, how far its potential is from the threshold, at eve
 first at which the spikes of a neuron differ.  Such spikes are counted, and have to be within
 rounding of their threshold: their *margin*, relative to the largest of these distances.  All other
 results are compared in the neurons whose spikes are equal.
+
+A norm behind a neuron becomes a part of it, so that neurons with and without norms may have other
+results.  What only the latter have is what they compute of the spikes of the former, and is
+compared where something reads it, or as a result of the network.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from snncc.ir.interpret import run_in_order
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.neuron_class import SpikeClass
-from snncc.ir.nodes import Binary, Const, Expr, Let, Op, Recurrence, Unary
+from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, Unary
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.classify_neurons import classify_neuron
@@ -57,12 +61,15 @@ def compare_folds(
         if not _keeps_state(node):
             return result
         before = seen.pop(0)
-        found.extend(_compared(before, _Call(node, args, result)))
-        return before.result
+        after = _Call(node, args, result)
+        found.extend(_compared(before, after))
+        return _continued(before, after)
 
     with torch.no_grad():
-        interpret_graph(plain, values, observe)
-        interpret_graph(folded, values, follow)
+        expected = interpret_graph(plain, values, observe)
+        actual = interpret_graph(folded, values, follow)
+    for position, (a, b) in enumerate(zip(expected, actual, strict=True)):
+        found.append(_compare(f"output {position}" if len(expected) > 1 else "output", a, b))
     return found
 
 
@@ -91,29 +98,69 @@ def _keeps_state(node: torch.fx.Node) -> bool:
 
 
 def _compared(before: _Call, after: _Call) -> list[Comparison]:
+    """Compare the results that both calls have."""
     name = str(after.node.target.__name__)  # type: ignore[union-attr]
     found: list[Comparison] = []
-    results = list(after.result)
+    expected, results = _named(before), _named(after)
     spiking: tuple[str, ...] = ()
-    if isinstance(before.node.target, NeuronCall) and isinstance(after.node.target, NeuronCall):
-        watched, again = _watch(before), _watch(after)
+    if _is_neuron(before) and _is_neuron(after):
+        watched = _watch(before)
+        spiking = tuple(spike for spike, _, _ in watched)
+        again = _watch(after, spiking)
         for (spike, s, h), (_, z, u) in zip(watched, again, strict=True):
             moved = s != z
             late = moved.cumsum(0) > moved.int()  # behind the first difference
             found.append(_margins(f"{name} {spike}{SPIKES}", moved, h))
             found.append(_compare(f"{name} {spike}, potential", h, torch.where(late, h, u)))
             lanes = moved.any(0)
-            results = [_where(lanes, a, b) for a, b in zip(before.result, results, strict=True)]
-        spiking = tuple(spike for spike, _, _ in watched)
-        outputs = before.node.target.program.forward.outputs
-    else:
-        outputs = ()
-    for position, (a, b) in enumerate(zip(before.result, results, strict=True)):
-        if outputs[position : position + 1] and outputs[position] in spiking:
-            continue
-        label = name if len(results) == 1 else f"{name} {position}"
-        found.append(_compare(label, a, b))
+            shared = expected.keys() & results.keys()
+            results |= {key: _where(lanes, expected[key], results[key]) for key in shared}
+    for position, (key, value) in enumerate(expected.items()):
+        if key in results and key[1] not in spiking:
+            label = name if len(expected) == 1 else f"{name} {position}"
+            found.append(_compare(label, value, results[key]))
     return found
+
+
+def _continued(before: _Call, after: _Call) -> tuple[Any, ...]:
+    """Return what the layers behind a call get: its results, for the spikes with norms."""
+    expected, results = _named(before), _named(after)
+    if results.keys() <= expected.keys():
+        return tuple(expected[key] for key in results)
+    forward = _forward(after)
+    computed = {let.name for let in forward.lets}
+    spikes = {name: values for name, values, _ in _watch(before) if name in computed}
+    given = replace(
+        forward,
+        inputs=(*forward.inputs, *(Input(name, Rank.STEP) for name in spikes)),
+        lets=tuple(let for let in forward.lets if let.name not in spikes),
+    )
+    values = run_in_order(given, _inputs(after) | spikes, after.args[0])
+    results = dict(zip(results, values, strict=True)) | expected
+    return tuple(results[key] for key in _named(after))
+
+
+def _named(call: _Call) -> dict[tuple[str, Any], Tensor]:
+    """Return the results of a call by what and whose they are; by position where it is a loop."""
+    if not _is_neuron(call):
+        return {("result", position): value for position, value in enumerate(call.result)}
+    forward = _forward(call)
+    keys = [("output", n) for n in forward.outputs] + [("final", n) for n in forward.finals]
+    return dict(zip(keys, call.result, strict=True))
+
+
+def _is_neuron(call: _Call) -> bool:
+    return isinstance(call.node.target, NeuronCall)
+
+
+def _forward(call: _Call) -> Recurrence:
+    forward: Recurrence = call.node.target.program.forward  # type: ignore[union-attr]
+    return forward
+
+
+def _inputs(call: _Call) -> dict[str, Tensor]:
+    forward = _forward(call)
+    return dict(zip((*forward.step_inputs, *forward.lane_inputs), call.args[1:], strict=True))
 
 
 def _compare(name: str, expected: Tensor, actual: Tensor) -> Comparison:
@@ -125,20 +172,29 @@ def _where(lanes: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(lanes, a, b) if a.shape[a.dim() - lanes.dim() :] == lanes.shape else b
 
 
-def _watch(call: _Call) -> list[tuple[str, Tensor, Tensor]]:
-    """Return for each spike of a neuron its name, its values, and how far it is from another."""
-    forward: Recurrence = call.node.target.program.forward  # type: ignore[union-attr]
+def _watch(call: _Call, spikes: Sequence[str] = ()) -> list[tuple[str, Tensor, Tensor]]:
+    """Return for each spike of a neuron its name, its values, and how far it is from another.
+
+    Args:
+        call: The call of the neuron.
+        spikes: Their names, where they are known: what is computed of a spike counts as one too.
+    """
+    forward = _forward(call)
     taken = names_in(forward)
-    spikes = classify_neuron(forward).spikes
-    lets = [Let(fresh_name("distance", taken), _distance(spike)) for spike in spikes]
-    outputs = tuple(n for s, let in zip(spikes, lets, strict=True) for n in (s.name, let.name))
+    distinct: dict[tuple[Expr | None, Expr | None], SpikeClass] = {}
+    for spike in classify_neuron(forward).spikes:
+        distinct.setdefault((spike.potential, spike.threshold), spike)
+    classes = list(distinct.values())
+    lets = [Let(fresh_name("distance", taken), _distance(spike)) for spike in classes]
+    computed = {let.name for let in forward.lets}
+    own = [spike.name for spike in classes]
+    names = [a if a in computed else b for a, b in zip(spikes or own, own, strict=True)]
+    outputs = tuple(n for name, let in zip(names, lets, strict=True) for n in (name, let.name))
     watched = replace(forward, lets=(*forward.lets, *lets), outputs=outputs, finals=())
-    names = (*forward.step_inputs, *forward.lane_inputs)
-    inputs = dict(zip(names, call.args[1:], strict=True))
-    results = list(run_in_order(watched, inputs, call.args[0])) if spikes else []
+    results = list(run_in_order(watched, _inputs(call), call.args[0])) if names else []
     return [
-        (spike.name, results[2 * i], results[2 * i + 1].expand_as(results[2 * i]))
-        for i, spike in enumerate(spikes)
+        (name, results[2 * i], results[2 * i + 1].expand_as(results[2 * i]))
+        for i, name in enumerate(names)
     ]
 
 

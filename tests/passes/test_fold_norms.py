@@ -124,7 +124,7 @@ def test_every_product_takes_its_norm(kind, each_step):
 
     assert report.ok, report
     assert not {F.batch_norm, torch.mul, torch.add} & {*called(fast)}
-    assert [c.name for c in report.comparisons if c.part == "fold"] == ["neuron1"]
+    assert [c.name for c in report.comparisons if c.part == "fold"] == ["neuron1", "output"]
     layer, _ = fast.plans[0].layers
     assert (layer.name, layer.numerics) == ("layer", snncc.Numerics.REASSOCIATED)
     assert "folded into its weights" in layer.note
@@ -383,7 +383,7 @@ def test_moved_spikes_are_counted_with_their_margin():
     model, x = at_threshold()
     fast = snncc.compile(model, fold_norms=True)
     report = snncc.verify(model, fast, x, gradients=False)
-    spikes, potentials = (c for c in report.comparisons if c.part == "fold")
+    spikes, potentials, _ = (c for c in report.comparisons if c.part == "fold")
 
     assert report.ok, report
     assert spikes.differing > 10
@@ -460,3 +460,57 @@ def test_no_spike_of_a_trained_network_moves_on_its_test_set():
     assert (expected.sum(0).argmax(1) == y[test]).float().mean() > 0.85
     assert torch.equal(expected, actual)
     assert F.batch_norm not in called(folded)
+
+
+class NormBehind(nn.Module):
+    """Spikes are normalised before the next product, and may be returned too."""
+
+    def __init__(self, returned: str) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(3), nn.Linear(3, 3)
+        self.spike, self.returned = ATan(), returned
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        v = w = torch.zeros_like(x[0])
+        found: dict[str, list[Tensor]] = {"spikes": [], "norm": [], "last": []}
+        for x_t in x:
+            v = 0.5 * v + x_t
+            s = self.spike(v - 0.2)
+            v = v * (1.0 - s)
+            y = self.norm(s)
+            w = 0.5 * w + self.linear(y)
+            found["spikes"].append(s)
+            found["norm"].append(y)
+            found["last"].append(self.spike(w - 0.1))
+        return tuple(torch.stack(found[name]) for name in self.returned.split())
+
+
+@pytest.mark.parametrize("returned", ["last", "norm", "last norm", "spikes norm last"])
+def test_certificate_of_a_norm_behind_a_neuron(returned):
+    """What a neuron computes of its spikes is a result of it, and none of its spikes."""
+    model = randomize(NormBehind(returned)).double()
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    fast = snncc.compile(model, fold_norms=True, example_inputs=(x,))
+
+    report = snncc.verify(model, fast, x)
+
+    assert report.ok, report
+    folds = [c.name for c in report.comparisons if c.part == "fold"]
+    assert "neuron1 s, spikes" in folds
+    assert folds[-1].startswith("output")
+
+
+def test_certificate_finds_a_wrong_norm_behind_a_neuron():
+    """Of a neuron that computes something else of its spikes, the spikes are right."""
+    model = randomize(NormBehind("norm"))
+    x = torch.randn(5, 2, 3)
+    fast = snncc.compile(model, fold_norms=True, example_inputs=(x,))
+    (compiled,) = fast._specializations
+    shifts = [n for n in compiled.graph.nodes if n.target is norm_ops.norm_shift]
+    assert len(shifts) == 1
+    shifts[0].target = norm_ops.norm_scale
+    shifts[0].args = (shifts[0].args[1], *shifts[0].args[2:3], shifts[0].args[-1])
+
+    report = snncc.verify(model, fast, x, gradients=False)
+
+    assert [c.name for c in report.comparisons if not c.ok and c.part == "fold"] == ["output"]
