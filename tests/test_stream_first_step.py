@@ -230,7 +230,7 @@ def _feature(x):
         (_third, "after the second step"),
         (_previous, "another step of its input"),
         (_second_layer, "no value after one step"),
-        (_counted, "no axis"),
+        (_counted, "every step in order"),
         (_feature, "another axis"),
     ],
 )

@@ -181,7 +181,8 @@ class _Analysis:
         if _is_structural(node):
             return choices[0]
         if node.meta.get("impure"):
-            return Rejection("mixes-time", "draws random numbers for the whole sequence")
+            reason = "draws random numbers, or updates statistics, for the whole sequence"
+            return Rejection("mixes-time", reason)
         env, steps = self.randomized(node), 3
         try:
             with torch.no_grad():

@@ -75,7 +75,7 @@ def split_first(graph: torch.fx.Graph, inputs: Sequence[bool]) -> Split | Reject
     places = [n for n in graph.nodes if n.op == "placeholder"]
     moving = _reached(graph, [n for n, own in zip(places, inputs, strict=True) if own])
     lengths = [n for n in graph.nodes if isinstance(n.target, sequence_ops.TripLength)]
-    trips = [n for n in lengths if n in moving and n.target.offset]
+    trips = [n for n in lengths if n.target.offset and moving.intersection((n, *n.users))]
     if not trips:
         return None
     views = [n for n in graph.nodes if n.target is sequence_ops.time_view and n.args[4] in trips]

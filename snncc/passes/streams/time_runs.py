@@ -6,6 +6,7 @@ first, until one is found that every loop of the graph follows.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -53,17 +54,68 @@ def run_short(
         return prepared
     copy, seen = prepared
     samples = [_sample(value) for value in values]
+    order = {node: i for i, node in enumerate(copy.nodes)}
+    visited = _visited_axes(graph)
+    stops: list[tuple[bool, int, torch.fx.Node]] = []
     for axes in _candidates(samples, inputs, seen):
         try:
             runs = {steps: _run(copy, _sized(samples, axes, steps), steps) for steps in (1, 2, 3)}
-        except FAILURES:
+        except _StopError as stop:
+            stops.append((bool(visited & axes.items()), order[stop.node], stop.node))
             continue
         return ShortRuns(copy, runs, seen or 0)
-    return Rejection("time-axis", "no axis of the inputs could be found that all loops follow")
+    _, _, node = max(stops)  # of an axis that a loop visits, else what got furthest
+    return Rejection("time-axis", _why(node), node.meta.get("where"))
 
 
 # What operators raise when sizes do not fit: this axis was not the time axis.
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError)
+
+
+def _visited_axes(graph: torch.fx.Graph) -> set[tuple[int, int]]:
+    """Return which axes of which placeholders have as many steps as a loop."""
+    places = [n for n in graph.nodes if n.op == "placeholder"]
+    trips = (n for n in graph.nodes if isinstance(n.target, sequence_ops.TripLength))
+    return {(places.index(n.args[0]), n.target.dim) for n in trips if n.args[0] in places}
+
+
+class _StopError(Exception):
+    """A run on a short sequence could not pass a node."""
+
+    def __init__(self, node: torch.fx.Node) -> None:
+        super().__init__(node.name)
+        self.node = node
+
+
+def _why(node: torch.fx.Node) -> str:
+    """Return why no run on short sequences passed a node, as far as that can be told."""
+    if node.target in (torch.select, operator.getitem, torch.narrow):
+        return "single steps are picked out by their numbers"
+    if node.target is not sequence_ops.time_view:
+        name = getattr(node.target, "__name__", str(node.target))
+        return f"'{name}' does not take another number of steps"
+    source, _, start, stride, _ = node.args
+    if isinstance(stride, int) and stride < 0:
+        return "a loop runs backwards in time"
+    if (start, stride) != (0, 1):
+        return "a loop does not visit every step in order"
+    maker = _maker(source)
+    if maker is not None:
+        return f"its steps are put together in the model, by '{maker}', not an axis of an input"
+    return "its loops do not follow one axis of the inputs"
+
+
+def _maker(source: Any) -> str | None:
+    """Return the name of the operator that makes a sequence of what has no time axis."""
+    seen = [source]
+    for node in seen:
+        if node.target in _MAKERS:
+            return str(node.target.__name__)
+        seen += [n for n in node.all_input_nodes if n not in seen]
+    return None
+
+
+_MAKERS = frozenset({torch.stack, torch.cat, torch.Tensor.repeat, torch.Tensor.expand})
 
 
 def _with_length(
@@ -95,7 +147,7 @@ def _with_length(
     if len(seen) > 1:
         return Rejection("trips", f"its loops make {' and '.join(map(str, sorted(seen)))} steps")
     for node in result.nodes:
-        if node.target is sequence_ops.time_view and node not in moving:
+        if node.target is sequence_ops.time_view and node.args[0] not in moving:
             _follow_steps(node, length, seen)
     return result, next(iter(seen), None)
 
@@ -197,7 +249,11 @@ def _stretch(value: Tensor, dim: int, steps: int) -> Tensor:
 
 
 def _run(graph: torch.fx.Graph, values: Sequence[Tensor], steps: int) -> Environment:
-    """Run a graph by the reference and return the value of every node."""
+    """Run a graph by the reference and return the value of every node.
+
+    Raises:
+        _StopError: The sizes do not fit.
+    """
     env: Environment = {}
     places = iter([steps, *values])
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -205,7 +261,10 @@ def _run(graph: torch.fx.Graph, values: Sequence[Tensor], steps: int) -> Environ
             if node.op == "placeholder":
                 env[node] = next(places)
             elif node.op == "call_function":
-                env[node] = call_node(node, env)
+                try:
+                    env[node] = call_node(node, env)
+                except FAILURES as error:
+                    raise _StopError(node) from error
     return env
 
 

@@ -1,0 +1,127 @@
+"""What a stream says of a model that has none, and parameters of their own for each step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import snncc
+from snncc.errors import UnsupportedError
+from snncc.nn import ATan
+
+SPIKE = ATan()
+STEPS = 6
+
+
+def lif(x):
+    v, out = torch.zeros_like(x[0]), []
+    for t in range(len(x)):
+        v = 0.5 * v + x[t]
+        s = SPIKE(v - 1)
+        v = v - s
+        out.append(s)
+    return torch.stack(out)
+
+
+def repeated(x):
+    return lif(x[0].unsqueeze(0).repeat(8, 1, 1))
+
+
+def reversed_time(x):
+    v = torch.zeros_like(x[0])
+    for t in reversed(range(len(x))):
+        v = 0.5 * v + x[t]
+    return v
+
+
+def every_third(x):
+    return lif(x)[::3]
+
+
+def third_alone(x):
+    return lif(x)[3]
+
+
+class OverTime(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(STEPS, STEPS)
+
+    def forward(self, x):
+        weights = self.mix(x.mean(2).T).T
+        v = torch.zeros_like(x[0])
+        for t in range(len(x)):
+            v = 0.5 * v + x[t] * weights[t].unsqueeze(1)
+        return v
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (repeated, "by 'repeat'"),
+        (reversed_time, "backwards in time"),
+        (every_third, "treat the time steps apart"),
+        (third_alone, "single steps are picked out"),
+        (OverTime(), "'linear' does not take another number of steps"),
+    ],
+)
+def test_reason_says_what_needs_the_whole_sequence(model, reason):
+    with pytest.raises(UnsupportedError) as refusal:
+        snncc.compile(model).stream(torch.rand(STEPS, 3, 4))
+    assert refusal.value.code == "unsupported.stream"
+    assert reason in refusal.value.notes[0]
+
+
+def test_two_lengths_are_named():
+    def model(x, y):
+        v = torch.zeros_like(x[0])
+        for t in range(len(x)):
+            v = 0.5 * v + x[t]
+        for t in range(len(y)):
+            v = 0.25 * v + y[t]
+        return v
+
+    with pytest.raises(UnsupportedError) as refusal:
+        snncc.compile(model).stream(torch.rand(6, 3, 4), torch.rand(9, 3, 4))
+    assert "do not follow one axis" in refusal.value.notes[0]
+
+
+class OfEachStep(nn.Module):
+    """A weight and a decay for each step; the state is None at first, or zeros."""
+
+    def __init__(self, is_peeled: bool) -> None:
+        super().__init__()
+        self.is_peeled = is_peeled
+        self.decays = nn.Parameter((torch.rand(STEPS, 1, 4) * 8).round() / 8)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(STEPS))
+        for p in self.layers.parameters():
+            p.data = (p.data * 8).round() / 8
+
+    def forward(self, x):
+        v, out = None if self.is_peeled else torch.zeros_like(x[0]), []
+        for t in range(len(x)):
+            now = self.decays[t] * x[t] if self.is_peeled else self.layers[t](x[t])
+            v = 2 * now if v is None else self.decays[t] * v + now
+            s = SPIKE(v - 1)
+            v = v - s
+            out.append(s)
+        return torch.stack(out), v
+
+
+@pytest.mark.parametrize("is_peeled", [False, True])
+def test_parameters_of_each_step_are_those_of_the_step(is_peeled):
+    torch.manual_seed(0)
+    model = OfEachStep(is_peeled)
+    x = (torch.rand(STEPS, 3, 4) * 8).round() / 8
+    stream = snncc.compile(model).stream(x)
+    with torch.no_grad():
+        spikes, potential = model(x)
+    for cuts in ([1] * STEPS, [2, 4], [1, 5]):
+        parts = [stream.chunk(part) for part in x.split(cuts)]
+        assert torch.equal(torch.cat([part[0] for part in parts]), spikes)
+        assert torch.equal(parts[-1][1], potential)
+        with pytest.raises(UnsupportedError) as refusal:
+            stream.chunk(x[:1])
+        assert refusal.value.code == "unsupported.stream-length"
+        stream.reset()
