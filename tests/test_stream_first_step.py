@@ -265,3 +265,41 @@ def test_first_step_is_compared_with_the_model(model):
     with pytest.raises(UnsupportedError) as refusal:
         snncc.compile(model).stream(x)
     assert "one step" in refusal.value.notes[0]
+
+
+class Normed(nn.Module):
+    """A norm with statistics of each step, and a second input with or without steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x, more):
+        v, out = None, []
+        for t in range(x.shape[0]):
+            h = self.norm(x[t]) + (more[t] if more.dim() == 3 else more)
+            v = h * 0.5 if v is None else 0.75 * v + h
+            s = SPIKE(v - 0.25)
+            v = v - s
+            out.append(s)
+        return torch.stack(out), v
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 6), (3, 6)])
+def test_training_mode_and_a_second_input(shape):
+    model = Normed()
+    x, more = data(7, 3, 6), torch.rand(shape)
+    stream = snncc.compile(model).stream(x, more)
+    actual = stream.whole_sequence((x, more), {})
+    assert torch.equal(model.norm.running_mean, torch.zeros(6))  # the model is left alone
+    with torch.no_grad():
+        expected = model(x, more)
+    for a, e in zip(actual, expected, strict=False):
+        assert torch.equal(a, e)
+
+
+def test_an_input_that_looks_like_a_sequence_is_refused():
+    """As many rows as steps: whether the first step reads one or all cannot be told."""
+    with pytest.raises(UnsupportedError) as refusal:
+        snncc.compile(Normed()).stream(data(7, 7, 6), torch.rand(7, 6))
+    assert "may have steps as well" in refusal.value.notes[0]
