@@ -337,3 +337,15 @@ def test_emit_for_no_gpu(run: Callable[..., tuple[int, str, str]]) -> None:
 
     assert status == 2
     assert "There is no architecture 'vax'" in err
+
+
+def test_emit_into_a_file(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """What cannot be written is an error with a code."""
+    (tmp_path / "file").write_text("kept")
+    status, _, err = run(
+        "emit", "net.py:factory", "--output", str(tmp_path / "file"), "--target", "c"
+    )
+
+    assert status == 2
+    assert "bundle.write" in err
+    assert (tmp_path / "file").read_text() == "kept"

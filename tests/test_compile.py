@@ -316,16 +316,21 @@ class Twice(nn.Module):
         super().__init__()
         self.x = nn.Parameter(torch.tensor([0.5, 2.0, 3.0]))
 
-    def forward(self, x, self_, in_):
+    def forward(self, x, self_, in_, elapsed):
         v, out = torch.zeros(1, 3), []
         for t in range(x.shape[0]):
-            v = 0.5 * v + x[t] * self.x + self_[t] * in_[t]
+            v = 0.5 * v + x[t] * self.x + self_[t] * in_[t] * elapsed[t]
             out.append((v > 1).float())
         return torch.stack(out)
 
 
 def test_inputs_and_parameters_may_have_any_name() -> None:
     """An input may be called like a parameter, or like a word of Python with an underscore."""
-    model, inputs = Twice(), tuple(torch.rand(5, 1, 3) for _ in range(3))
+    model, inputs = Twice(), tuple(torch.rand(5, 1, 3) for _ in range(4))
+    fast = snncc.compile(model)
+    with torch.no_grad():
+        stream = fast.stream(*inputs)
+        steps = [stream(*(x[t] for x in inputs)) for t in range(5)]
 
-    torch.testing.assert_close(snncc.compile(model)(*inputs), model(*inputs), rtol=0, atol=0)
+    torch.testing.assert_close(fast(*inputs), model(*inputs), rtol=0, atol=0)
+    torch.testing.assert_close(torch.stack(steps), model(*inputs), rtol=0, atol=0)

@@ -20,6 +20,7 @@ from torch import Tensor
 from snncc.codegen.base import KernelSource, KernelSpec
 from snncc.codegen.lower import saved_values
 from snncc.equivalence.translation import interpret_graph
+from snncc.errors import BundleError
 from snncc.frontend.state.sources import gather
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.program import NeuronProgram
@@ -74,6 +75,9 @@ def emit(
 
     Returns:
         The kernels, in the order of the network.
+
+    Raises:
+        BundleError: They cannot be written.
     """
     target = fast.options.target
     if target in GPU_TARGETS:
@@ -85,11 +89,19 @@ def emit(
             found += (_compile(call, arch) for call in _gpu_calls(neuron, tensors, length, arch))
         else:
             found += (Emitted(source) for source in _c_sources(program, tensors, length))
-    folder.mkdir(parents=True, exist_ok=True)
-    for kernel in found:
-        _write(kernel, folder)
-    if any(kernel.binary for kernel in found):
-        (folder / "resources.json").write_text(json.dumps(_resources(found), indent=1) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kernel in found:
+            _write(kernel, folder)
+        if any(kernel.binary for kernel in found):
+            (folder / "resources.json").write_text(json.dumps(_resources(found), indent=1) + "\n")
+    except OSError as error:
+        raise BundleError(
+            f"The kernels cannot be written to '{folder}'.",
+            code="bundle.write",
+            notes=[str(error)],
+            hints=["Make room, or name another folder."],
+        ) from error
     return tuple(found)
 
 

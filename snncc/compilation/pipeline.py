@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.compilation.refusals import refusal
-from snncc.compilation.runnable import KernelCall, function_of, with_kernels
+from snncc.compilation.runnable import KernelCall, with_kernels
 from snncc.compilation.select_form import select_forms
 from snncc.dump import Dump
 from snncc.equivalence.translation import check_translation
@@ -23,6 +23,7 @@ from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import validate as invariants
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.graph_function import function_of
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.nodes import FixedPoint, Form, ParallelReset, Scan
 from snncc.ir.numerics import Numerics

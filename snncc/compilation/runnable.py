@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from snncc.ir import sequence_ops
+from snncc.ir.graph_function import function_of
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import TimeLoop
@@ -32,11 +33,6 @@ AnyNeuron: TypeAlias = Neuron | ParallelResetNeuron | ScanNeuron | ChoosingNeuro
 def executable(graph: torch.fx.Graph, options: Options) -> Callable[..., tuple[Any, ...]]:
     """Return a function that runs a sequence graph with compiled neurons."""
     return function_of(with_kernels(graph, options))
-
-
-def function_of(graph: torch.fx.Graph) -> Callable[..., tuple[Any, ...]]:
-    """Return a function that runs a graph."""
-    return torch.fx.GraphModule(torch.nn.Module(), graph).forward
 
 
 def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:

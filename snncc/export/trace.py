@@ -21,6 +21,7 @@ from snncc.export import operators
 from snncc.export.names import parameter_name
 from snncc.export.network import Array, Buffer, Copy, Home, Network, Steps
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.graph_function import function_of
 from snncc.ir.loop_call import loop_of
 from snncc.ir.time_loop import Fill, TimeLoop
 from snncc.passes.neurons import copy_graph
@@ -311,8 +312,7 @@ def _storage(tensor: Tensor) -> int:
 
 def run_graph(graph: torch.fx.Graph, values: Sequence[Any]) -> tuple[Any, ...]:
     """Run a graph and return its outputs."""
-    module = torch.fx.GraphModule(torch.nn.Module(), graph)
-    return tuple(module.forward(*values))
+    return tuple(function_of(graph)(*values))
 
 
 def in_line(graph: torch.fx.Graph) -> torch.fx.Graph:

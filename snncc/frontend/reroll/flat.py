@@ -78,9 +78,8 @@ def to_graph(program: Program) -> torch.fx.Graph:
     """Write a flat program as an fx graph; floating items come right before their first use."""
     writer = _Writer()
     for item in program.inputs:
-        place = writer.nodes[item] = writer.graph.placeholder(item.name)
-        place.target = place.name  # the parameter in what fx writes: unique, and no keyword
-        place.meta = dict(item.meta)
+        writer.nodes[item] = writer.graph.placeholder(item.name)
+        writer.nodes[item].meta = dict(item.meta)
     for item in program.items:
         if not is_floating(item):
             writer.emit(item)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from snncc.codegen.cuda.target import CudaTarget
 from snncc.codegen.triton.target import TritonTarget
 from snncc.ir.adjoint_ops import collected, rows_product
+from snncc.ir.graph_function import function_of
 from snncc.ir.loop_call import LoopAdjoint, LoopCall
 from snncc.ir.once import no_second_derivative
 from snncc.ir.step_call import StepCall
@@ -173,7 +174,7 @@ class _Gradient:
                 node.target = Collected(CompiledLoop(node.target.forward, target))
             elif node.target is rows_product:
                 node.target = _rows_product
-        self.backward = torch.fx.GraphModule(torch.nn.Module(), graph).forward
+        self.backward = function_of(graph)
         places = (node for node in graph.nodes if node.op == "placeholder")
         self.needed = [bool(place.users) for place in places]
 

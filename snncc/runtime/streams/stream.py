@@ -25,6 +25,7 @@ from torch import Tensor
 
 from snncc.errors import BundleError, LaunchError
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.graph_function import function_of
 from snncc.ir.time_loop import Fill
 from snncc.runtime.streams.static_step import StaticStep
 
@@ -65,8 +66,8 @@ class Stream:
 
     def __init__(self, program: ChunkProgram, interface: Interface) -> None:
         self._program = program
-        self._run: Callable[..., tuple[Any, ...]] = _function(program.graph)
-        self._begin: Callable[..., tuple[Tensor, ...]] = _function(program.start)
+        self._run: Callable[..., tuple[Any, ...]] = function_of(program.graph)
+        self._begin: Callable[..., tuple[Tensor, ...]] = function_of(program.start)
         self._interface = interface
         self._static: StaticStep | None = None
         self._outputs = len(program.output_axes)
@@ -389,7 +390,3 @@ def _unfit(what: str) -> LaunchError:
         notes=[what],
         hints=["Load what 'state' or 'save' gave, for a batch of the same size."],
     )
-
-
-def _function(graph: torch.fx.Graph) -> Callable[..., Any]:
-    return torch.fx.GraphModule(torch.nn.Module(), graph).forward
