@@ -125,9 +125,12 @@ def write_bundle(
     manifest = {"format": format, "version": VERSION, **facts, "files": listed}
     try:
         place = target.resolve() if target.is_symlink() else target
-        _check_place(place)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".snncc-") as work:
+        with (
+            _alone(place.parent),
+            tempfile.TemporaryDirectory(dir=place.parent, prefix=".snncc-") as work,
+        ):
+            _check_place(place)
             made = Path(work) / "bundle"
             made.mkdir()
             for name, data in files.items():
@@ -163,20 +166,19 @@ def _check_place(place: Path) -> None:
 def _replace(place: Path, made: Path) -> None:
     """Put a folder in the place of another, which comes back should that fail."""
     old = made.with_name("old")
-    with _alone(place.parent):
-        if place.exists():
-            place.rename(old)
-        try:
-            made.rename(place)
-        except BaseException:
-            if old.exists():
-                old.rename(place)
-            raise
+    if place.exists():
+        place.rename(old)
+    try:
+        made.rename(place)
+    except BaseException:
+        if old.exists():
+            old.rename(place)
+        raise
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other export replaces something in a folder."""
+    """Wait until no other export writes to a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

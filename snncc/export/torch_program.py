@@ -40,6 +40,10 @@ _PARTS = re.compile(
 # Operators of no use to a network: they open files, or trust the indices that they are given.
 _REFUSED = re.compile(r"torch\.ops\.aten\.(from_file|_unsafe\w*)\.\w+")
 _MOST_THREADS = 1 << 12
+# Names in the code that torch writes of a program; all other texts of an archive; containers.
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_WORD = re.compile(r"[\w.+-]*", re.ASCII)
+_NESTED = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 
 
 def program_files(
@@ -75,7 +79,10 @@ def program_files(
         "neurons.json": json.dumps(neurons, indent=1).encode(),
         TEST_VECTOR: vector.getvalue(),
     }
-    check_archive(files[f"{name}.pt2"])
+    try:
+        check_archive(files[f"{name}.pt2"])
+    except UntrustedError as error:
+        raise _refused(str(error)) from error
     return files
 
 
@@ -157,8 +164,15 @@ def check_archive(data: bytes) -> bytes:
             contents = {entry.filename: archive.read(entry) for entry in entries}
         for name, content in contents.items():
             if name.endswith(".json"):
-                _check_part(name.partition("/")[2], content.decode())
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError) as error:
+                contents[name] = _checked_part(name.partition("/")[2], content.decode()).encode()
+    except (
+        zipfile.BadZipFile,
+        LookupError,
+        TypeError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+    ) as error:
         raise UntrustedError(f"its archive cannot be read: {error}") from error
     checked = io.BytesIO()
     with zipfile.ZipFile(checked, "w") as archive:
@@ -179,19 +193,54 @@ def _check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
         raise UntrustedError("its archive holds pickled example inputs")
 
 
-def _check_part(part: str, text: str) -> None:
-    """Check a part of an archive that says what is to be read and run."""
-    try:
-        found = list(_pairs(json.loads(text)))
-    except (ValueError, RecursionError) as error:
-        raise UntrustedError(f"'{part}' cannot be read: {error}") from error
-    for key, value in found:
+def _checked_part(part: str, text: str) -> str:
+    """Check a part of an archive that says what is to be read and run; return what torch may read.
+
+    Raises:
+        UntrustedError: It would have torch unpickle or evaluate something.
+        ValueError: It is no JSON.
+    """
+    data = json.loads(text)
+    for key, value in list(_pairs(data)):
+        if key == "metadata" and isinstance(value, dict):
+            value.clear()  # where the author wrote what: names and texts of any kind
+    for key, value in _pairs(data):
         if key == "use_pickle" and value is not False:
             raise UntrustedError(f"'{part}' asks for unpickling")
         if key in ("expr_str", "as_expr") or (key == "guards_code" and value):
             raise UntrustedError(f"'{part}' holds an expression that is evaluated")
         if key == "target" and (not _TARGETS.fullmatch(str(value)) or _REFUSED.match(str(value))):
             raise UntrustedError(f"its program calls '{str(value)[:80]}'")
+        if key in ("in_spec", "out_spec") and value:
+            _check_spec(key, value)
+        elif key not in ("as_string", "as_strings"):
+            _check_words(key, value)
+    return json.dumps(data)
+
+
+def _check_words(key: str, value: Any) -> None:
+    """Check the texts of a pair: torch writes names into code, which it runs."""
+    texts = [text for text in (*_items(value), key) if isinstance(text, str)]
+    is_name = key in ("name", "forward_arg_names")
+    wrong = [t for t in texts if (_NAME if is_name else _WORD).fullmatch(t) is None]
+    if wrong:
+        raise UntrustedError(f"its program has a name {wrong[0][:80]!a}")
+
+
+def _check_spec(key: str, text: str) -> None:
+    """Check what arguments or results are nested in; torch writes keywords into code."""
+    pairs = list(_pairs(json.loads(text)))
+    unknown = [v for k, v in pairs if k == "type" and v not in _NESTED]
+    if unknown:
+        raise UntrustedError(f"its program has arguments in a {str(unknown[0])[:80]!a}")
+    contexts = [json.loads(v) for k, v in pairs if k == "context" and isinstance(v, str)]
+    for context in contexts if key == "in_spec" else ():
+        _check_words("name", context)
+
+
+def _items(value: Any) -> list[Any]:
+    """Return the items of a list, or the value alone."""
+    return value if isinstance(value, list) else [value]
 
 
 def _pairs(value: Any) -> Any:

@@ -271,6 +271,39 @@ def test_torch_reads_the_parts_that_were_checked():
     assert zipfile.ZipFile(io.BytesIO(checked)).read("net/data/weights/weight_0") == b"shown!"
 
 
+@pytest.mark.parametrize("name", ["args_0", "p_layer_weight", "linear"])
+def test_names_of_a_program_are_no_code(tmp_path, name):
+    """Torch writes the names of a program into code; one that is more than a name is refused."""
+    bundle = export(tmp_path / "b", format="pt2", name="net")
+    out = io.BytesIO()
+    with zipfile.ZipFile(bundle.folder / "net.pt2") as old, zipfile.ZipFile(out, "w") as new:
+        for entry in old.infolist():
+            code = f"\"{name}=open('{tmp_path}/written', 'w')\"".encode()
+            new.writestr(entry.filename, old.read(entry).replace(f'"{name}"'.encode(), code))
+            assert code in out.getvalue() or not entry.filename.endswith("model.json")
+    with pytest.raises(UntrustedError, match="has a name"):
+        check_archive(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("key", "spec", "said"),
+    [
+        ("in_spec", {"type": "collections.defaultdict", "context": "null"}, "arguments in a"),
+        ("in_spec", {"type": "builtins.dict", "context": '["x=open(1)"]'}, "has a name"),
+        ("forward_arg_names", ["x=open(1)"], "has a name"),
+    ],
+)
+def test_arguments_of_a_program_are_no_code(key, spec, said):
+    """Names of arguments are names, and what they are nested in imports nothing."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        text = json.dumps({key: json.dumps([1, spec]) if key == "in_spec" else spec})
+        archive.writestr("net/models/model.json", text)
+        archive.writestr("net/data/sample_inputs/model.pt", b"")
+    with pytest.raises(UntrustedError, match=said):
+        check_archive(out.getvalue())
+
+
 def test_programs_do_not_open_files():
     """An operator of torch that maps a file, or reads past the end, is none of a program."""
     for name in ("from_file.default", "_unsafe_index.Tensor"):
