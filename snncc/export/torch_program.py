@@ -2,8 +2,9 @@
 
 An archive of torch says which operators a program calls; what the neurons behind them compute lies
 beside it, as plain data.  The loader of torch trusts its archives: it unpickles tensors that are
-marked so, constants and example inputs, and evaluates expressions of sizes and guards.  What is
-written here has none of these, and an archive that has one is refused before torch sees it.
+marked so, constants and example inputs, evaluates expressions of sizes and guards, and writes names
+into code.  What is written here has no such tensors and expressions, and its names are names; an
+archive that is otherwise is refused before torch sees it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _PARTS = re.compile(
 _REFUSED = re.compile(r"torch\.ops\.aten\.(from_file|_unsafe\w*)\.\w+")
 _MOST_THREADS = 1 << 12
 # Names in the code that torch writes of a program; all other texts of an archive; containers.
-_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_WORD = re.compile(r"[\w.+-]*", re.ASCII)
+_NAME = re.compile(r"[^\W\d]\w*")
+_WORD = re.compile(r"[\w.+-]*")
 _NESTED = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 
 
