@@ -46,3 +46,35 @@ def test_statistics(written: str) -> None:
         assert torch.equal(model(x), fast(x))
         assert torch.equal(model.norm.running_mean, twin.norm.running_mean)
         assert torch.equal(model.norm.running_var, twin.norm.running_var)
+
+
+class NormOfPart(nn.Module):
+    """Normalises a part of each step, whose size is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, out = torch.zeros(()), []
+        for x_t in x:
+            v = 0.5 * v + self.norm(x_t[..., : x_t.shape[-1] // 2])
+            out.append(v)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize("sizes", [(4, 3, 4, 5, 6), (3, 1, 4, 8, 8), (2, 2, 4, 1, 9)])
+def test_statistics_of_a_part(sizes: tuple[int, ...]) -> None:
+    """Torch adds up a part in another order than a copy of it, so the part is no copy here."""
+    model, twin = NormOfPart(), NormOfPart()
+    fast = snncc.compile(twin)
+    for batch in (sizes[1], sizes[1] + 2):
+        x = torch.randn(sizes[0], batch, *sizes[2:]) + 3.0
+
+        assert torch.equal(model(x), fast(x))
+        assert torch.equal(model.norm.running_var, twin.norm.running_var)
+    assert all(plan.numerics is snncc.Numerics.BITWISE for plan in fast.plans)
+    model.eval()
+    twin.eval()
+    stream = fast.stream(x)
+    assert torch.allclose(model(x), torch.stack([stream(x_t) for x_t in x]))

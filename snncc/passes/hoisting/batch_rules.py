@@ -176,13 +176,11 @@ def _getitem(
     parts = index if isinstance(index, tuple) else (index,)
     if not all(isinstance(p, int | slice) or p is None or p is Ellipsis for p in parts):
         return MAPPED
-    if any(isinstance(b, Value) for p in parts if isinstance(p, slice) for b in _bounds(p)):
+    if any(_stacked([p.start, p.stop, p.step]) for p in parts if isinstance(p, slice)):
         return MAPPED
-    return emit(operator.getitem, args[0].node, (slice(None), *parts))
-
-
-def _bounds(part: slice) -> tuple[Any, Any, Any]:
-    return part.start, part.stop, part.step
+    # As views: norms add in the order of the layout, which is not that of copies.
+    known = [slice(*plain([p.start, p.stop, p.step])) if isinstance(p, slice) else p for p in parts]
+    return emit(operator.getitem, args[0].node, (slice(None), *known))
 
 
 def _gather(

@@ -238,7 +238,8 @@ def _operands(node: torch.fx.Node) -> list[torch.fx.Node]:
     """Return what a node reads; for a part of several results, what their operator reads."""
     if node.target is operator.getitem and isinstance(node.args[0], torch.fx.Node):
         source = node.args[0]
-        return source.all_input_nodes if "shape" not in source.meta else [source]
+        bounds = [n for n in node.all_input_nodes if n is not source]
+        return [*(source.all_input_nodes if "shape" not in source.meta else [source]), *bounds]
     return node.all_input_nodes
 
 
