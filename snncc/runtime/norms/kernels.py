@@ -55,9 +55,6 @@ class Norm:
             sums, None,
         )  # fmt: skip
         _launch(x, (self.momentum, self.eps), tensors, backward=False)
-        for written in (self.running_mean, self.running_var):
-            if written is not None:
-                torch.autograd.graph.increment_version(written)
         return y, means, deviations
 
 
