@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from snncc.errors import FormError, SnnccError, UnsupportedError
 from snncc.frontend.reroll import Rolled
 from snncc.ir.custom_gradient import CustomGradient
@@ -13,19 +15,56 @@ from snncc.passes.parallel.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.parallel.parallelize_reset import ParallelizeReset
 
 
+@dataclass(frozen=True, slots=True)
+class _Wording:
+    """What is said of a pass that does not apply; the rejection adds the line and the reason."""
+
+    kind: type[SnnccError]
+    message: str
+    code: str
+    hint: str
+
+
+_WORDINGS: dict[type[Pass], _Wording] = {
+    FoldNorms: _Wording(
+        UnsupportedError,
+        "A batch norm cannot be folded.",
+        code="unsupported.fold-norms",
+        hint="Call 'model.eval()' first; 'snncc.compile' without 'fold_norms' keeps its norms.",
+    ),
+    ParallelizeFixedPoint: _Wording(
+        FormError,
+        "A neuron cannot be solved by sweeps.",
+        code="form.fixed-point",
+        hint="Use mode='fused', which runs any neuron.",
+    ),
+    ParallelizeReset: _Wording(
+        FormError,
+        "A neuron cannot run chunks of time at once.",
+        code="form.parallel-reset",
+        hint="Use mode='fused', which runs any neuron.",
+    ),
+    SubstituteDynamicDecay: _Wording(
+        FormError,
+        "A dynamic decay cannot stand for the neurons of the model.",
+        code="form.dynamic-decay",
+        hint="Use snncc.nn.DynamicDecay in its place, or mode='fused', which runs any neuron.",
+    ),
+}
+
+
 def refusal(each: Pass, rejection: Rejection, tape: Tape, rolled: Rolled) -> SnnccError:
     """Return the error for a pass that does not apply."""
-    match each:
-        case SubstituteDynamicDecay():
-            return _no_substitution(rejection)
-        case ParallelizeFixedPoint():
-            return _no_fixed_point(rejection)
-        case ParallelizeReset():
-            return _no_parallel_reset(rejection)
-        case FoldNorms():
-            return _no_fold(rejection)
-        case _:
-            return _no_loop(tape, rolled, rejection)
+    wording = _WORDINGS.get(type(each))
+    if wording is None:
+        return _no_loop(tape, rolled, rejection)
+    return wording.kind(
+        wording.message,
+        code=wording.code,
+        location=rejection.where,
+        notes=[rejection.reason],
+        hints=[wording.hint],
+    )
 
 
 def _no_loop(tape: Tape, rolled: Rolled, rejection: Rejection) -> UnsupportedError:
@@ -43,44 +82,4 @@ def _no_loop(tape: Tape, rolled: Rolled, rejection: Rejection) -> UnsupportedErr
             *(f"'{n}' has a gradient of its own: its inside is not searched" for n in names),
         ],
         hints=["Loop over the time axis in Python: 'for t in range(x.shape[0]): ...'."],
-    )
-
-
-def _no_fold(rejection: Rejection) -> UnsupportedError:
-    return UnsupportedError(
-        "A batch norm cannot be folded.",
-        code="unsupported.fold-norms",
-        location=rejection.where,
-        notes=[rejection.reason],
-        hints=["Call 'model.eval()' first; 'snncc.compile' without 'fold_norms' keeps its norms."],
-    )
-
-
-def _no_fixed_point(rejection: Rejection) -> FormError:
-    return FormError(
-        "A neuron cannot be solved by sweeps.",
-        code="form.fixed-point",
-        location=rejection.where,
-        notes=[rejection.reason],
-        hints=["Use mode='fused', which runs any neuron."],
-    )
-
-
-def _no_parallel_reset(rejection: Rejection) -> FormError:
-    return FormError(
-        "A neuron cannot run chunks of time at once.",
-        code="form.parallel-reset",
-        location=rejection.where,
-        notes=[rejection.reason],
-        hints=["Use mode='fused', which runs any neuron."],
-    )
-
-
-def _no_substitution(rejection: Rejection) -> FormError:
-    return FormError(
-        "A dynamic decay cannot stand for the neurons of the model.",
-        code="form.dynamic-decay",
-        location=rejection.where,
-        notes=[rejection.reason],
-        hints=["Use snncc.nn.DynamicDecay in its place, or mode='fused', which runs any neuron."],
     )
