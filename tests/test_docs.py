@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+MODULE = re.compile(r"`((?:\w+/)+\w+\.py)`")
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://|#)(?P<target>[^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -47,6 +48,18 @@ def test_code_blocks_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     runpy.run_path(str(script))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_modules_that_are_named_exist(path):
+    """A path of a module in a document, with or without the package's name, is that of a file."""
+    missing = [
+        name
+        for name in MODULE.findall(path.read_text())
+        if not ((ROOT / name).exists() or (ROOT / "snncc" / name).exists())
+    ]
+
+    assert missing == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
