@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from snncc.compilation.pipeline import Compiled, uniform_program
 from snncc.errors import OptionError
-from snncc.export.bundle import CUDA, ONNX, PROGRAM, Bundle, require_onnx, write_bundle
+from snncc.export.bundle import CUDA, NIR, ONNX, PROGRAM, Bundle, write_bundle
 from snncc.export.c.footprint import footprint
 from snncc.export.c.library import FloatNumbers, Sequence, write_library
 from snncc.export.cuda.library import check_arches, write_cuda_library
@@ -24,9 +24,11 @@ from snncc.export.names import is_library_name
 from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization, quantization_of
 from snncc.export.quantized.library import write_quantized
+from snncc.export.replay import require_onnx
 from snncc.export.torch_program import program_files
 from snncc.export.trace import trace
 from snncc.frontend.state.sources import gather, preserved
+from snncc.interchange.to_nir import to_nir
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.tape import Position, Source, SourceKind, Tape
 from snncc.module import CompiledModule
@@ -103,6 +105,7 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
     name: str = "network",
     arithmetic: str | Quantization = "float",
     arch: str | Iterable[str] = ("sm_80", "sm_90"),
+    dt: float = 1e-4,
 ) -> Bundle:
     """Write a compiled model as files that run without Python and torch.
 
@@ -116,11 +119,13 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
             batch of one for a device.  ``"cuda"``: the same on a GPU of NVIDIA, by its driver.
             ``"onnx"``: two ONNX models, one of the whole sequence and one of a step with its
             states.  ``"pt2"``: a program of `torch.export` for processes with torch and snncc.
+            ``"nir"``: a graph in the Neuromorphic Intermediate Representation, see `to_nir`.
         example_inputs: Arguments of the model, with the time axis.
         name: A C identifier; every name in a library, and of a model's files, starts with it.
         arithmetic: ``"float"``, or whole numbers for a library: ``"int8"``, ``"int16"``, or a
             `Quantization` with more examples than the one, which decide the scales.
         arch: The GPUs that a CUDA library has binaries for.
+        dt: For a NIR graph the length of a step, in seconds.
 
     Raises:
         OptionError: The format, the name or the model is not possible.
@@ -133,6 +138,7 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
         "cuda": functools.partial(_write_cuda, arches=[arch] if isinstance(arch, str) else [*arch]),
         "onnx": _write_onnx,
         "pt2": _write_program,
+        "nir": functools.partial(_write_nir, dt=dt),
     }
     if format not in writers:
         raise OptionError(
@@ -289,6 +295,16 @@ def _write_program(network: _Network, folder: str | os.PathLike[str], name: str)
     """Write a program of torch, which needs snncc for its operators."""
     files = program_files(network.fast, network.example, network.outputs, name)
     return write_bundle(folder, files, _versions(name, network.steps), PROGRAM)
+
+
+def _write_nir(network: _Network, folder: str | os.PathLike[str], name: str, dt: float) -> Bundle:
+    """Write a NIR graph; the package ``nir`` is needed for nothing else."""
+    graph = to_nir(network.fast, *network.example, dt=dt)
+    from snncc.export.nir_files import nir_facts, nir_files
+
+    example = _sequence(network, network.inputs, network.outputs)
+    files = nir_files(graph, name, example.inputs, example.outputs)
+    return write_bundle(folder, files, _versions(name, network.steps) | nir_facts(graph, dt), NIR)
 
 
 def _versions(name: str, steps: int) -> dict[str, Any]:

@@ -112,14 +112,15 @@ def export_command(  # noqa: PLR0913 - the options of a command
     factory: Factory,
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
     format: Annotated[
-        str, typer.Option(help="'c': a C11 library, 'cuda': one for GPUs, 'onnx', 'pt2'.")
+        str, typer.Option(help="'c': a C11 library, 'cuda': one for GPUs, 'onnx', 'pt2', 'nir'.")
     ] = "c",
     name: Annotated[str, typer.Option(help="What every name in it starts with.")] = "network",
     arithmetic: Annotated[str, typer.Option(help="'float', 'int8' or 'int16'.")] = "float",
     arch: Annotated[str, typer.Option(help="The GPUs of a CUDA library.")] = "sm_80,sm_90",
+    dt: Annotated[float, typer.Option(help="Seconds that a step of a NIR graph takes.")] = 1e-4,
     option: Choices = None,
 ) -> None:
-    """Write a model as a C or CUDA library, or as ONNX models, that run without Python.
+    """Write a model as a C or CUDA library, or as a model that runs without its code.
 
     A library has the sizes of the factory's inputs; modules are exported in evaluation mode.
     """
@@ -134,6 +135,7 @@ def export_command(  # noqa: PLR0913 - the options of a command
             name=name,
             arithmetic=arithmetic,
             arch=arch.split(","),
+            dt=dt,
         )
     typer.echo(f"Wrote {bundle}")
 

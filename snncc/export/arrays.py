@@ -1,14 +1,16 @@
-"""The test vectors of exports: read without trusting them, and compared."""
+"""The test vectors of exports: written, read without trusting them, and compared."""
 
 from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy
+from torch import Tensor
 
 Arrays: TypeAlias = dict[str, Any]
 
@@ -60,6 +62,17 @@ def compare(name: str, found: Any, wanted: Any) -> Comparison:
     is_whole = bool(numpy.all(wanted == numpy.round(wanted)))
     is_ok = worst == 0.0 if is_whole else worst <= TOLERANCE * largest
     return Comparison(name, wanted.size, int((~equal).sum()), worst, is_ok)
+
+
+def archive(arrays: Mapping[str, Tensor]) -> bytes:
+    """Return arrays as an npz file; equal arrays give equal bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as entries:
+        for name, x in arrays.items():
+            entry = io.BytesIO()
+            numpy.save(entry, x.detach().cpu().numpy(), allow_pickle=False)
+            entries.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getvalue())
+    return file.getvalue()
 
 
 def read_arrays(path: Path, kinds: str = "fi") -> Arrays:

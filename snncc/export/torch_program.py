@@ -17,13 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import UnsupportedError
-from snncc.export.arrays import TEST_VECTOR, UntrustedError, compare, read_arrays
+from snncc.export.arrays import TEST_VECTOR, UntrustedError, archive, compare, read_arrays
 from snncc.ir import validate
 from snncc.ir.plain import from_plain, to_plain
 from snncc.runtime.neuron import find_neuron, key_of
@@ -73,12 +72,10 @@ def program_files(
     neurons = {key: _described(find_neuron(key)) for key in keys}
     arrays = {f"input_{i}": x for i, x in enumerate(pytree.tree_leaves(example))}
     arrays |= {f"output_{i}": y for i, y in enumerate(outputs)}
-    vector = io.BytesIO()
-    numpy.savez(vector, **{key: x.detach().numpy() for key, x in arrays.items()})
     files = {
         f"{name}.pt2": _archive(program),
         "neurons.json": json.dumps(neurons, indent=1).encode(),
-        TEST_VECTOR: vector.getvalue(),
+        TEST_VECTOR: archive(arrays),
     }
     try:
         check_archive(files[f"{name}.pt2"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snncc.errors import OptionError
 from snncc.interchange.nir_graph import Plan, flat
-from snncc.interchange.nir_nodes import NodeReader, Spike, Stage, above, refused
+from snncc.interchange.nir_nodes import NodeReader, Spike, Stage, above, check_step, refused
 
 
 class NIRModel(nn.Module):
@@ -94,10 +94,7 @@ def from_nir(
 
     Source: Pedersen et al. 2024, "Neuromorphic intermediate representation".
     """
-    if not dt > 0:
-        raise OptionError(
-            "The length of a step is not above 0.", code="option.nir", hints=["Give dt > 0."]
-        )
+    check_step(dt)
     plan = Plan(flat(_read(graph)))
     reader = NodeReader(dt, surrogate or above)
     stages = {name: reader.stage(name, plan.nodes[name]) for name in plan.inner}

@@ -338,6 +338,16 @@ class _Threshold(Stage):
         return self.spike(x - self.threshold), state
 
 
+def check_step(dt: object) -> None:
+    """Refuse a length of a step that is no number of seconds.
+
+    Raises:
+        OptionError: It is not finite, or not above 0.
+    """
+    if isinstance(dt, bool) or not (isinstance(dt, int | float) and 0 < dt < math.inf):
+        raise refused("The length of a step is not above 0.", "Give dt > 0, in seconds.")
+
+
 def refused(message: str, hint: str = "snncc.from_nir lists what it reads.") -> OptionError:
     """Return the error about a graph that has no serial code."""
     return OptionError(message, code="option.nir", hints=[hint])

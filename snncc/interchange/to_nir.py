@@ -18,6 +18,7 @@ from snncc.frontend.state.sources import gather
 from snncc.interchange.nir_graph import delays_of
 from snncc.interchange.nir_loops import LoopWriter
 from snncc.interchange.nir_neurons import InexpressibleError, neuron_node
+from snncc.interchange.nir_nodes import check_step
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
@@ -48,6 +49,7 @@ def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
 
     Source: Pedersen et al. 2024, "Neuromorphic intermediate representation".
     """
+    check_step(dt)
     try:
         import nir  # noqa: F401
     except ImportError as error:

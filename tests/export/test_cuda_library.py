@@ -22,7 +22,7 @@ from snncc.errors import BundleError, OptionError
 from tests.export.networks import NETWORKS, prepared
 from tests.gpu.emulated import NVCC
 
-BUNDLES = importlib.import_module("snncc.export.bundle")  # "snncc.export" is the function
+BUNDLES = importlib.import_module("snncc.export.replay")  # "snncc.export" is the function
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-Wshadow", "-Wvla")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 
 import nir
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import snncc
-from snncc.errors import OptionError, UnsupportedError
+from snncc.errors import BundleError, OptionError, UnsupportedError
 from snncc.nn import IF, LI, LIF, ATan, CubaLIF
 
 
@@ -71,6 +73,41 @@ MODELS = {
     "above": Above,
     "at a value": lambda: LIF(0.875, v_threshold=0.75, v_reset=-0.5),
 }
+
+
+def _bundle(folder: Path, model: nn.Module) -> snncc.Bundle:
+    fast = snncc.compile(model.eval())
+    example = (torch.randint(0, 3, (20, 2, 6)) / 4.0,)
+    return snncc.export(fast, folder, format="nir", example_inputs=example, name="net", dt=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bundle_proves_itself(name, tmp_path):
+    """An exported graph comes with what the model makes of an example, and makes the same."""
+    torch.manual_seed(3)
+    bundle = _bundle(tmp_path, MODELS[name]())
+
+    assert sorted(bundle.manifest["files"]) == ["net.nir", "test_vector.npz"]
+    assert bundle.manifest["dt"] == 1e-3
+    assert snncc.verify_bundle(tmp_path).ok
+
+
+def test_changed_bundle_is_found(tmp_path):
+    """A graph of another step is not the network; a damaged one, or no step at all, is refused."""
+    torch.manual_seed(3)
+    bundle = _bundle(tmp_path, MODELS["layers"]())
+    manifest = tmp_path / "manifest.json"
+
+    manifest.write_text(json.dumps({**bundle.manifest, "dt": 2e-3}))
+    assert not snncc.verify_bundle(tmp_path).ok
+    for facts in ({"dt": None}, {"dt": -1.0}, {"name": "other"}):
+        manifest.write_text(json.dumps({**bundle.manifest, **facts}))
+        with pytest.raises(BundleError, match="not an intact bundle"):
+            snncc.verify_bundle(tmp_path)
+    manifest.write_text(json.dumps(dict(bundle.manifest)))
+    (tmp_path / "net.nir").write_bytes(b"no HDF5")
+    with pytest.raises(BundleError, match="not an intact bundle"):
+        snncc.verify_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("name", MODELS)

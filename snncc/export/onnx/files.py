@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy
 import onnx
 from torch import Tensor
 
-from snncc.export.arrays import TEST_VECTOR
+from snncc.export.arrays import TEST_VECTOR, archive
 from snncc.export.onnx.graph import IR_VERSION, OPSET
 from snncc.export.onnx.model import Models
 from snncc.export.onnx.verify import START
@@ -38,8 +35,8 @@ def onnx_files(
     return {
         f"{name}.onnx": models.sequence.SerializeToString(deterministic=True),
         f"{name}_step.onnx": models.step.SerializeToString(deterministic=True),
-        TEST_VECTOR: _archive(vector),
-        START: _archive(models.states),
+        TEST_VECTOR: archive(vector),
+        START: archive(models.states),
     }
 
 
@@ -55,14 +52,3 @@ def onnx_facts(models: Models) -> dict[str, Any]:
         "outputs": models.outputs,
         "states": {n: list(x.shape) for n, x in models.states.items()},
     }
-
-
-def _archive(arrays: Mapping[str, Tensor]) -> bytes:
-    """Return arrays as an npz file; equal arrays give equal bytes."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, x in arrays.items():
-            entry = io.BytesIO()
-            numpy.save(entry, x.detach().cpu().numpy(), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getvalue())
-    return file.getvalue()
