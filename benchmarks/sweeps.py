@@ -42,6 +42,7 @@ def timed(T: int, neurons: int, budget: harness.Budget) -> list[Record]:
         layers = {
             "until stable": snncc.compile(neuron, mode="fpt"),
             "3 soft sweeps": snncc.compile(neuron, mode="fpt", sweeps=3),
+            "3 soft sweeps, drawn": snncc.compile(neuron, mode="fpt", sweeps=3, spikes="bernoulli"),
             "fused time": snncc.compile(neuron),
             "eager": neuron,
         }

@@ -182,7 +182,7 @@ class CompiledModule(nn.Module):
         refuse_transforms((args, kwargs))
         if isinstance(self.program, OverTime):
             self.program.length(args[0] if args else None)
-        return self._specializations.find(args, kwargs)
+        return self._specializations.find(args, kwargs, training=self._is_training)
 
     def without_norms(self, compiled: Compiled, leaves: Sequence[Tensor]) -> Compiled:
         """Return a program as it is exported: its norms in evaluation mode folded.
@@ -202,6 +202,12 @@ class CompiledModule(nn.Module):
             self.original.train(mode)
         self.__dict__["training"] = mode
         return self
+
+    @property
+    def _is_training(self) -> bool:
+        """Whether the model is in training mode; a function is as the compiled module says."""
+        own = self.original if isinstance(self.original, nn.Module) else self
+        return bool(own.training)
 
     @property
     def _own_gates(self) -> DecayGates | None:

@@ -23,6 +23,7 @@ Mode: TypeAlias = Literal[
 TargetName: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 Fallback: TypeAlias = Literal["error", "serial"]
 StorageChoice: TypeAlias = Literal["auto", "recompute", "save"]
+Spikes: TypeAlias = Literal["threshold", "bernoulli"]
 
 # A number of sweeps is a chain of as many neurons in one kernel, which takes seconds to build.
 MOST_SWEEPS = 64
@@ -52,6 +53,8 @@ class Options:
         schedule: With a number of sweeps, the steepness of each sweep's sigmoid; None keeps the
             threshold and the user's surrogate.
         backward_scale: Steepness of the derivative of those sigmoids, over that of the sigmoids.
+        spikes: With a schedule, whether the spikes of the last sweep are where the threshold is
+            reached, or, in training mode, are drawn from its sigmoid.
         chunk: In modes ``"scan"`` and ``"parallel_reset"`` the steps of a chunk; None chooses for
             each call, by its sizes.  In mode ``"dynamic_decay"`` a number asks for chunks.
         kernel_size: In mode ``"dynamic_decay"`` how many inputs, the present one included, the
@@ -71,6 +74,7 @@ class Options:
     sweeps: int | Literal["exact"] = "exact"
     schedule: tuple[float, ...] | None = (2.0, 6.0, 12.0)
     backward_scale: float = 1.0 / 3.0
+    spikes: Spikes = "threshold"
     chunk: int | None = None
     kernel_size: int = 4
     tau: float = 0.25
@@ -142,6 +146,10 @@ class Options:
             problem = f"{sweeps} sweeps have a schedule of {len(schedule)}."
         elif self.backward_scale <= 0:
             problem = f"Option 'backward_scale' is {self.backward_scale!r}, not positive."
+        elif self.spikes == "bernoulli" and (
+            self.mode != "fpt" or sweeps == "exact" or schedule is None
+        ):
+            problem = "Spikes are drawn in mode 'fpt' with a number of soft sweeps, and only there."
         if problem:
             raise OptionError(
                 problem,

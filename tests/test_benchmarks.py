@@ -185,7 +185,7 @@ def test_sweeps_are_counted_and_compared(capsys, monkeypatch):
 
     assert capsys.readouterr().out.count("records") == 3
     assert {row["variant"] for row in times} == {
-        *("until stable", "3 soft sweeps", "fused time", "eager")
+        *("until stable", "3 soft sweeps", "3 soft sweeps, drawn", "fused time", "eager")
     }
     assert all(1 <= row["sweeps_of_all_steps"] <= 25 for row in extremes)
     assert [row["variant"] for row in schedules][1] == "schedule [1, 3, 12]"

@@ -77,6 +77,7 @@ class Compiled:
         run: Maps the tensors of ``recording.tape.sources`` to the outputs of the graph.
         plan: What runs how.
         target: The language of its kernels.
+        options: How it was compiled.
         fixed_points: The neurons that run by sweeps.
         parallel_resets: The neurons that run chunks of time at once.
     """
@@ -86,6 +87,7 @@ class Compiled:
     run: Callable[..., tuple[Any, ...]]
     plan: Plan
     target: TargetName
+    options: Options
     fixed_points: tuple[Neuron, ...] = ()
     parallel_resets: tuple[ParallelResetNeuron, ...] = ()
 
@@ -163,7 +165,7 @@ def build(
     plan = plan_of(graph, target, sources, described, notes)
     if dump.folder is not None:
         dump.text("report.txt", str(plan))
-    return Compiled(recording, graph, run, plan, target, fixed_points, resets)
+    return Compiled(recording, graph, run, plan, target, options, fixed_points, resets)
 
 
 def sequence_graph(
@@ -332,7 +334,8 @@ def form_of(options: Options, target: TargetName) -> Form | None:
         return None
     if options.sweeps == "exact":
         return FixedPoint()
-    return FixedPoint(options.sweeps, options.schedule, options.backward_scale)
+    draws = options.spikes == "bernoulli"
+    return FixedPoint(options.sweeps, options.schedule, options.backward_scale, draws)
 
 
 def _described(tape: Tape, leaves: Sequence[Tensor]) -> str:

@@ -55,13 +55,22 @@ class Specializations:
         made = (m.compiled for family in self._families.values() for m in family.members)
         return iter(dict.fromkeys(made))
 
-    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
-        """Return the program for these arguments; record where none is known to serve them."""
+    def find(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False
+    ) -> Compiled:
+        """Return the program for these arguments; record where none is known to serve them.
+
+        Args:
+            args: The arguments of a call.
+            kwargs: Its keyword arguments.
+            training: Whether the model is in training mode, where spikes may be drawn.
+        """
+        options = self.options if training else replace(self.options, spikes="threshold")
         leaves, spec = flatten(args, kwargs)
         state, held = self._watcher.state()
         given, sizes = describe_arguments(self.program, args, kwargs, leaves)
-        shapes, key = (*sizes, *held), (spec, given, state, autocast_state())
-        family = self._families.setdefault(key, _Family())
+        shapes, key = (*sizes, *held), (spec, given, state, autocast_state(), options.spikes)
+        family = self._families.setdefault(key, _Family(options))
         for member in family.members:
             if member.serves(shapes) and holds(member.tape, self.program, args, kwargs):
                 return member.compiled
@@ -81,7 +90,7 @@ class Specializations:
         """
         if self.options.fold_norms:
             return compiled
-        options = replace(self.options, fold_norms=True)
+        options = replace(compiled.options, fold_norms=True)
         return build(compiled.recording, options, leaves, self.name, self.gates)
 
     def _make(
@@ -104,7 +113,7 @@ class Specializations:
             compiled = elsewhere[0].compiled
         else:
             tensors = gather(recording.tape, self.program, args, kwargs)
-            compiled = build(recording, self.options, tensors, self.name, self.gates)
+            compiled = build(recording, family.options, tensors, self.name, self.gates)
         recorded = shapes if recording.exact else _recorded(recording, shapes)
         member = _Member(compiled, recorded, recording, family.fixed)
         if not member.admits(shapes, recording.tape, call):
@@ -122,6 +131,7 @@ class Specializations:
 class _Family:
     """The programs for calls that differ in sizes alone, and the sizes that are never free."""
 
+    options: Options
     members: list[_Member] = field(default_factory=list)
     fixed: set[Group] = field(default_factory=set)
 

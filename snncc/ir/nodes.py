@@ -203,11 +203,13 @@ class FixedPoint:
         schedule: For each sweep the steepness of the sigmoid that stands for the threshold; None
             keeps the threshold.
         backward_scale: Steepness of a sigmoid's derivative over that of the sigmoid; at least one.
+        draws: Whether the last sweep draws its spikes from its sigmoid.
     """
 
     sweeps: int | None = None
     schedule: tuple[float, ...] | None = None
     backward_scale: float = 1.0 / 3.0
+    draws: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,19 @@ def channels(x: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).reshape(-1, *(1,) * (rank - 2))
 
 
+def uniforms(length: int, steps: int, *arguments: Tensor) -> Tensor:
+    """Return random numbers of 0 to 1 for each step and lane of a neuron, [T, *lanes].
+
+    Args:
+        length: T.
+        steps: How many of the arguments have a time axis.
+        arguments: What the neuron reads, [T, ...], then [...]; they broadcast to its lanes.
+    """
+    shapes = [x.shape[1:] if i < steps else x.shape for i, x in enumerate(arguments)]
+    lanes = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return torch.rand((length, *lanes), dtype=arguments[0].dtype, device=arguments[0].device)
+
+
 def last_step(x: Tensor) -> Tensor:
     """Return the value of the last step of [T, *]."""
     return x[-1]

@@ -292,8 +292,8 @@ def form_text(form: Form) -> str:
             return "sweeps until stable"
         case FixedPoint(sweeps, None):
             return f"{sweeps} sweeps"
-        case FixedPoint(sweeps):
-            return f"{sweeps} soft sweeps"
+        case FixedPoint(sweeps, draws=draws):
+            return f"{sweeps} soft sweeps{', spikes drawn' if draws else ''}"
         case Scan(forward=True):
             return "scan"
         case Scan():

@@ -13,6 +13,7 @@ recurrence: nothing waits for a comparison.  Step t depends on spikes before t o
 sweeps the first k steps are final, whatever the decay: at most T + 1 sweeps find that nothing
 changes any more, and that is the serial result.  In the published variant a few sweeps have a
 sigmoid of growing steepness in place of the threshold; its fixed point is not the serial neuron.
+Its last sweep gives spikes by the threshold, or draws them with random numbers that are inputs.
 
 Precondition: with all comparisons given, the states after a step are affine in those before it.
 Numerics: until stable, bitwise (each sweep evaluates the step in the serial order); a number of
@@ -27,7 +28,8 @@ from dataclasses import dataclass, replace
 
 import torch.fx
 
-from snncc.ir.nodes import FixedPoint, FusedTime
+from snncc.ir import sequence_ops
+from snncc.ir.nodes import FixedPoint, FusedTime, Recurrence
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
 from snncc.passes.base import Rejection
@@ -58,7 +60,10 @@ class ParallelizeFixedPoint:
             made = parallelize(program, self.form)
             if isinstance(made, Rejection):
                 return made
-        return rewrite_neurons(graph, self._rewrite)
+        result = rewrite_neurons(graph, self._rewrite)
+        for node in neuron_nodes(result) if self.form.draws else ():
+            _draw(node)
+        return result
 
     def _rewrite(self, program: NeuronProgram, _node: torch.fx.Node) -> NeuronProgram:
         made = parallelize(program, self.form)
@@ -81,4 +86,19 @@ def parallelize(program: NeuronProgram, form: FixedPoint) -> NeuronProgram | Rej
     chain = unroll_sweeps(forward, cuts, form)
     if isinstance(chain, Rejection):
         return chain
-    return replace(program, forward=chain, written=replace(forward, form=form))
+    written = replace(forward, inputs=chain.inputs, form=form)
+    return replace(program, forward=chain, written=written)
+
+
+def _draw(node: torch.fx.Node) -> None:
+    """Give a neuron the random numbers that its spikes are drawn with."""
+    forward: Recurrence = node.target.program.forward  # type: ignore[union-attr]
+    length, *given = node.args
+    count = len(forward.inputs) - len(given)
+    first = len(forward.step_inputs) - count
+    for position in range(first, first + count):
+        with node.graph.inserting_before(node):
+            args = (length, first, *given)
+            drawn = node.graph.call_function(sequence_ops.uniforms, args)
+        drawn.meta.update(dtype=node.meta["dtype"], impure=True, where=forward.where)
+        node.insert_arg(1 + position, drawn)

@@ -10,7 +10,10 @@ After, with a steepness that grows from sweep to sweep::
                                                            p = sigmoid(b (h - threshold))
 
 The derivative has a steepness of its own: ``b = max(1, steepness / 3)`` as published.  The last
-sweep keeps the threshold, with the derivative of the sigmoid.
+sweep keeps the threshold, or draws its spikes from the sigmoid, with the derivative of the
+sigmoid in both cases::
+
+    s = float(uniform < sigmoid(steepness (h - threshold)))
 
 Numerics: substituted.
 Source: FPT, arXiv 2506.12087.
@@ -18,8 +21,8 @@ Source: FPT, arXiv 2506.12087.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from snncc.ir.nodes import (
     Binary,
@@ -38,10 +41,36 @@ from snncc.passes.base import Rejection
 ZERO, ONE = Const(0.0), Const(1.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Sigmoid:
+    """What stands for the thresholds of one sweep.
+
+    Attributes:
+        steepness: Of the sigmoid.
+        slope: Steepness of its derivative.
+        is_last: Whether its spikes are those of the neuron, and so are zero or one.
+        uniforms: For each cut let the input that its spikes are drawn with, where they are drawn.
+    """
+
+    steepness: float
+    slope: float
+    is_last: bool
+    uniforms: Mapping[str, str]
+
+    def value(self, let: Let, distance: Var) -> Expr:
+        """Return the spike of a cut let, given its distance from the threshold."""
+        soft = Unary(Op.SIGMOID, Binary(Op.MUL, distance, Const(self.steepness)))
+        if not self.is_last:
+            return soft
+        if let.name in self.uniforms:
+            return Unary(Op.FLOAT, Binary(Op.LT, Var(self.uniforms[let.name]), soft))
+        return let.expr
+
+
 def soften_thresholds(
-    forward: Recurrence, cuts: Sequence[str], steepness: float | None, slope: float
+    forward: Recurrence, cuts: Sequence[str], sigmoid: Sigmoid
 ) -> tuple[Let, ...] | Rejection:
-    """Return the lets with sigmoids for thresholds, or thresholds with a sigmoid's gradient."""
+    """Return the lets with sigmoids for thresholds, or spikes with a sigmoid's gradient."""
     lets: list[Let] = []
     for let in forward.lets:
         if let.name not in cuts:
@@ -56,10 +85,8 @@ def soften_thresholds(
             )
         argument = f"{let.name}_distance"
         lets.append(Let(argument, distance, where=let.where))
-        value = let.expr
-        if steepness is not None:
-            value = Unary(Op.SIGMOID, Binary(Op.MUL, Var(argument), Const(steepness)))
-        lets.append(replace(let, expr=value, surrogate=_sigmoid_rule(let.name, argument, slope)))
+        rule = _sigmoid_rule(let.name, argument, sigmoid.slope)
+        lets.append(replace(let, expr=sigmoid.value(let, Var(argument)), surrogate=rule))
     return tuple(lets)
 
 

@@ -20,11 +20,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from snncc.ir.nodes import Const, Expr, FixedPoint, Let, Recurrence, State, Surrogate, Var
+from snncc.ir.nodes import (
+    Const,
+    Expr,
+    FixedPoint,
+    Input,
+    Let,
+    Rank,
+    Recurrence,
+    State,
+    Surrogate,
+    Var,
+)
 from snncc.ir.walk import bool_lets, let_reads, substitute
 from snncc.passes.base import Rejection
 from snncc.passes.fusion.fuse_edges import fresh_name, names_in
-from snncc.passes.parallel.soften_thresholds import soften_thresholds
+from snncc.passes.parallel.soften_thresholds import Sigmoid, soften_thresholds
 from snncc.passes.simplify_step import simplify_step
 
 
@@ -37,15 +48,20 @@ def unroll_sweeps(
         forward: The neuron.
         cuts: Its lets that feed spikes back into its states.
         form: How many sweeps, and with which thresholds.
+
+    Where spikes are drawn, its last STEP inputs are the random numbers to draw them with.
     """
     assert form.sweeps is not None
     taken = names_in(forward) | {f"{cut}_distance" for cut in cuts}
+    uniforms = {cut: fresh_name(f"{cut}_uniform", taken) for cut in cuts} if form.draws else {}
+    drawn = tuple(Input(name, Rank.STEP) for name in uniforms.values())
+    forward = replace(forward, inputs=(*forward.inputs, *drawn))
     bools = bool_lets(forward.lets)
     given: dict[str, Expr] = {cut: Const(False if cut in bools else 0.0) for cut in cuts}
     lets: list[Let] = []
     states: list[State] = []
     for k in range(form.sweeps):
-        own = _lets_of_sweep(forward, cuts, form, k)
+        own = _lets_of_sweep(forward, cuts, form, k, uniforms)
         if isinstance(own, Rejection):
             return own
         sweep = with_spikes_given(replace(forward, lets=own), given, taken)
@@ -61,7 +77,11 @@ def unroll_sweeps(
 
 
 def _lets_of_sweep(
-    forward: Recurrence, cuts: Sequence[str], form: FixedPoint, k: int
+    forward: Recurrence,
+    cuts: Sequence[str],
+    form: FixedPoint,
+    k: int,
+    uniforms: Mapping[str, str],
 ) -> tuple[Let, ...] | Rejection:
     """Return the lets of sweep k, which counts from zero, with its own thresholds."""
     if form.schedule is None:
@@ -69,7 +89,7 @@ def _lets_of_sweep(
     steepness = form.schedule[k]
     slope = max(1.0, steepness * form.backward_scale)
     is_last = k == len(form.schedule) - 1
-    return soften_thresholds(forward, cuts, None if is_last else steepness, slope)
+    return soften_thresholds(forward, cuts, Sigmoid(steepness, slope, is_last, uniforms))
 
 
 def with_spikes_given(
