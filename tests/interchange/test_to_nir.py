@@ -278,9 +278,9 @@ def test_only_compiled_models_are_written():
 class Recurrent(nn.Module):
     """One layer that feeds back to itself, with an input gain of its own."""
 
-    def __init__(self, gain: float = 1.0) -> None:
+    def __init__(self, gain: float = 1.0, *, bias: bool = False) -> None:
         super().__init__()
-        self.up, self.back, self.gain = nn.Linear(6, 7), nn.Linear(7, 7, bias=False), gain
+        self.up, self.back, self.gain = nn.Linear(6, 7), nn.Linear(7, 7, bias=bias), gain
         self.spike = ATan()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -317,20 +317,42 @@ class Loop(nn.Module):
         return self.read(self.last(torch.stack(out)))
 
 
+class Pair(nn.Module):
+    """Two layers, the second of which feeds back to the first; a gain of 1 / 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.back = nn.Linear(6, 7), nn.Linear(7, 5), nn.Linear(5, 7)
+        self.spike = ATan()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, u, z = (torch.zeros(x.shape[1], n) for n in (7, 5, 5))
+        out = []
+        for x_t in x:
+            v = 0.875 * v + 0.125 * (self.up(x_t) + self.back(z))
+            s = self.spike(v - 0.0625)
+            v = v * (1.0 - s)
+            u = 0.875 * u + 0.125 * self.down(s)
+            z = self.spike(u - 0.0625)
+            u = u * (1.0 - z)
+            out.append(z)
+        return torch.stack(out)
+
+
 class Convolved(nn.Module):
-    """A recurrent convolution with a norm, which is folded."""
+    """A recurrent convolution with a norm, which is folded; a gain of 1 / 8."""
 
     def __init__(self) -> None:
         super().__init__()
         self.up, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.back, self.spike = nn.Conv2d(3, 3, 3, padding=1, bias=False), ATan()
+        self.back, self.spike = nn.Conv2d(3, 3, 3, padding=1), ATan()
 
     def forward(self, x: Tensor) -> Tensor:
         v = s = torch.zeros(x.shape[1], 3, 2, 3)
         out = []
         for x_t in x:
-            v = 0.5 * v + (self.norm(self.up(x_t)) + self.back(s))
-            s = self.spike(v - 0.5)
+            v = 0.875 * v + 0.125 * (self.norm(self.up(x_t)) + self.back(s))
+            s = self.spike(v - 0.0625)
             v = v * (1.0 - s)
             out.append(s)
         return torch.stack(out)
@@ -357,7 +379,7 @@ def test_recurrent_weights_there_and_back(make, tmp_path):
         torch.testing.assert_close(again(x), model(x), rtol=1e-5, atol=1e-6)
     ((source, target),) = again.delayed
 
-    assert (target, type(graph.nodes[source]).__name__) == ("back", "LIF")
+    assert (source, target) == (("step2", "back") if make is Loop else ("step1.lif", "step1.back"))
     assert model(x).any()
     twice = snncc.to_nir(snncc.compile(again), x, dt=1e-3)
     assert sorted(type(n).__name__ for n in twice.nodes.values()) == sorted(
@@ -365,21 +387,64 @@ def test_recurrent_weights_there_and_back(make, tmp_path):
     )
 
 
-def test_the_importer_of_norse_reads_recurrent_weights():
-    """Norse, whose neurons have a gain of dt / tau, makes a network with the same spikes."""
-    norse = pytest.importorskip("norse.torch")
-    model, x = recurrent_model(lambda: Recurrent(gain=0.125))
-    x = x * 8
+PEERS = {
+    "snntorch": lambda graph: pytest.importorskip("snntorch.import_nir").import_from_nir(graph),
+    "norse": lambda graph: pytest.importorskip("norse.torch").from_nir(graph, dt=1e-4),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(
+    "make", [lambda: Recurrent(0.125, bias=True), Pair, Convolved], ids=["linear", "pair", "conv"]
+)
+def test_other_importers_read_recurrent_weights(make, peer):
+    """They make a network with the same spikes; for Norse the gain has to be dt / tau."""
+    model, x = recurrent_model(make)
+    x = (x.unflatten(2, (1, 2, 3)) if make is Convolved else x) * 4
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peer = norse.from_nir(snncc.to_nir(snncc.compile(model), x, dt=1e-3))
+        made = PEERS[peer](snncc.to_nir(snncc.compile(model), x, dt=1e-4))
     state, spikes = None, []
     for x_t in x:
-        s, state = peer(x_t, state)
+        s, state = made(x_t, state)
         spikes.append(s)
 
     assert torch.equal(torch.stack(spikes), model(x))
     assert 0.02 < model(x).mean() < 0.98
+
+
+class Biased(nn.Module):
+    """Recurrent weights with a bias, and no weights beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output, self.spike = nn.Linear(6, 6), ATan()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = s = torch.zeros(x.shape[1], 6)
+        out = []
+        for x_t in x:
+            v = 0.5 * v + (x_t + self.output(s))
+            s = self.spike(v - 1.0)
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+
+def test_a_bias_moves_to_the_weights_beside_it():
+    """Recurrent weights are linear where others can take their bias, and keep it elsewhere."""
+    model, x = recurrent_model(lambda: Recurrent(bias=True))
+    graph = snncc.to_nir(snncc.compile(model), x)
+    alone, _ = recurrent_model(Biased)
+    kept = snncc.to_nir(snncc.compile(alone), x)
+    with torch.no_grad():
+        torch.testing.assert_close(snncc.from_nir(kept)(x), alone(x), rtol=1e-5, atol=1e-6)
+
+    total = (model.up.bias.double() + model.back.bias.double()).detach().float()
+    assert np.array_equal(graph.nodes["up"].bias, total.numpy())
+    assert isinstance(graph.nodes["step1"].nodes["back"], nir.Linear)
+    assert [*kept.nodes["step1"].nodes] == ["input", "lif", "output_", "output"]
+    assert isinstance(kept.nodes["step1"].nodes["output_"], nir.Affine)
 
 
 class Twice(Recurrent):
