@@ -14,7 +14,7 @@ import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from snncc.compilation.pipeline import Compiled, uniform_program
+from snncc.compilation.pipeline import Compiled, chunk_program
 from snncc.errors import OptionError
 from snncc.export.bundle import CUDA, NIR, ONNX, PROGRAM, Bundle, write_bundle
 from snncc.export.c.footprint import footprint
@@ -176,7 +176,9 @@ def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     leaves = [leaf.detach() for leaf in gather(tape, model, example_inputs, {})]
     wanted = _wanted(tape)
     folded = fast.without_norms(compiled, leaves)
-    program = uniform_program(folded, leaves)
+    program = chunk_program(folded, leaves)
+    if program.has_first:
+        fast.stream(*example_inputs)  # which compares the first step with the model on one step
     # With other neurons than the user's the reference is what was compiled.
     reference = fast if fast.options.mode == "dynamic_decay" else model
     with torch.no_grad(), preserved(model, example_inputs):

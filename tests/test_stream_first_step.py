@@ -154,10 +154,9 @@ def test_one_sample_cannot_start_anew():
     assert "first step" in refusal.value.notes[0]
 
 
-def test_export_says_that_it_has_one_program(tmp_path: Path):
-    x = data(5, 1, 6)
+def test_nir_says_that_it_has_one_graph():
     with pytest.raises(UnsupportedError, match="first step"):
-        snncc.export(snncc.compile(Peeled().eval()), tmp_path / "a", example_inputs=(x,), name="a")
+        snncc.to_nir(snncc.compile(Peeled().eval()), data(5, 1, 6))
 
 
 def _of_all(x):

@@ -289,7 +289,7 @@ def uniform_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgra
         raise UnsupportedError(
             "The first step of the model is another program than the others.",
             code="unsupported.stream",
-            notes=["An export has one program for all steps."],
+            notes=["A graph of NIR is the same at every step."],
             hints=["Begin with tensors, as 'torch.zeros', where a state is 'None' at first."],
         )
     return program

@@ -246,7 +246,7 @@ Operation: TypeAlias = (
 
 @dataclass(eq=False)
 class Network:
-    """One step of a network.
+    """One step of a network, and what it is the first time where that is something else.
 
     Attributes:
         inputs: What the caller gives, in order.
@@ -254,7 +254,8 @@ class Network:
         states: What is kept from step to step.
         weights: The constants.
         work: What is alive within a step.
-        operations: The step.
+        operations: In order: a first step of its own, and then the step.
+        first: How many operations the first step has of its own; 0 where it is like the others.
         locations: For each operation where the user wrote it, if that is known.
         every_step: For each output whether it is one value a step; else it is for all steps so far.
         shapes: The shapes of the inputs, then of the outputs.
@@ -273,3 +274,10 @@ class Network:
     every_step: tuple[bool, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     limit: int = 0
+    first: int = 0
+
+
+def positions(network: Network, step: int) -> range:
+    """Return which operations run in a step, counted from one."""
+    count = len(network.operations)
+    return range(network.first) if step == 1 and network.first else range(network.first, count)

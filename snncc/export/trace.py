@@ -20,11 +20,9 @@ from snncc.errors import UnsupportedError
 from snncc.export import operators
 from snncc.export.names import parameter_name
 from snncc.export.network import Array, Buffer, Copy, Home, Network, Steps
+from snncc.export.one_step import after_a_step, begun, in_line
 from snncc.ir.chunk_program import ChunkProgram
-from snncc.ir.graph_function import function_of
-from snncc.ir.loop_call import loop_of
-from snncc.ir.time_loop import Fill, TimeLoop
-from snncc.passes.neurons import copy_graph
+from snncc.ir.time_loop import Fill
 
 
 def trace(
@@ -69,6 +67,7 @@ class Tracer:
         self.fixed: set[torch.fx.Node] = set()
         self.buffers: dict[int, Buffer] = {}
         self.kept: list[Tensor] = []
+        self.homes: list[Tensor] = []
         self.node: torch.fx.Node | None = None
 
     def network(self) -> Network:
@@ -77,37 +76,71 @@ class Tracer:
         if len(types) > 1 or not types <= {torch.float32, torch.float64}:
             raise self.refusal(f"its tensors are of {', '.join(sorted(map(str, types)))}")
         self.result.is_double = types == {torch.float64}
-        self.place_inputs()
-        self.place_states()
-        for node in self.graph.nodes:
-            if node.op == "call_function":
-                self.node = node
-                self.values[node] = self.value(node)
-        self.finish()
-        self.result.weights = [b for b in self.buffers.values() if b.home is Home.WEIGHT]
-        self.result.work = [b for b in self.buffers.values() if b.home is Home.WORK]
-        return self.result
-
-    def place_inputs(self) -> None:
-        """Give each input of a step its buffer; take all other leaves as they are."""
         count, *places = (n for n in self.graph.nodes if n.op == "placeholder")
         self.values[count] = Steps()
         self.state_nodes = places[: len(self.program.states)]
+        given = self.place_inputs()
+        self.place_states()
+        if self.program.has_first:
+            self.take_first(given)
+        self.give(places[len(self.program.states) :], given)
+        self.run(self.graph)
+        self.finish()
+        buffers = list(dict.fromkeys(self.buffers.values()))
+        self.result.weights = [b for b in buffers if b.home is Home.WEIGHT]
+        self.result.work = [b for b in buffers if b.home is Home.WORK]
+        return self.result
+
+    def place_inputs(self) -> list[Tensor]:
+        """Give each input of a step its buffer; return what stands for all leaves."""
+        given = []
         axes = self.program.input_axes
-        for node, x, is_own, name, axis in zip(
-            places[len(self.program.states) :], self.leaves, self.own, self.names, axes, strict=True
-        ):
+        for x, is_own, name, axis in zip(self.leaves, self.own, self.names, axes, strict=True):
             if not is_own:
-                self.values[node] = x.detach()
-                self.fixed.add(node)
+                given.append(x.detach())
                 continue
             if not x.is_floating_point():
                 raise self.refusal(f"its input '{name}' is of {x.dtype}")
             step = x.detach() if axis is None else x.detach().select(axis, 0)
             stand, buffer = self.new_buffer(name, Home.INPUT, step)
-            self.values[node] = stand if axis is None else stand.unsqueeze(axis)
+            given.append(stand if axis is None else stand.unsqueeze(axis))
             self.result.inputs.append(buffer)
             self.result.shapes[buffer.name] = tuple(step.shape)
+        return given
+
+    def give(self, places: Sequence[torch.fx.Node], given: Sequence[Tensor]) -> None:
+        """Let the placeholders of a graph stand for the leaves."""
+        self.values.update(zip(places, given, strict=True))
+        self.fixed.update(n for n, is_own in zip(places, self.own, strict=True) if not is_own)
+
+    def run(self, graph: torch.fx.Graph) -> None:
+        """Write down the operators of a graph."""
+        for node in graph.nodes:
+            if node.op == "call_function":
+                self.node = node
+                self.values[node] = self.value(node)
+        self.node = None
+
+    def take_first(self, given: Sequence[Tensor]) -> None:
+        """Write down the first step, which leaves the states that the others start from."""
+        graph = self.program.start
+        self.give([n for n in graph.nodes if n.op == "placeholder"], given)
+        self.run(graph)
+        results: Any = graph.output_node().args[0]
+        count = len(self.program.output_axes)
+        moves = self.outputs(results[:count])
+        for node, state in zip(self.state_nodes, self.program.states, strict=True):
+            if isinstance(state.start, Fill):
+                continue
+            end, home = results[count + state.start], self.values[node]
+            if end not in self.fixed:
+                self.buffers[_storage(home)].values = 0.0
+                moves.append(
+                    Copy(self.array(self.values[end].expand(home.shape)), self.array(home))
+                )
+        for move in moves:
+            self.add(move)
+        self.result.first = len(self.result.operations)
 
     def place_states(self) -> None:
         """Give each state its buffer, with what it starts from."""
@@ -182,12 +215,22 @@ class Tracer:
                 raise self.refusal("a weight is not a finite number")
             small = tensor[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
             name = self.node.name if self.node is not None else "weight"
-            stand, buffer = self.new_buffer(name, Home.WEIGHT, small)
-            buffer.values = stand.to(torch.float64 if self.result.is_double else torch.float32)
+            stand, buffer = self.new_weight(name, small)
             tensor = stand.expand(tensor.shape)
             del small
         offset = int(tensor.storage_offset())
         return Array(buffer, tuple(tensor.shape), tuple(tensor.stride()), offset)
+
+    def new_weight(self, name: str, values: Tensor) -> tuple[Tensor, Buffer]:
+        """Return a dense tensor that stands for a weight, and its buffer; equal ones share one."""
+        stand, buffer = self.new_buffer(name, Home.WEIGHT, values)
+        numbers = stand.to(torch.float64 if self.result.is_double else torch.float32)
+        buffer.values = numbers
+        for known in self.buffers.values():
+            if known is not buffer and known.home is Home.WEIGHT and _is_same(known, numbers):
+                self.buffers[_storage(stand)] = known
+                return stand, known
+        return stand, buffer
 
     def make(self, like: Tensor, name: str = "") -> tuple[Tensor, Array]:
         """Return a new dense working buffer for a result, and its array."""
@@ -223,23 +266,11 @@ class Tracer:
 
     def finish(self) -> None:
         """Copy the results to the caller and what the states become to the states."""
-        self.node = None
-        outputs: Any = self.graph.output_node().args[0]
+        results: Any = self.graph.output_node().args[0]
         axes = self.program.output_axes
-        results = [self.values[n] for n in outputs if isinstance(n, torch.fx.Node)]
-        if len(results) != len(outputs):
-            raise self.refusal("it returns something that is no tensor")
-        moves = []
-        for i, position in enumerate(self.wanted):
-            value, axis = results[position], axes[position]
-            step = value if axis is None else value.select(axis, 0)
-            name = "y" if len(self.wanted) == 1 else f"y{i}"
-            stand, buffer = self.new_buffer(name, Home.OUTPUT, step)
-            self.result.outputs.append(buffer)
-            self.result.shapes[buffer.name] = tuple(step.shape)
-            moves.append(Copy(self.array(step), self.array(stand)))
+        moves = self.outputs(results[: len(axes)])
         self.result.every_step = tuple(axes[position] is not None for position in self.wanted)
-        ends = [self.array(value) for value in results[len(axes) :]]
+        ends = [self.array(self.values[node]) for node in results[len(axes) :]]
         homes = [self.array(self.values[node]) for node in self.state_nodes]
         for i, (end, home) in enumerate(zip(ends, homes, strict=True)):
             if end.buffer is home.buffer:
@@ -256,6 +287,25 @@ class Tracer:
         for move in moves:
             self.add(move)
 
+    def outputs(self, nodes: Sequence[Any]) -> list[Copy]:
+        """Return the copies of outputs to the caller; the first step says how large they are."""
+        if not all(isinstance(node, torch.fx.Node) for node in nodes):
+            raise self.refusal("it returns something that is no tensor")
+        moves = []
+        for i, position in enumerate(self.wanted):
+            value, axis = self.values[nodes[position]], self.program.output_axes[position]
+            step = value if axis is None else value.select(axis, 0)
+            if i == len(self.homes):
+                name = "y" if len(self.wanted) == 1 else f"y{i}"
+                stand, buffer = self.new_buffer(name, Home.OUTPUT, step)
+                self.homes.append(stand)
+                self.result.outputs.append(buffer)
+                self.result.shapes[buffer.name] = tuple(step.shape)
+            if step.shape != self.homes[i].shape:
+                raise self.refusal("an output of the first step is of another size than the others")
+            moves.append(Copy(self.array(step), self.array(self.homes[i])))
+        return moves
+
     def held(self, end: Array) -> tuple[Tensor, Array]:
         """Return a working buffer for a value that is on its way from one state to another."""
         dtype = torch.float64 if self.result.is_double else torch.float32
@@ -263,89 +313,14 @@ class Tracer:
         return stand, self.array(stand)
 
 
-def begun(
-    program: ChunkProgram, leaves: Sequence[Tensor], own: Sequence[bool]
-) -> tuple[Tensor, ...] | None:
-    """Return the values of the states that start from no number; None if they follow the input.
-
-    Args:
-        program: The program.
-        leaves: An example of its tensors.
-        own: For each leaf whether it is an input.
-    """
-    with torch.no_grad():
-        found = run_graph(program.start, leaves)
-        again = run_graph(program.start, [
-            torch.rand_like(x) if is_own and x.is_floating_point() else x
-            for x, is_own in zip(leaves, own, strict=True)
-        ])  # fmt: skip
-    same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    return found if same else None
-
-
-def after_a_step(
-    program: ChunkProgram, leaves: Sequence[Tensor], begins: Sequence[Tensor]
-) -> list[Tensor]:
-    """Return the states after the first step, in their full shapes.
-
-    Args:
-        program: The program.
-        leaves: An example of its tensors, one step long.
-        begins: The values of the states that start from no number.
-    """
-    given: list[Any] = [
-        begins[s.start]
-        if not isinstance(s.start, Fill)
-        else s.start
-        if s.dtype is None
-        else torch.tensor(s.start.value, dtype=s.dtype)
-        for s in program.states
-    ]
-    with torch.no_grad():
-        results = run_graph(program.graph, [1, *given, *leaves])
-    return list(results[len(program.output_axes) :])
-
-
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def run_graph(graph: torch.fx.Graph, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Run a graph and return its outputs."""
-    return tuple(function_of(graph)(*values))
-
-
-def in_line(graph: torch.fx.Graph) -> torch.fx.Graph:
-    """Return a graph whose loops, of one step each, are replaced by their bodies."""
-    result = copy_graph(graph)
-    for node in list(result.nodes):
-        loop = loop_of(node)
-        if loop is not None:
-            _lay_out(result, node, loop)
-    result.eliminate_dead_code()
-    return result
-
-
-def _lay_out(graph: torch.fx.Graph, call: torch.fx.Node, loop: TimeLoop) -> None:
-    places: dict[str, Any] = {c.name: call.args[c.initial] for c in loop.carries}  # type: ignore[index]
-    places |= {i.name: call.args[i.operand] for i in loop.invariants}
-    copies: dict[torch.fx.Node, Any] = {}
-    with graph.inserting_before(call):
-        for step in loop.steps:
-            places[step.name] = graph.call_function(
-                torch.select, (call.args[step.operand], step.dim, step.start)
-            )
-        for node in loop.body.nodes:
-            if node.op == "placeholder":
-                copies[node] = places[node.name]
-            elif node.op == "call_function":
-                copies[node] = graph.node_copy(node, copies.__getitem__)
-        named = {node.name: copy for node, copy in copies.items()}
-        for user in list(call.users):
-            result = loop.results[user.args[1]]  # type: ignore[index]
-            value = named[result.node]
-            if result.stacked:
-                value = graph.call_function(torch.unsqueeze, (value, 0))
-            user.replace_all_uses_with(value)
-            graph.erase_node(user)
-    graph.erase_node(call)
+def _is_same(weight: Buffer, numbers: Tensor) -> bool:
+    """Tell whether a weight has these numbers, bit for bit."""
+    if weight.size != numbers.numel() or not isinstance(weight.values, Tensor):
+        return False
+    bits = torch.int64 if numbers.dtype is torch.float64 else torch.int32
+    flat = (x.reshape(-1).view(bits) for x in (weight.values, numbers))
+    return torch.equal(*flat)

@@ -207,6 +207,30 @@ class Gated(nn.Module):
         return x
 
 
+class Peeled(nn.Module):
+    """States that are None at first, a recurrence that goes on reading the first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.back = nn.Linear(6, 7), nn.Linear(7, 7, bias=False)
+        self.start = nn.Parameter(torch.rand(7))
+
+    def forward(self, x):
+        first, v, s, out = None, None, None, []
+        for t in range(x.shape[0]):
+            if first is None:
+                first = self.layer(x[t])
+                v = self.start + 0.5 * first
+                s = SPIKE(v - 0.5)
+            else:
+                v = 0.5 * v + self.layer(x[t]) + 0.125 * first + self.back(s)
+                s = SPIKE(v - 1.0)
+            v = v - s
+            out.append(s)
+        spikes = torch.stack(out)
+        return spikes, spikes.sum(0), spikes.mean(0), v
+
+
 NETWORKS = {
     "dense": Exported(Dense, (9, 2, 30), {}),
     "conv": Exported(Conv, (9, 1, 2, 9, 8), {}, exact=False),
@@ -217,6 +241,7 @@ NETWORKS = {
     "started": Exported(Started, (9, 2, 3), {}),
     "static": Exported(Static, (2, 6), {}),
     "gated": Exported(Gated, (60, 2, 7), {}),
+    "peeled": Exported(Peeled, (9, 2, 6), {}),
 }
 
 

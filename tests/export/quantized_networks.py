@@ -127,6 +127,7 @@ class Joined(nn.Module):
 QUANTIZED = {
     **{name: NETWORKS[name] for name in ("dense", "conv", "temporal", "recurrent", "static")},
     "started": NETWORKS["started"],
+    "peeled": NETWORKS["peeled"],
     "synaptic": Exported(Synaptic, (20, 2, 11), {}),
     "residual": Exported(Residual, (8, 2, 2, 6, 6), {}),
     "grouped": Exported(Grouped, (8, 2, 4, 6, 6), {}),

@@ -78,7 +78,7 @@ def test_optimisation_changes_no_bit(bundles, tmp_path, name):
     assert outputs[0] == outputs[1] == outputs[2]
 
 
-@pytest.mark.parametrize("name", ["dense", "conv", "temporal", "recurrent", "attending"])
+@pytest.mark.parametrize("name", ["dense", "conv", "temporal", "recurrent", "peeled"])
 def test_sanitizers_find_nothing(bundles, tmp_path, name):
     """No access out of bounds and no undefined behaviour."""
     flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -129,6 +129,52 @@ int main(void)
     subprocess.run(command, cwd=tmp_path, check=True)
 
     assert subprocess.run([str(tmp_path / "two")]).returncode == 0
+
+
+def test_a_first_step_of_its_own_comes_once_after_each_reset(bundles, tmp_path):
+    """It comes after a reset, in a network of its own, and not when the count of steps is full."""
+    bundle = bundles["peeled"]
+    (tmp_path / "first.c").write_text(
+        """
+#include "net_peeled.h"
+#include <limits.h>
+#include <string.h>
+static struct net_peeled a, b;
+static float y[2][NET_PEELED_Y0], rest[3][NET_PEELED_Y1];
+static int took(struct net_peeled *net, const float *x, int i)
+{
+  net_peeled_step(net, x, y[i], rest[0], rest[1], rest[2]);
+  return memcmp(y[i], y[0], sizeof y[i]) == 0;
+}
+int main(void)
+{
+  static float x[NET_PEELED_X], last[2][NET_PEELED_Y3];
+  for (int i = 0; i < NET_PEELED_X; i++) {
+    x[i] = (float)(i % 3);
+  }
+  net_peeled_init(&a, net_peeled_weights);
+  net_peeled_init(&b, net_peeled_weights);
+  took(&a, x, 0);
+  memcpy(last[0], rest[2], sizeof last[0]);
+  took(&a, x, 1);
+  if (memcmp(last[0], rest[2], sizeof last[0]) == 0 || !took(&b, x, 1)) {
+    return 1;
+  }
+  net_peeled_reset(&a);
+  if (!took(&a, x, 1) || memcmp(last[0], rest[2], sizeof last[0]) != 0) {
+    return 2;
+  }
+  a.steps = ULONG_MAX;
+  took(&a, x, 1);
+  return a.steps != ULONG_MAX || memcmp(last[0], rest[2], sizeof last[0]) == 0 ? 3 : 0;
+}
+"""
+    )
+    sources = ["first.c", bundle.folder / "net_peeled.c", bundle.folder / "net_peeled_weights.c"]
+    command = [CC, "-std=c11", f"-I{bundle.folder}", *map(str, sources), "-o", "first", "-lm"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+
+    assert subprocess.run([str(tmp_path / "first")]).returncode == 0
 
 
 @pytest.mark.parametrize("arithmetic", ["float", "int8"])

@@ -110,6 +110,7 @@ DYNAMIC = {
     "started": ["time"],
     "static": ["batch"],
     "gated": ["time", "batch"],
+    "peeled": ["time", "batch"],
 }
 
 

@@ -80,10 +80,7 @@ class Writer:
 
     def step(self) -> list[str]:
         """Return the statements of one step; the functions that they need are in `functions`."""
-        lines: list[str] = []
-        for operation in self.network.operations:
-            lines += self.operation(operation)
-        return lines
+        return in_order(self.network, [self.operation(each) for each in self.network.operations])
 
     def operation(self, operation: Operation) -> list[str]:
         """Return the statements of one operation."""
@@ -326,6 +323,16 @@ class Writer:
             result.strides[axis],
         )
         return over, call
+
+
+def in_order(network: Network, statements: Sequence[list[str]]) -> list[str]:
+    """Return the statements of all operations; those of the first step run in it, and alone."""
+    first, rest = statements[: network.first], statements[network.first :]
+    lines = list(itertools.chain.from_iterable(rest))
+    if first:
+        own = itertools.chain.from_iterable(first)
+        lines = ["if (net->steps == 1) {", *_indented([*own, "return 0;"]), "}", *lines]
+    return lines
 
 
 def _operations(expr: Expr) -> set[Op]:

@@ -18,6 +18,8 @@ from snncc.export.memory import Memory
 from snncc.export.network import Buffer, Network
 
 MAGIC = b"SNNCCW01"
+# Where steps are read, the count stays at its largest, which 32 bits reach after 2^32 steps.
+COUNT = "net->steps += net->steps + 1 > 0;"
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,7 @@ class Library:
             resets=resets,
             step=step,
             limit=limit,
+            count=f"  {COUNT if 'net->steps' in step else 'net->steps++;'}\n",
             weights=f"  const {self.weights.type} *weights = net->weights;\n"
             if "weights" in step
             else "",

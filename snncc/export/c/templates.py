@@ -124,8 +124,7 @@ void {name}_reset(struct {name} *net)
 
 int {name}_step(struct {name} *net, {parameters})
 {{
-{limit}{weights}  net->steps++;
-{step}
+{limit}{weights}{count}{step}
   return 0;
 }}
 

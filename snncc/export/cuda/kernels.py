@@ -106,13 +106,15 @@ class KernelWriter:
         network: The network.
         memory: Where its buffers lie.
         prefix: What every name in the library starts with.
-        kernels: What was written, in the order of the step.
+        kernels: What was written, in order: a first step of its own, and then the step.
+        first: How many of them the first step has of its own.
     """
 
     network: Network
     memory: DeviceMemory
     prefix: str
     kernels: list[DeviceKernel] = field(default_factory=list)
+    first: int = 0
 
     def __post_init__(self) -> None:
         reserved = frozenset({*WORDS.split(), "a", "i"})
@@ -121,8 +123,10 @@ class KernelWriter:
 
     def write(self) -> None:
         """Write a kernel for each operation that has elements."""
-        for operation in self.network.operations:
+        for position, operation in enumerate(self.network.operations):
             self.operation(operation)
+            if position + 1 == self.network.first:
+                self.first = len(self.kernels)
 
     def operation(self, operation: Operation) -> None:
         """Write the kernel of one operation."""

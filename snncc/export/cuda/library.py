@@ -12,7 +12,7 @@ from snncc.codegen.cuda.target import FLAGS
 from snncc.errors import OptionError
 from snncc.export.c.files import MAIN
 from snncc.export.c.functions import fixed_part
-from snncc.export.c.library import FloatNumbers, Library, in_rows
+from snncc.export.c.library import COUNT, FloatNumbers, Library, in_rows
 from snncc.export.c.library import Sequence as Run
 from snncc.export.cuda.kernels import THREADS, DeviceMemory, KernelWriter
 from snncc.export.cuda.templates import HEADER, KERNELS, MAKEFILE, SOURCE
@@ -75,7 +75,7 @@ class _CudaLibrary:
         self.memory = DeviceMemory(network, self.numbers.memory)
         writer = KernelWriter(network, self.memory, name)
         writer.write()
-        self.kernels, self.c = writer.kernels, writer.c
+        self.kernels, self.first, self.c = writer.kernels, writer.first, writer.c
 
     def files(self, sequence: Run, arches: Sequence[str]) -> dict[str, bytes]:
         kernels = self.kernel_text()
@@ -120,7 +120,8 @@ class _CudaLibrary:
     def header(self, images: int) -> str:
         sizes = [
             *self.host.sizes(),
-            (f"{self.macro}_N_KERNELS", len(self.kernels), "kernels of a step"),
+            (f"{self.macro}_N_KERNELS", len(self.kernels), "kernels"),
+            (f"{self.macro}_N_FIRST", self.first, "of them for the first step alone"),
             (f"{self.macro}_N_INPUTS", len(self.network.inputs), "inputs"),
             (f"{self.macro}_N_BUFFERS", len(self.given), "inputs and outputs"),
             (f"{self.macro}_N_STATES", max(self.memory.states, 1), "numbers of all states"),
@@ -157,12 +158,22 @@ class _CudaLibrary:
             bytes=", ".join(f"{buffer.size} * sizeof({self.real})" for buffer in self.given),
             every=", ".join(map(str, every)),
             limit=limit if self.network.limit else "",
+            span=self.span(),
+            count=COUNT,
             parameters=self.host.parameters(),
             device_parameters=self.device_parameters(),
             names=", ".join([*ins, *outs]),
             ins=", ".join([*ins, "NULL"]),
             outs=", ".join([*outs, "NULL"]),
         )
+
+    def span(self) -> str:
+        """Return the statements that say which kernels a step launches."""
+        if not self.first:
+            return f"  const int begin = 0, end = {self.macro}_N_KERNELS;\n"
+        first, every = f"{self.macro}_N_FIRST", f"{self.macro}_N_KERNELS"
+        begin, end = f"net->steps > 1 ? {first} : 0", f"net->steps > 1 ? {every} : {first}"
+        return f"  const int begin = {begin};\n  const int end = {end};\n"
 
     def start(self) -> str:
         """Return the numbers that all states start from, in order."""

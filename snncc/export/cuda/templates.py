@@ -266,9 +266,10 @@ static int {name}_advance(struct {name} *net, const {name}_address *given, void 
 {limit}  struct {name}_arguments arguments = {{net->weights, net->states, net->work, 0, {{0}}}};
   void *parameters[] = {{&arguments}};
   int error = 0;
-  arguments.steps = ++net->steps;
+  {count}
+  arguments.steps = net->steps;
   memcpy(arguments.given, given, sizeof arguments.given);
-  for (int i = 0; !error && i < {macro}_N_KERNELS; i++) {{
+{span}  for (int i = begin; !error && i < end; i++) {{
     error = cuLaunchKernel(net->kernels[i], {name}_kernels[i].blocks, 1, 1, {threads}, 1, 1, 0,
                            stream, parameters, NULL);
   }}

@@ -25,7 +25,7 @@ OPERATORS = frozenset(
     {
         *("Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Ceil", "Concat"),
         *("Conv", "Cos", "Div", "Equal", "Exp", "Expand", "Floor", "Gather", "Gemm", "Greater"),
-        *("GreaterOrEqual", "Identity", "LayerNormalization", "Less", "LessOrEqual", "Log"),
+        *("GreaterOrEqual", "Identity", "If", "LayerNormalization", "Less", "LessOrEqual", "Log"),
         *("LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or", "Pow"),
         *("ArgMax", "ArgMin"),
         *("Range", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape"),

@@ -160,6 +160,17 @@ class Lowering:
             value.name = self.graph.node("Unsqueeze", value.bare, self.graph.integers([0]))
         return value.name
 
+    def name_of(self, value: Value) -> str:
+        """Return the name of a tensor or an integer in the graph."""
+        return value.name if value.is_number else self.use(value)
+
+    def filled(self, value: Any, like: Value) -> Value:
+        """Return a value, or a number, as floats of the shape of another value."""
+        term = self.term(value)
+        if term.is_bool:
+            term = Term(self.graph.cast(term.name, self.dtype), term.shapes)
+        return Value(like.samples, self.expanded(term, like.shapes, [like]))
+
     def number(self, value: Any) -> str:
         """Return the name of an integer in the graph."""
         if isinstance(value, Value):

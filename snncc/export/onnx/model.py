@@ -13,10 +13,11 @@ from onnx import checker, helper
 from torch import Tensor
 
 from snncc.errors import UnsupportedError
+from snncc.export.one_step import after_a_step, begun, in_line, starts_of
+from snncc.export.onnx.choice import choice
 from snncc.export.onnx.graph import IR_VERSION, OPSET, TYPES, GraphWriter, plain_name
 from snncc.export.onnx.lowering import Lowering
-from snncc.export.onnx.values import Value, known_value
-from snncc.export.trace import after_a_step, begun, in_line, run_graph
+from snncc.export.onnx.values import Value, copied, known_value
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill
 from snncc.version import __version__
@@ -108,6 +109,7 @@ class Exporter:
         }
         self.state_names = [_unique(plain_name(s.name), self.taken) for s in program.states]
         self.steps = _unique("steps", self.taken)  # the state that counts the steps so far
+        self.counts = program.counts or program.has_first
 
     def models(self, serves: Callable[[Sequence[Tensor]], bool]) -> Models:
         """Return the models.
@@ -154,13 +156,12 @@ class Exporter:
         for name, state, end in zip(self.state_names, self.program.states, ends, strict=True):
             if end.dtype is not self.dtype:
                 raise refused(f"the state '{state.name}' is of {end.dtype}")
-            given = (
-                torch.tensor(state.start.value)
-                if isinstance(state.start, Fill)
-                else begins[state.start]
-            )
+            if isinstance(state.start, Fill):
+                given = torch.tensor(state.start.value)
+            else:  # what a first step of its own leaves is not read before it
+                given = torch.tensor(0.0) if self.program.has_first else begins[state.start]
             starts[name] = given.to(self.dtype).expand(end.shape).contiguous()
-        if self.program.counts:
+        if self.counts:
             starts[self.steps] = torch.tensor(0)
         return starts
 
@@ -190,38 +191,62 @@ class Exporter:
         samples = [_one_step(self.sources, each) for each in self.samples(names)]
         work = _Work(self.dtype, len(samples), sorted(self.taken), _symbols(names, samples, self))
         low = work.lowering(one_step=True)
-        graph = in_line(self.program.graph)
-        elapsed, *places = (n for n in graph.nodes if n.op == "placeholder")
-        values: dict[torch.fx.Node, Any] = {}
-        states = places[: len(self.program.states)]
-        given = zip(places[len(states) :], self.sources, zip(*samples, strict=True), strict=True)
-        for node, source, each in given:
-            values[node] = (
-                work.step_input(low, source, each)
-                if source.is_input
-                else known_value(source.tensor, len(samples), source.name)
-            )
-        ends = [
-            after_a_step(self.program, each, run_graph(self.program.start, each))
-            for each in samples
+        given = [
+            work.step_input(low, source, each)
+            if source.is_input
+            else known_value(source.tensor, len(samples), source.name)
+            for source, each in zip(self.sources, zip(*samples, strict=True), strict=True)
         ]
-        for node, name, shapes in zip(
-            states, self.state_names, zip(*ends, strict=True), strict=True
-        ):
-            values[node] = work.input(name, shapes)
-        values[elapsed] = work.elapsed(low, self.steps) if self.program.counts else 1
-        results = low.run(graph, values)
-        for (name, axis), position in zip(self.outputs.items(), self.wanted, strict=True):
-            value = results[position]
-            work.output(
-                low, name, value if axis is None else low.apply(torch.select, (value, axis, 0))
-            )
-        after = results[len(self.program.output_axes) :]
-        for name, value in zip(self.state_names, after, strict=True):
-            work.output(low, f"{name}.next", value)
-        if self.program.counts:
-            work.output(low, f"{self.steps}.next", values[elapsed])
+        ends = [after_a_step(self.program, x, starts_of(self.program, x)) for x in samples]
+        each_state = zip(self.state_names, zip(*ends, strict=True), strict=True)
+        states = [work.input(name, shapes) for name, shapes in each_state]
+        elapsed = work.elapsed(low, self.steps) if self.counts else 1
+        if self.program.has_first:
+            is_first = low.graph.node("Equal", low.number(elapsed), low.number(1))
+            results = choice(low, is_first, [
+                lambda inner: self.first_step(inner, copied(given), states),
+                lambda inner: self.later_step(inner, copied(given), copied(states), elapsed),
+            ])  # fmt: skip
+        else:
+            results = self.later_step(low, given, states, elapsed)
+        names = [*self.outputs, *(f"{name}.next" for name in self.state_names)]
+        for name, value in zip(names, results, strict=True):
+            work.output(low, name, value)
+        if self.counts:
+            work.output(low, f"{self.steps}.next", elapsed)
         return work.model("step")
+
+    def later_step(
+        self, low: Lowering, given: Sequence[Value], states: Sequence[Value], elapsed: Any
+    ) -> list[Any]:
+        """Write a step; return its outputs and what the states become."""
+        graph = in_line(self.program.graph)
+        places = [n for n in graph.nodes if n.op == "placeholder"]
+        results = low.run(graph, dict(zip(places, [elapsed, *states, *given], strict=True)))
+        return [*self.at_step(low, results), *results[len(self.program.output_axes) :]]
+
+    def first_step(
+        self, low: Lowering, given: Sequence[Value], states: Sequence[Value]
+    ) -> list[Any]:
+        """Write a first step of its own; return its outputs and what it leaves, as a step does."""
+        graph = self.program.start
+        places = [n for n in graph.nodes if n.op == "placeholder"]
+        results = low.run(graph, dict(zip(places, given, strict=True)))
+        left = results[len(self.program.output_axes) :]
+        begins = [
+            float(s.start.value) if isinstance(s.start, Fill) else left[s.start]
+            for s in self.program.states
+        ]
+        full = [low.filled(b, state) for b, state in zip(begins, states, strict=True)]
+        return [*self.at_step(low, results), *full]
+
+    def at_step(self, low: Lowering, results: Sequence[Any]) -> list[Any]:
+        """Return the outputs that are wanted, without their time axes."""
+        axes = self.program.output_axes
+        return [
+            results[i] if axes[i] is None else low.apply(torch.select, (results[i], axes[i], 0))
+            for i in self.wanted
+        ]
 
 
 class _Work:
@@ -277,7 +302,7 @@ class _Work:
         """Add an output."""
         if not isinstance(value, Value):
             raise refused("it returns something that is no tensor")
-        read = value.name if value.is_number else low.use(value)
+        read = low.name_of(value)
         self.graph.nodes.append(helper.make_node("Identity", [read], [name], name=f"output/{name}"))
         if value.is_number:
             self.outputs.append(helper.make_tensor_value_info(name, TYPES[torch.int64], []))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,11 @@ class Value:
 def known_value(tensor: Tensor, count: int, label: str = "") -> Value:
     """Return what stands for a tensor that depends on parameters alone."""
     return Value((tensor.detach(),) * count, known=tensor.detach(), label=label)
+
+
+def copied(values: Sequence[Value]) -> list[Value]:
+    """Return values that get names of their own, as in a graph that others do not see into."""
+    return [replace(value) for value in values]
 
 
 def map_values(function: Callable[[Value], Any], nest: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from snncc.codegen.c.expressions import c_names
+from snncc.export.c.code import in_order
 from snncc.export.loops import Loops, broadcast_strides
 from snncc.export.memory import Memory
 from snncc.export.network import Array, Buffer, Steps, dense_strides
@@ -60,7 +61,8 @@ class Writer:
 
     def step(self) -> list[str]:
         """Return the statements of one step."""
-        return [line for operation in self.network.operations for line in self.operation(operation)]
+        statements = [self.operation(each) for each in self.network.operations]
+        return in_order(self.network.network, statements)
 
     def fixed_part(self) -> str:
         """Return the functions of every library that the step uses."""

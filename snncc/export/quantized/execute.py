@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, assert_never
 import numpy
 
 from snncc.export.loops import broadcast_strides
-from snncc.export.network import Array, Buffer, Steps
+from snncc.export.network import Array, Buffer, Steps, positions
 from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (
     Apply,
@@ -62,7 +62,8 @@ class Run:
         self.steps += 1
         for buffer, x in zip(self.network.network.inputs, inputs, strict=True):
             self.memory[buffer][:] = x.reshape(-1)
-        for position, operation in enumerate(self.network.operations):
+        for position in positions(self.network.network, self.steps):
+            operation = self.network.operations[position]
             if isinstance(operation, Pointwise):
                 self.values[position] = self._pointwise(operation)
             else:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snncc.export import network as floats
 from snncc.export.c.library import Sequence as Example
-from snncc.export.network import Network
+from snncc.export.network import Network, positions
 from snncc.export.quantized.execute import Run
 from snncc.export.quantized.formats import limited, whole
 from snncc.export.quantized.nodes import Pointwise, QuantizedNetwork
@@ -88,7 +88,8 @@ def measure(
         for inputs in steps_of(example, network.network):
             seen.step(inputs)
             outputs.append(run.step(whole_inputs(inputs, network)))
-            for at, name in fires:
+            here = positions(network.network, run.steps)
+            for at, name in (each for each in fires if each[0] in here):
                 wanted = seen.values[at][name].numpy() != 0
                 got = run.values[at][name] != 0
                 found.spikes += got.size

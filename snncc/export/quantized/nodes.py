@@ -181,7 +181,7 @@ class QuantizedNetwork:
         network: The network that it stands for; its buffers hold whole numbers here.
         arithmetic: The sizes of numbers.
         formats: For each buffer what its numbers are.
-        operations: The step.
+        operations: In order: a first step of its own, and then the step.
         constants: What a library keeps with its weights.
         starts: For each state the numbers that it starts from, in order of memory.
     """

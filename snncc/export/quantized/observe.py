@@ -26,6 +26,7 @@ from snncc.export.network import (
     Reduce,
     Steps,
     dense_strides,
+    positions,
 )
 from snncc.ir.interpret import evaluate
 from snncc.ir.nodes import Const
@@ -71,8 +72,8 @@ class FloatRun:
             self.memory[buffer][:] = x.detach().reshape(-1).to(self.dtype)
             self.whole[buffer] &= bool((x == x.round()).all())
             self.note(buffer, x, -1)
-        for position, operation in enumerate(self.network.operations):
-            self._run(position, operation)
+        for position in positions(self.network, self.steps):
+            self._run(position, self.network.operations[position])
         return [self.memory[buffer].clone() for buffer in self.network.outputs]
 
     def note(self, key: Buffer | tuple[int, str], values: Tensor, position: int) -> None:
