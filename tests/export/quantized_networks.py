@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from snncc.nn import ATan
+from snncc.nn import HDLIF, ATan
 from tests.export.networks import NETWORKS, Exported
 
 SPIKE = ATan()
@@ -101,6 +101,7 @@ class Arithmetic(nn.Module):
             is_calm = (v.abs() <= self.bound) & ~(s > 0) | (age == 3)
             y = torch.minimum(torch.relu(v), self.bound) + torch.where(is_calm, 0.25, -v)
             y = y + torch.sign(v) * torch.floor(v) / 4 + v * adapt + v / (1 + age)
+            y = y + torch.ceil(v) / 8 + torch.round(2 * v) * 0.3 + (v / 64) ** 2
             v = v - s * self.bound
             out.append(y)
         return torch.stack(out), age
@@ -124,6 +125,51 @@ class Joined(nn.Module):
         return torch.stack(seen).amax(0), torch.stack(seen).sum(0)
 
 
+class Graded(nn.Module):
+    """HD-LIF in all its forms: a decay, a threshold and a norm for each step, graded spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.neurons = nn.ModuleList(
+            [
+                HDLIF(9),
+                HDLIF(9, 8, mem_bn=True),
+                HDLIF(9, parallel=True),
+                HDLIF(9, compress=True),
+            ]
+        )
+        norm = self.neurons[1].norm
+        norm.running_mean.uniform_(-1.0, 1.0)
+        norm.running_var.uniform_(0.5, 2.0)
+
+    def forward(self, x):
+        for layer, neuron in zip(self.layers, self.neurons, strict=True):
+            x = neuron(layer(x))
+        return x
+
+
+class Tabled(nn.Module):
+    """Numbers of each step that meet counts, potentials, layers, and one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.linspace(-2.0, 3.0, 21).reshape(7, 3))
+        self.most = nn.Parameter(torch.arange(7.0))
+        self.layer, self.other = nn.Linear(6, 4), nn.Linear(3, 4)
+
+    def forward(self, x):
+        v, out = torch.zeros(x.shape[1], 4), []
+        for t in range(7):
+            place = self.places[t].expand(x.shape[1], 3)
+            y = self.layer(torch.cat([x[t], place], 1)) + self.most[t] * self.other(place)
+            v = v * (0.5 + self.most[t] / 16) + y
+            s = SPIKE(v - self.most[t])
+            v = v - s * self.most[t]
+            out.append(v)
+        return torch.stack(out), s
+
+
 QUANTIZED = {
     **{name: NETWORKS[name] for name in ("dense", "conv", "temporal", "recurrent", "static")},
     "started": NETWORKS["started"],
@@ -133,4 +179,7 @@ QUANTIZED = {
     "grouped": Exported(Grouped, (8, 2, 4, 6, 6), {}),
     "arithmetic": Exported(Arithmetic, (20, 3, 4), {}),
     "joined": Exported(Joined, (6, 2, 2, 3), {}),
+    "numbered": NETWORKS["numbered"],
+    "graded": Exported(Graded, (9, 2, 8), {}),
+    "tabled": Exported(Tabled, (7, 2, 3), {}),
 }

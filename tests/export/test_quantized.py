@@ -165,7 +165,7 @@ def test_examples_and_labels_are_measured(tmp_path):
     assert snncc.verify_bundle(three.folder).ok
 
 
-@pytest.mark.parametrize("name", ["attending", "numbered"])
+@pytest.mark.parametrize("name", ["attending", "gated"])
 def test_other_operators_are_refused(tmp_path, name):
     """What has no form in whole numbers is refused with the line, and nothing is written."""
     case = NETWORKS[name]

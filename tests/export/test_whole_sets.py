@@ -113,7 +113,7 @@ def answers(bundle: snncc.Bundle, samples: list[Tensor], folder: Path) -> Tensor
     [
         (Convolutional, whole, True),
         (Recurrent, rows, True),
-        (hd_lif, rows, False),
+        (hd_lif, rows, True),
     ],
 )
 def test_every_answer_is_that_of_pytorch(tmp_path, make, arrange, quantized):

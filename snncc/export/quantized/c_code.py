@@ -21,6 +21,7 @@ from snncc.export.quantized.nodes import (
     Convolution,
     Integer,
     Linear,
+    Lookup,
     Move,
     Name,
     Number,
@@ -51,7 +52,9 @@ class Writer:
 
     def __init__(self, network: QuantizedNetwork, prefix: str) -> None:
         self.network, self.prefix = network, prefix
-        self.memory = Memory(replace(network.network, weights=[]), network.operations)
+        self.memory = Memory(
+            replace(network.network, weights=[]), list(network.operations.values())
+        )
         a = network.arithmetic
         self.state, self.wide = f"int{a.state_bits}_t", f"int{a.wide_bits}_t"
         self.functions: list[str] = []
@@ -61,7 +64,9 @@ class Writer:
 
     def step(self) -> list[str]:
         """Return the statements of one step."""
-        statements = [self.operation(each) for each in self.network.operations]
+        own = self.network.operations
+        every = range(len(self.network.network.operations))
+        statements = [self.operation(own[p]) if p in own else [] for p in every]
         return in_order(self.network.network, statements)
 
     def fixed_part(self) -> str:
@@ -75,6 +80,10 @@ class Writer:
                 return [self._pointwise(operation)]
             case Move():
                 return self._move(operation)
+            case Lookup(table, result):
+                row = f"weights->{table.name} + (net->steps - 1) * {result.numel}"
+                size = f"{result.numel} * sizeof({self.state})"
+                return [f"memcpy({self.base(result)}, {row}, {size});"]
             case Linear(x, product, result, inputs, outputs):
                 rows = x.numel // inputs
                 return [self._product("linear", x, product, result, (rows, inputs, outputs))]
@@ -210,15 +219,20 @@ class Writer:
             "}",
         ]
         self.functions.append("\n".join(lines) + "\n")
-        addresses = [self._address(home) for home in homes] + (["net->steps"] if steps else [])
+        every = {_home(a): a.every for _, a in arrays if isinstance(a, ConstantArray)}
+        addresses = [self._address(home, every.get(home, 0)) for home in homes]
+        addresses += ["net->steps"] if steps else []
         return f"{name}({', '.join(addresses)});"
 
     def _type(self, home: Buffer | Constant) -> str:
         return f"int{home.bits}_t" if isinstance(home, Constant) else self.state
 
-    def _address(self, home: Buffer | Constant) -> str:
-        is_constant = isinstance(home, Constant)
-        return f"weights->{home.name}" if is_constant else self.memory.address(home)  # type: ignore[arg-type]
+    def _address(self, home: Buffer | Constant, every: int) -> str:
+        """Return the C expression of an address; ``every`` is by how much it moves in a step."""
+        if isinstance(home, Buffer):
+            return self.memory.address(home)
+        step = f" + (net->steps - 1) * {every}" if every else ""
+        return f"weights->{home.name}{step}"
 
     def _body(
         self, operation: Pointwise, pointers: dict[Buffer | Constant, str], loops: Loops
@@ -269,8 +283,8 @@ class Writer:
             case "right":
                 name = f"right{self.network.arithmetic.wide_bits}"
                 return self._call(name, _bare(texts[0]), bits)
-            case "floor":
-                return self._call("floor", _bare(texts[0]), bits)
+            case "floor" | "even":
+                return self._call(operation, _bare(texts[0]), bits)
         return self._call(operation, *map(_bare, texts))
 
 

@@ -17,6 +17,7 @@ _CALLS = {
     "convolution": ("scale",),
     "mean_pool": ("divided", "narrow"),
     "divide": ("divided",),
+    "even": ("right",),
 }
 _SIZED = ("scale", "linear", "convolution", "divided", "mean_pool", "right", "narrow")
 
@@ -59,6 +60,14 @@ static inline SUM PREFIX_rightBITS(SUM x, int bits)
 {
   const SUM sum = x + ((SUM)1 << (bits - 1));
   return sum >= 0 ? sum >> bits : ~(~sum >> bits);
+}
+""",
+    "even": """
+/* The whole number nearest to x / 2^bits, of two the even one. */
+static inline WIDE PREFIX_even(WIDE x, int bits)
+{
+  const WIDE nearest = PREFIX_rightWBITS(x, bits), half = (WIDE)1 << (bits - 1);
+  return nearest - (nearest * 2 * half - x == half && nearest % 2 != 0);
 }
 """,
     "narrow": """

@@ -20,6 +20,7 @@ from snncc.export.quantized.nodes import (
     Convolution,
     Integer,
     Linear,
+    Lookup,
     Move,
     Name,
     Number,
@@ -63,7 +64,9 @@ class Run:
         for buffer, x in zip(self.network.network.inputs, inputs, strict=True):
             self.memory[buffer][:] = x.reshape(-1)
         for position in positions(self.network.network, self.steps):
-            operation = self.network.operations[position]
+            operation = self.network.operations.get(position)
+            if operation is None:
+                continue
             if isinstance(operation, Pointwise):
                 self.values[position] = self._pointwise(operation)
             else:
@@ -75,8 +78,11 @@ class Run:
         shape = array.shape if shape is None else shape
         return _strided(self.memory[array.buffer], array, shape)
 
-    def _run(self, operation: Move | Linear | Convolution | Pool | Reduce) -> None:
+    def _run(self, operation: Move | Lookup | Linear | Convolution | Pool | Reduce) -> None:
         match operation:
+            case Lookup(table, result):
+                start = (self.steps - 1) * result.numel
+                self._write(result, table.values[start : start + result.numel])
             case Move(source, result, shift):
                 self.view(result)[...] = self._rescaled(self.view(source), shift)
             case Linear(x, product, result, inputs, outputs):
@@ -142,8 +148,8 @@ class Run:
                 most = MOST_STEPS // max(abs(source.factor), 1)
                 values[name] = numpy.int64(min(self.steps, most) * source.factor)
             elif isinstance(source, ConstantArray):
-                numbers = source.constant.values.astype(numpy.int64)
-                values[name] = _strided(numbers, source, operation.shape)
+                numbers = source.constant.values[(self.steps - 1) * source.every :]
+                values[name] = _strided(numbers.astype(numpy.int64), source, operation.shape)
             else:
                 values[name] = self.view(source, operation.shape).copy()
         for name, expr in operation.lets:
@@ -170,7 +176,7 @@ class Run:
                 sign = numpy.where(bottom < 0, -1, 1)
                 quotient = divided(top * sign, numpy.where(bottom == 0, 1, abs(bottom)))
                 return numpy.where(bottom == 0, most, quotient)
-            case Apply("right" | "left" | "floor" as name, (x,), bits):
+            case Apply("right" | "left" | "floor" | "even" as name, (x,), bits):
                 return _SHIFTS[name](self.evaluate(x, values), bits)
             case Apply(name, args):
                 return numpy.int64(1) * _OPERATIONS[name](*(self.evaluate(a, values) for a in args))
@@ -188,6 +194,13 @@ def right(x: Numbers, bits: Numbers | int) -> Numbers:
     """Return ``floor(x / 2^bits + 1/2)`` for positive ``bits``."""
     half = numpy.left_shift(numpy.int64(1), numpy.asarray(bits, numpy.int64) - 1)
     return (x + half) >> bits
+
+
+def even(x: Numbers, bits: int) -> Numbers:
+    """Return the whole number nearest to ``x / 2^bits``, of two the even one."""
+    nearest, half = right(x, bits), 1 << bits - 1
+    is_tie = (x & (2 * half - 1)) == half
+    return nearest - (is_tie & (nearest % 2 == 1))
 
 
 def _strided(memory: Numbers, array: Array | ConstantArray, shape: tuple[int, ...]) -> Numbers:
@@ -230,6 +243,7 @@ _SHIFTS: Mapping[str, Callable[[Numbers, int], Numbers]] = {
     "right": right,
     "left": numpy.left_shift,
     "floor": numpy.right_shift,
+    "even": even,
 }
 _OPERATIONS: Mapping[str, Callable[..., Numbers]] = {
     "add": numpy.add,

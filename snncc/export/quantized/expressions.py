@@ -22,6 +22,7 @@ from snncc.export.quantized.nodes import Apply, Integer, Name, Number
 from snncc.ir.interpret import BINARY, UNARY
 from snncc.ir.nodes import (
     COMPARISONS,
+    EXACT_POWERS,
     LOGICAL,
     Binary,
     Const,
@@ -53,7 +54,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known at export, as doubles; a single number has no axes."""
+    """What is known at export, as doubles.
+
+    A single number has no axes; all others have one for the steps, of size one where each step has
+    the same, then those of the operation.
+    """
 
     values: Tensor
 
@@ -143,8 +148,9 @@ class Compiler:
     def _constant(self, operand: Known, fraction: int, *, exact: bool) -> Value:
         if bool(operand.values.isnan().any()):
             raise NoWholeFormError("a constant is not a number")
-        a = self.arithmetic
-        numbers = limited(whole(operand.values, fraction), -a.wide_high, a.wide_high)
+        # A threshold that no potential reaches stays out of reach of their difference as well.
+        high = self.arithmetic.wide_high >> 2
+        numbers = limited(whole(operand.values, fraction), -high, high)
         low, high = int(numbers.min()), int(numbers.max())
         expr = Number(low) if numbers.numel() == 1 else Name(self.keep(numbers))
         return Value(expr, Format(fraction, low, high, exact))
@@ -174,12 +180,22 @@ class Compiler:
                 zero = Number(0)
                 above, below = (Apply(c, (x.expr, zero)) for c in ("gt", "lt"))
                 return Value(Apply("sub", (above, below)), Format(0, -1, 1, exact=True))
-            case Op.FLOOR if x.exact or f.fraction <= 0:
-                return x
-            case Op.FLOOR:
-                shape = Format(0, f.low >> f.fraction, f.high >> f.fraction, exact=True)
-                return Value(Apply("floor", (x.expr,), f.fraction), shape)
+            case Op.FLOOR | Op.CEIL | Op.ROUND:
+                return self._rounded(op, x)
         raise NoWholeFormError(f"the operation '{op.value}' has no form in whole numbers")
+
+    def _rounded(self, op: Op, x: Value) -> Value:
+        """Return a whole number near a value, as a count."""
+        f = x.format
+        if x.exact or f.fraction <= 0:
+            return x
+        low, high = f.low >> f.fraction, -(-f.high >> f.fraction)
+        shape = Format(0, low, high, exact=True)
+        if op is Op.CEIL:
+            below = Apply("floor", (Apply("neg", (x.expr,)),), f.fraction)
+            return Value(Apply("neg", (below,)), shape)
+        name = "floor" if op is Op.FLOOR else "even"
+        return Value(Apply(name, (x.expr,), f.fraction), shape)
 
     def _binary(self, op: Op, a: Operand, b: Operand) -> Operand:
         if isinstance(a, Known) and isinstance(b, Known):
@@ -188,6 +204,8 @@ class Compiler:
             return self._product(a, b)
         if op is Op.DIV:
             return self._quotient(a, b)
+        if op is Op.POW and isinstance(b, Known):
+            return self._power(a, b)
         if op in LOGICAL:
             return _truth(Apply(op.value, (self._condition(a), self._condition(b))))
         if op in COMPARISONS:
@@ -202,6 +220,16 @@ class Compiler:
             shape = replace(x.format, low=low, high=high)
             return Value(_fold(Apply(op.value, (x.expr, y.expr))), shape)
         raise NoWholeFormError(f"the operation '{op.value}' has no form in whole numbers")
+
+    def _power(self, x: Operand, exponent: Known) -> Operand:
+        """Return a power that is a product, or a quotient."""
+        power = float(exponent.values) if exponent.values.numel() == 1 else math.nan
+        if power not in EXACT_POWERS:
+            raise NoWholeFormError("a power has a form in whole numbers from -2 to 3 only")
+        result: Operand = Known(torch.ones((), dtype=torch.float64))
+        for _ in range(abs(round(power))):
+            result = self._binary(Op.MUL, result, x)
+        return result if power >= 0 else self._binary(Op.DIV, Known(torch.ones(())), result)
 
     def _fits(self, bounds: tuple[int, int]) -> bool:
         return max(map(abs, bounds)) <= self.arithmetic.wide_high

@@ -145,7 +145,7 @@ def joined(steps: list[list[numpy.ndarray]], network: QuantizedNetwork) -> list[
 def _spikes(network: QuantizedNetwork) -> Iterator[tuple[int, str]]:
     """Yield where a neuron fires or does not: the operation, and the let that is one or zero."""
     for position, operation in enumerate(network.network.operations):
-        quantized = network.operations[position]
+        quantized = network.operations.get(position)
         if not isinstance(operation, floats.Pointwise) or not isinstance(quantized, Pointwise):
             continue
         kept = {name for name, _ in quantized.lets}

@@ -35,9 +35,10 @@ class Apply:
     """An operation on integers.
 
     ``add sub mul neg abs min max lt le gt ge eq ne and or xor not select`` are what they say;
-    ``right`` is ``floor(x / 2^bits + 1/2)``, ``floor`` is ``floor(x / 2^bits)``, ``left`` is
-    ``x * 2^bits``; ``limit`` is the nearest number of a state; ``divide`` is
-    ``floor(x / y + 1/2)``, and the limit on the side of x where y is zero.
+    ``right`` is ``floor(x / 2^bits + 1/2)``, ``floor`` is ``floor(x / 2^bits)``, ``even`` is the
+    whole number nearest to ``x / 2^bits``, of two the even one, ``left`` is ``x * 2^bits``;
+    ``limit`` is the nearest number of a state; ``divide`` is ``floor(x / y + 1/2)``, and the limit
+    on the side of x where y is zero.
     """
 
     operation: str
@@ -73,12 +74,13 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class ConstantArray:
-    """A strided view of a constant."""
+    """A strided view of a constant; in each step it begins ``every`` numbers after the last."""
 
     constant: Constant
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int = 0
+    every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,14 @@ class Move:
     source: Array
     result: Array
     shift: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The numbers of this step out of a table, [T, *]."""
+
+    table: Constant
+    result: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +180,7 @@ class Reduce:
     sum_bits: int
 
 
-Operation: TypeAlias = Pointwise | Move | Linear | Convolution | Pool | Reduce
+Operation: TypeAlias = Pointwise | Move | Lookup | Linear | Convolution | Pool | Reduce
 
 
 @dataclass(eq=False)
@@ -181,7 +191,7 @@ class QuantizedNetwork:
         network: The network that it stands for; its buffers hold whole numbers here.
         arithmetic: The sizes of numbers.
         formats: For each buffer what its numbers are.
-        operations: In order: a first step of its own, and then the step.
+        operations: For positions in the network the operation that stands there.
         constants: What a library keeps with its weights.
         starts: For each state the numbers that it starts from, in order of memory.
     """
@@ -189,6 +199,6 @@ class QuantizedNetwork:
     network: Network
     arithmetic: Arithmetic
     formats: dict[Buffer, Format] = field(default_factory=dict)
-    operations: list[Operation] = field(default_factory=list)
+    operations: dict[int, Operation] = field(default_factory=dict)
     constants: list[Constant] = field(default_factory=list)
     starts: dict[Buffer, numpy.ndarray] = field(default_factory=dict)

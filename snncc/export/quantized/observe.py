@@ -19,6 +19,7 @@ from snncc.export.network import (
     Copy,
     Home,
     Linear,
+    Lookup,
     Network,
     Place,
     Pointwise,
@@ -101,6 +102,11 @@ class FloatRun:
             case Place(source, result):
                 self.view(result).copy_(self.view(source).clone())
                 results = [result]
+            case Lookup(table, result):
+                rows = self.view(table).reshape(table.shape[0], -1)
+                self.view(result).copy_(rows[self.steps - 1].reshape(result.shape))
+                self.note(result.buffer, rows, position)
+                results = []
             case Linear() | Convolution() | Pool() | Reduce():
                 self._layer(operation)
                 results = [operation.result]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 
 import numpy
 import torch
@@ -27,13 +28,14 @@ class Surroundings:
     Attributes:
         arithmetic: The sizes of numbers.
         format: Returns what the numbers of a buffer are.
-        weights: Returns the floats of a weight as they lie in memory.
+        known: Returns what is known at export of a buffer, as it lies in memory at each step,
+            [T, size], or [1, size] where all steps are the same.
         constant: Keeps numbers with the weights: a name, the numbers, the bits of one.
     """
 
     arithmetic: Arithmetic
     format: Callable[[Buffer], Format]
-    weights: Callable[[Buffer], Tensor]
+    known: Callable[[Buffer], Tensor | None]
     constant: Callable[[str, numpy.ndarray, int], nodes.Constant]
 
 
@@ -75,7 +77,25 @@ class Draft:
             if isinstance(operand, Array) and not _is_exact(self.scope[name])
         ]
         lets = [(let.name,) for let in self.operation.lets if not _is_exact(self.scope[let.name])]
-        return [*read, *lets]
+        kept = [array.buffer for array, name in self.operation.results if self._is_fraction(name)]
+        return [*read, *lets, *kept]
+
+    def known(self) -> dict[Buffer, Tensor]:
+        """Return the buffers whose numbers are known at export, [T, size]."""
+        found = {}
+        for array, name in self.operation.results:
+            value, shape = self.scope[name], self.operation.shape
+            if isinstance(value, Known) and array.buffer.home is Home.WORK and array.is_dense:
+                steps = value.values.shape[0] if value.values.dim() else 1
+                found[array.buffer] = (
+                    value.values.expand(steps, *shape).contiguous().view(steps, -1)
+                )
+        return found
+
+    def without(self, known: Collection[Buffer]) -> floats.Pointwise:
+        """Return the operation without the results that nobody reads from memory."""
+        results = tuple((a, name) for a, name in self.operation.results if a.buffer not in known)
+        return replace(self.operation, results=results)
 
     def result(self, name: str) -> Value:
         """Return the value of a name as it can be stored."""
@@ -115,11 +135,11 @@ class Draft:
             most = MOST_STEPS // max(abs(operand.factor), 1)
             low, high = sorted((0, most * operand.factor))
             return Value(nodes.Name(name), Format(0, low, high, exact=True))
-        if operand.buffer.home is Home.WEIGHT:
-            strides = broadcast_strides(operand, self.operation.shape)
-            memory = self.around.weights(operand.buffer)
-            view = torch.as_strided(memory, self.operation.shape, strides, operand.offset)
-            return Known(_trimmed(view).double())
+        memory = self.around.known(operand.buffer)
+        if memory is not None:
+            strides = (memory.stride(0), *broadcast_strides(operand, self.operation.shape))
+            shape = (len(memory), *self.operation.shape)
+            return Known(_trimmed(torch.as_strided(memory, shape, strides, operand.offset)))
         form = self.around.format(operand.buffer)
         shift = self.fraction - form.fraction
         if form.exact or shift == 0:
@@ -135,14 +155,21 @@ class Draft:
         a = self.around.arithmetic
         bits = a.state_bits if int(trimmed.abs().max()) <= a.state_high else a.wide_bits
         constant = self.around.constant(f"{self.operation.name}_constant", trimmed.numpy(), bits)
-        shape = tuple(trimmed.shape)
-        array = nodes.ConstantArray(constant, shape, dense_strides(shape))
+        steps, *sizes = trimmed.shape or (1,)
+        shape = tuple(sizes)
+        every = math.prod(shape) if steps > 1 else 0
+        array = nodes.ConstantArray(constant, shape, dense_strides(shape), every=every)
         for name, other in self.inputs:
             if other == array:
                 return name
         name = self._fresh("constant")
         self.inputs.append((name, array))
         return name
+
+    def _is_fraction(self, name: str) -> bool:
+        """Tell whether a name stands for numbers that are known and not whole."""
+        value = self.scope[name]
+        return isinstance(value, Known) and not self.compiler.known(value).exact
 
     def _fresh(self, name: str) -> str:
         """Return a name that nothing in the operation has."""

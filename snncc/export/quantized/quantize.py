@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from snncc.export import network as floats
+from snncc.export.memory import arrays_of
 from snncc.export.network import Array, Buffer, Home, Network, dense_strides
 from snncc.export.quantized import nodes
 from snncc.export.quantized.expressions import NoWholeFormError
@@ -31,6 +32,7 @@ from snncc.export.quantized.layers import quantize_product
 from snncc.export.quantized.observe import FloatRun
 from snncc.export.quantized.pointwise import Draft, Surroundings
 
+_FROM_CONSTANTS = (floats.Pointwise, floats.Lookup)
 _MOST_ROUNDS = 40
 _WIDEN = 6  # rounds after which a count that still grows gets the whole range of a state
 _LARGEST_DIVISOR = (1 << 31) - 1
@@ -83,17 +85,23 @@ class _Quantizer:
             self.result.formats[buffer] = Format(fraction, *self.range, exact)
         for state in self.source.states:
             self.written[state] = {-1: self.start_format(state)}
-        weights = self.seen.memory.__getitem__
-        self.around = Surroundings(a, self.format, weights, self.constant)
+        weights = self.source.weights
+        self.known = {b: self.seen.memory[b].double().reshape(1, -1) for b in weights}
+        self.around = Surroundings(a, self.format, self.known.get, self.constant)
         self.trial = replace(self.around, constant=nodes.Constant)
+        # Pointwise operations read what is known from their constants; all others read memory.
+        others = (o for o in self.source.operations if not isinstance(o, _FROM_CONSTANTS))
+        self.in_memory = {array.buffer for o in others for array in arrays_of(o)}
 
     def network(self) -> nodes.QuantizedNetwork:
         """Return the network."""
         for position, operation in enumerate(self.source.operations):
             try:
-                self.result.operations.append(self.operation(position, operation))
+                made = self.operation(position, operation)
             except NoWholeFormError as error:
                 raise self.seen.refuse(position, str(error)) from error
+            if made is not None:
+                self.result.operations[position] = made
         result = self.result
         for buffer in (*self.source.states, *self.source.work, *self.source.outputs):
             result.formats[buffer] = self.format(buffer)
@@ -146,8 +154,8 @@ class _Quantizer:
         self.written.setdefault(buffer, {})[position] = made
         return self.format(buffer)
 
-    def operation(self, position: int, operation: floats.Operation) -> nodes.Operation:
-        """Return an operation in whole numbers."""
+    def operation(self, position: int, operation: floats.Operation) -> nodes.Operation | None:
+        """Return an operation in whole numbers; None if all that it computes is known."""
         match operation:
             case floats.Pointwise():
                 return self.pointwise(position, operation)
@@ -162,11 +170,27 @@ class _Quantizer:
                 return self.product(position, operation)
             case floats.Pool() | floats.Reduce():
                 return self.reduction(position, operation)
-            case floats.MatMul() | floats.Softmax() | floats.Normalize() | floats.Lookup():
+            case floats.Lookup():
+                return self.lookup(position, operation)
+            case floats.MatMul() | floats.Softmax() | floats.Normalize():
                 name = type(operation).__name__.lower()
                 raise NoWholeFormError(f"the operation '{name}' has no form in whole numbers")
             case _:
                 assert_never(operation)
+
+    def lookup(self, position: int, operation: floats.Lookup) -> nodes.Lookup | None:
+        """Return a look-up of the numbers of a step, if an operation reads them from memory."""
+        table, result = operation.table, operation.result
+        rows = self.seen.view(table).double().contiguous().view(table.shape[0], -1)
+        self.known[result.buffer] = rows
+        if result.buffer not in self.in_memory:
+            return None
+        exact = is_whole(rows, self.arithmetic.state_high)
+        fraction = 0 if exact else self.seen_fraction(result.buffer)
+        made = self.write(position, result.buffer, Format(fraction, *self.range, exact))
+        numbers = limited(whole(rows, made.fraction), *self.range).numpy()
+        bits = self.arithmetic.state_bits
+        return nodes.Lookup(self.constant(f"{result.buffer.name}_table", numbers, bits), result)
 
     def move(self, position: int, source: Array, result: Array) -> nodes.Move:
         """Return a copy that brings numbers to the fraction of where they go."""
@@ -234,12 +258,15 @@ class _Quantizer:
         size = math.prod(shape[axis] for axis in axes) if kind == "mean" else 1
         return nodes.Reduce(kind, operation.x, axes, result, left, size * divided, sum_bits)
 
-    def pointwise(self, position: int, operation: floats.Pointwise) -> nodes.Pointwise:
+    def pointwise(self, position: int, operation: floats.Pointwise) -> nodes.Pointwise | None:
         """Return lets in whole numbers; a first draft tells which values are potentials."""
-        keys = [
-            (position, *key) if isinstance(key, tuple) else key
-            for key in Draft(self.trial, operation, 0).potentials()
-        ]
+        trial = Draft(self.trial, operation, 0)
+        known = trial.known()
+        self.known |= known
+        operation = trial.without(known.keys() - self.in_memory)
+        if not operation.results:
+            return None
+        keys = [(position, *key) if isinstance(key, tuple) else key for key in trial.potentials()]
         # A number that is read is shifted to the left by less than a state has bits.
         room = self.arithmetic.state_bits - 2
         read = (self.format(key) for key in keys if isinstance(key, Buffer))
