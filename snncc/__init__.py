@@ -110,4 +110,4 @@ def compile(
         CaptureError: The model's Python cannot be captured (at the first call).
         UnsupportedError: Part of the model cannot be compiled exactly (at the first call).
     """
-    return compile_model(model, Options.of(**options), example_inputs)
+    return compile_model(model, Options.of(options), example_inputs)

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from snncc.arguments import Check, shown
 from snncc.compilation.pipeline import Compiled, chunk_program
 from snncc.errors import OptionError
 from snncc.export.bundle import CUDA, NIR, ONNX, PROGRAM, Bundle, write_bundle
@@ -28,10 +30,11 @@ from snncc.export.replay import require_onnx
 from snncc.export.torch_program import program_files
 from snncc.export.trace import trace
 from snncc.frontend.state.sources import gather, preserved
+from snncc.interchange.nir_nodes import STEP
 from snncc.interchange.to_nir import to_nir
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.tape import Position, Source, SourceKind, Tape
-from snncc.module import CompiledModule
+from snncc.module import CompiledModule, example_of
 from snncc.version import __version__
 
 
@@ -93,7 +96,10 @@ class _Network:
             return False
 
 
-Writer = Callable[[_Network, "str | os.PathLike[str]", str], Bundle]
+Writer = Callable[[_Network, Path, str], Bundle]
+
+_FOLDER = Check("The folder of an export", code="option.export", hint="Name the folder to write.")
+_ARCH = Check("Option 'arch'", code="option.arch", hint="Name GPUs: arch=('sm_80', 'sm_90').")
 
 
 def export(  # noqa: PLR0913 - all but the first two are keywords
@@ -133,26 +139,28 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
         BundleError: The folder holds something else, or cannot be written.
     """
     choice = quantization_of(arithmetic)
+    place = _FOLDER.path(folder)
+    arches = _ARCH.words(arch)
     writers: dict[str, Writer] = {
         "c": functools.partial(_write_library, choice=choice),
-        "cuda": functools.partial(_write_cuda, arches=[arch] if isinstance(arch, str) else [*arch]),
+        "cuda": functools.partial(_write_cuda, arches=arches),
         "onnx": _write_onnx,
         "pt2": _write_program,
-        "nir": functools.partial(_write_nir, dt=dt),
+        "nir": functools.partial(_write_nir, dt=STEP.positive(dt)),
     }
-    if format not in writers:
+    if not (isinstance(format, str) and format in writers):
         raise OptionError(
-            f"There is no format '{format}'.",
+            f"There is no format {shown(format)}.",
             code="option.format",
             hints=[f"Choose {', '.join(map(repr, writers))}."],
         )
     if not is_library_name(name):
         raise OptionError(
-            f"'{name}' is no name for a library.",
+            f"{shown(name)} is no name for a library.",
             code="option.name",
             hints=["Use up to 100 letters, digits and underscores, and no word of C or C++."],
         )
-    if choice is not None and choice.sizes() and format != "c":
+    if choice is not None and format != "c":
         raise OptionError(
             f"There is no '{choice.arithmetic}' in the format '{format}'.",
             code="option.arithmetic",
@@ -164,11 +172,10 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
             code="option.export",
             hints=["Pass the result of 'snncc.compile'."],
         )
-    return writers[format](_network(fast, example_inputs), folder, name)
+    return writers[format](_network(fast, example_of(example_inputs)), place, name)
 
 
 def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
-    _check_example(example_inputs)
     model = fast.program
     with torch.no_grad():
         compiled = fast.specialize(*example_inputs)
@@ -186,24 +193,9 @@ def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     return _Network(fast, example_inputs, compiled, folded.graph, program, leaves, wanted, outputs)
 
 
-def _check_example(example: object) -> None:
-    """Refuse an example that says nothing of the network."""
-    if not isinstance(example, tuple | list):
-        problem = f"'example_inputs' is of class '{type(example).__name__}'."
-    elif any(isinstance(x, Tensor) and not x.numel() for x in pytree.tree_leaves(example)):
-        problem = "A tensor in 'example_inputs' is empty."
-    else:
-        return
-    raise OptionError(
-        problem,
-        code="option.export",
-        hints=["Give the arguments of a call as a tuple: example_inputs=(x,)."],
-    )
-
-
 def _write_library(
     network: _Network,
-    folder: str | os.PathLike[str],
+    folder: Path,
     name: str,
     choice: Quantization | None = None,
 ) -> Bundle:
@@ -229,9 +221,7 @@ def _traced(network: _Network) -> Network:
     return trace(program, step, network.own, names, network.wanted)
 
 
-def _write_cuda(
-    network: _Network, folder: str | os.PathLike[str], name: str, arches: list[str]
-) -> Bundle:
+def _write_cuda(network: _Network, folder: Path, name: str, arches: tuple[str, ...]) -> Bundle:
     """Write a library for GPUs of NVIDIA."""
     check_arches(arches)
     result = _traced(network)
@@ -250,10 +240,23 @@ def _sequence(network: _Network, inputs: list[Tensor], outputs: list[Tensor]) ->
     return Sequence(_time_first(inputs, axes), _time_first(outputs, ends), steps)
 
 
+def _kind(value: Any) -> Any:
+    return (value.dtype, value.dim()) if isinstance(value, Tensor) else type(value)
+
+
 def _another(network: _Network, arguments: tuple[Any, ...]) -> Sequence:
     """Return one more example, which has the sizes of the first but for time."""
-    model = network.fast.program
-    leaves = gather(network.compiled.recording.tape, model, arguments, {})
+    model, tape = network.fast.program, network.compiled.recording.tape
+    given, spec = pytree.tree_flatten((arguments, {}))
+    first = pytree.tree_leaves(network.example)
+    if spec != tape.in_spec or [*map(_kind, given)] != [*map(_kind, first)]:
+        raise OptionError(
+            f"An example is {shown(arguments)}.",
+            code="option.arithmetic",
+            notes=["It has other arguments than 'example_inputs', or others of their types."],
+            hints=["Give examples of the kind of 'example_inputs'."],
+        )
+    leaves = gather(tape, model, arguments, {})
     kinds = zip(leaves, network.leaves, network.own, network.program.input_axes, strict=True)
     pairs = [(x.detach(), like, a) for x, like, is_own, a in kinds if is_own]
     for x, like, axis in pairs:
@@ -277,7 +280,7 @@ def _time_first(tensors: Iterable[Tensor], axes: Iterable[int | None]) -> tuple[
     return tuple(x if a is None else x.movedim(a, 0) for x, a in zip(tensors, axes, strict=True))
 
 
-def _write_onnx(network: _Network, folder: str | os.PathLike[str], name: str) -> Bundle:
+def _write_onnx(network: _Network, folder: Path, name: str) -> Bundle:
     """Write ONNX models; the package ``onnx`` is needed for nothing else."""
     require_onnx()
     from snncc.export.onnx.files import onnx_facts, onnx_files
@@ -293,13 +296,13 @@ def _write_onnx(network: _Network, folder: str | os.PathLike[str], name: str) ->
     return write_bundle(folder, files, facts, ONNX)
 
 
-def _write_program(network: _Network, folder: str | os.PathLike[str], name: str) -> Bundle:
+def _write_program(network: _Network, folder: Path, name: str) -> Bundle:
     """Write a program of torch, which needs snncc for its operators."""
     files = program_files(network.fast, network.example, network.outputs, name)
     return write_bundle(folder, files, _versions(name, network.steps), PROGRAM)
 
 
-def _write_nir(network: _Network, folder: str | os.PathLike[str], name: str, dt: float) -> Bundle:
+def _write_nir(network: _Network, folder: Path, name: str, dt: float) -> Bundle:
     """Write a NIR graph; the package ``nir`` is needed for nothing else."""
     graph = to_nir(network.fast, *network.example, dt=dt)
     from snncc.export.nir_files import nir_facts, nir_files

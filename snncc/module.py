@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from snncc.arguments import Check
 from snncc.compilation.pipeline import Compiled
 from snncc.compilation.specializations import Specializations
 from snncc.errors import FormError, OptionError, UnsupportedError
@@ -337,9 +339,13 @@ def compile_model(
         OptionError: The model is not callable, or is compiled already.
         UnsupportedError: The mode does not exist yet.
     """
-    if not callable(model) or isinstance(model, CompiledModule):
-        what = "compiled already" if callable(model) else "not callable"
-        raise OptionError(f"The model is {what}.", code="option.model")
+    if isinstance(model, CompiledModule):
+        raise OptionError(
+            "The model is compiled already.",
+            code="option.model",
+            hints=["Pass the serial model: 'fast.original'."],
+        )
+    require_model(model)
     if options.mode in ("online", "async"):
         raise UnsupportedError(
             f"Mode '{options.mode}' does not exist yet.",
@@ -348,5 +354,43 @@ def compile_model(
         )
     compiled = CompiledModule(model, options)
     if example_inputs is not None:
-        compiled.specialize(*example_inputs)
+        compiled.specialize(*_EXAMPLE.arguments(example_inputs))
     return compiled
+
+
+def require_model(model: object) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        OptionError: It cannot be called, or is the class of a module.
+    """
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise OptionError(
+            f"The model is the class '{model.__name__}' itself.",
+            code="option.model",
+            hints=[f"Make a module of it: '{model.__name__}(...)'."],
+        )
+    if not callable(model):
+        check = Check("The model", code="option.model", hint="Pass a module or a function.")
+        raise check.refused(model, "something that can be called")
+
+
+def example_of(arguments: object) -> tuple[Any, ...]:
+    """Return the arguments of a call that is to show what a network is like.
+
+    Raises:
+        OptionError: They are no tuple, or a tensor is empty.
+    """
+    example = _EXAMPLE.arguments(arguments)
+    if any(isinstance(x, Tensor) and not x.numel() for x in pytree.tree_leaves(example)):
+        raise OptionError(
+            "A tensor in 'example_inputs' is empty.", code="option.example", hints=[_EXAMPLE.hint]
+        )
+    return example
+
+
+_EXAMPLE = Check(
+    "Option 'example_inputs'",
+    code="option.example",
+    hint="Give the arguments of a call as a tuple: example_inputs=(x,).",
+)

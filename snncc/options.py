@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Literal, TypeAlias, get_args
 
+from snncc.arguments import Check, shown
 from snncc.errors import OptionError
 
 Mode: TypeAlias = Literal[
@@ -27,6 +29,9 @@ Spikes: TypeAlias = Literal["threshold", "bernoulli"]
 
 # A number of sweeps is a chain of as many neurons in one kernel, which takes seconds to build.
 MOST_SWEEPS = 64
+MOST_THREADS = 4096
+MOST_STEPS = 2**31 - 1
+MOST_AXES = 63  # of a tensor
 
 # Languages whose kernels run on GPUs.
 GPU_TARGETS = frozenset({"triton", "cuda"})
@@ -80,82 +85,84 @@ class Options:
     tau: float = 0.25
 
     @classmethod
-    def of(cls, **choices: object) -> Options:
+    def of(cls, choices: Mapping[str, object]) -> Options:
         """Return options by name.
 
         Raises:
             OptionError: There is no option of that name, or it has no such value.
         """
+        if not isinstance(choices, Mapping):
+            raise _CHOICES.refused(choices, "a dict of options")
         known = [field.name for field in fields(cls)]
         for name in choices:
             if name not in known:
                 raise OptionError(
-                    f"There is no option '{name}'.",
+                    f"There is no option {shown(name)}.",
                     code="option.unknown",
                     hints=[f"The options are {', '.join(repr(k) for k in known)}."],
                 )
         return cls(**choices)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            hint, value = hints[field.name], getattr(self, field.name)
-            choices = (False, True) if hint is bool else get_args(hint)
-            if (hint is bool or get_origin(hint) is Literal) and value not in choices:
-                raise _not_a_choice(field.name, value, choices)
-        threads = self.num_threads
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise OptionError(
-                f"Option 'num_threads' is {threads!r}, not a positive number.",
-                code="option.num-threads",
-                hints=["Leave it out to follow 'torch.get_num_threads()'."],
-            )
-        self._check_sweeps()
-        if self.chunk is not None and (type(self.chunk) is not int or self.chunk < 1):
-            raise OptionError(
-                f"Option 'chunk' is {self.chunk!r}, not a positive number of steps.",
-                code="option.chunk",
-                hints=["Leave it out: each call is cut by its sizes."],
-            )
-        if type(self.kernel_size) is not int or self.kernel_size < 1 or not self.tau > 0:
-            raise OptionError(
-                "Options 'kernel_size' and 'tau' are positive; the first is a whole number.",
-                code="option.dynamic-decay",
-                hints=["Leave them out: four inputs, and a quarter."],
-            )
-        if type(self.time_dim) is not int or (self.time_dim != 0 and not self.step):
-            raise OptionError(
-                f"Option 'time_dim' is {self.time_dim!r}, not the number of an axis."
-                if self.step
-                else "Option 'time_dim' is for a model of one time step.",
-                code="option.time-dim",
-                hints=["Pass 'step=True', or leave it out: loops show their time axis."],
-            )
+        checked = {
+            "mode": _choice("mode", self.mode, get_args(Mode)),
+            "target": _choice("target", self.target, get_args(TargetName)),
+            "fallback": _choice("fallback", self.fallback, get_args(Fallback)),
+            "storage": _choice("storage", self.storage, get_args(StorageChoice)),
+            "spikes": _choice("spikes", self.spikes, get_args(Spikes)),
+            "skip_zeros": _flag("skip_zeros", self.skip_zeros),
+            "fold_norms": _flag("fold_norms", self.fold_norms),
+            "step": _flag("step", self.step),
+            "num_threads": _number_or_none(_THREADS, self.num_threads, MOST_THREADS),
+            "time_dim": self._checked_time(),
+            **self._checked_sweeps(),
+            "chunk": self.chunk
+            if self.chunk is None
+            else _CHUNK.whole(self.chunk, most=MOST_STEPS),
+            "kernel_size": _KERNEL_SIZE.whole(self.kernel_size, most=MOST_STEPS),
+            "tau": _TAU.positive(self.tau),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
-    def _check_sweeps(self) -> None:
-        """Check the options of mode 'fpt' against one another."""
-        sweeps, schedule = self.sweeps, self.schedule
-        problem = ""
-        if sweeps != "exact" and (type(sweeps) is not int or sweeps < 1):
-            problem = f"Option 'sweeps' is {sweeps!r}, neither 'exact' nor a positive number."
-        elif sweeps != "exact" and sweeps > MOST_SWEEPS:
-            problem = f"Option 'sweeps' is {sweeps}; {MOST_SWEEPS} sweeps is the most."
-        elif schedule is not None and not all(s > 0 for s in schedule):
-            problem = f"Option 'schedule' is {schedule!r}; steepness is positive."
-        elif sweeps != "exact" and schedule is not None and len(schedule) != sweeps:
-            problem = f"{sweeps} sweeps have a schedule of {len(schedule)}."
-        elif self.backward_scale <= 0:
-            problem = f"Option 'backward_scale' is {self.backward_scale!r}, not positive."
-        elif self.spikes == "bernoulli" and (
+    def _checked_time(self) -> int:
+        """Return the time axis of a model of one step."""
+        axis = _TIME_DIM.whole(self.time_dim, least=-MOST_AXES, most=MOST_AXES)
+        if axis != 0 and not self.step:
+            raise OptionError(
+                "Option 'time_dim' is for a model of one time step.",
+                code="option.time-dim",
+                hints=[_TIME_DIM.hint],
+            )
+        return axis
+
+    def _checked_sweeps(self) -> dict[str, object]:
+        """Return the options of mode 'fpt', which are checked against one another."""
+        sweeps: object = self.sweeps
+        if not (isinstance(sweeps, str) and sweeps == "exact"):
+            if isinstance(sweeps, str):
+                raise _SWEEPS.refused(sweeps, f"'exact' or a whole number up to {MOST_SWEEPS}")
+            sweeps = _SWEEPS.whole(sweeps, most=MOST_SWEEPS)
+        schedule = self.schedule
+        if schedule is not None:
+            each = _SCHEDULE.series(schedule, "numbers")
+            schedule = tuple(_STEEPNESS.positive(steepness) for steepness in each)
+            if sweeps != "exact" and len(schedule) != sweeps:
+                raise OptionError(
+                    f"{sweeps} sweeps have a schedule of {len(schedule)}.",
+                    code="option.sweeps",
+                    hints=[_SWEEPS.hint],
+                )
+        if self.spikes == "bernoulli" and (
             self.mode != "fpt" or sweeps == "exact" or schedule is None
         ):
-            problem = "Spikes are drawn in mode 'fpt' with a number of soft sweeps, and only there."
-        if problem:
             raise OptionError(
-                problem,
+                "Spikes are drawn in mode 'fpt' with a number of soft sweeps, and only there.",
                 code="option.sweeps",
-                hints=["For example: sweeps=3, schedule=(2, 6, 12); or sweeps='exact'."],
+                hints=[_SWEEPS.hint],
             )
+        scale = _SCALE.positive(self.backward_scale)
+        return {"sweeps": sweeps, "schedule": schedule, "backward_scale": scale}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +212,54 @@ def _cache_dir(own: str | None, shared: str | None) -> Path:
         return Path("/nonexistent/snncc")
 
 
-def _not_a_choice(name: str, value: object, choices: tuple[object, ...]) -> OptionError:
-    return OptionError(
-        f"Option '{name}' has no value {value!r}.",
-        code=f"option.{name}",
-        hints=[f"Choose one of {', '.join(repr(choice) for choice in choices)}."],
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    hint = f"Choose one of {', '.join(map(repr, choices))}."
+    return Check(f"Option '{name}'", code=f"option.{name}", hint=hint).choice(value, choices)
+
+
+def _flag(name: str, value: object) -> bool:
+    hint = "Choose one of False, True."
+    return Check(f"Option '{name}'", code=f"option.{name}", hint=hint).flag(value)
+
+
+def _number_or_none(check: Check, value: object, most: int) -> int | None:
+    return None if value is None else check.whole(value, most=most)
+
+
+_CHOICES = Check(
+    "What is given as options", code="option.unknown", hint="For example: {'storage': 'save'}."
+)
+_THREADS = Check(
+    "Option 'num_threads'",
+    code="option.num-threads",
+    hint="Leave it out to follow 'torch.get_num_threads()'.",
+)
+_TIME_DIM = Check(
+    "Option 'time_dim'",
+    code="option.time-dim",
+    hint="Pass 'step=True', or leave it out: loops show their time axis.",
+)
+_CHUNK = Check(
+    "Option 'chunk'",
+    code="option.chunk",
+    hint="Leave it out: each call is cut by its sizes.",
+)
+_SWEEPS, _SCHEDULE, _STEEPNESS, _SCALE = (
+    Check(
+        what,
+        code="option.sweeps",
+        hint="For example: sweeps=3, schedule=(2, 6, 12); or sweeps='exact'.",
     )
+    for what in (
+        *("Option 'sweeps'", "Option 'schedule'"),
+        *("A steepness in 'schedule'", "Option 'backward_scale'"),
+    )
+)
+_KERNEL_SIZE, _TAU = (
+    Check(
+        f"Option '{name}'",
+        code="option.dynamic-decay",
+        hint="Leave it out: a gate takes four inputs, and its exponent is a quarter.",
+    )
+    for name in ("kernel_size", "tau")
+)

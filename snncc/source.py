@@ -139,7 +139,8 @@ def is_library(file: str) -> bool:
     """Tell whether a file belongs to Python, to an installed package or to snncc itself."""
     folders = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     folders.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-    return file.startswith(tuple(os.path.join(folder, "") for folder in folders))  # noqa: PTH118
+    own = tuple(os.path.join(folder, "") for folder in folders)  # noqa: PTH118
+    return file.startswith(("<frozen ", *own))
 
 
 def excerpt(location: Location) -> list[str]:

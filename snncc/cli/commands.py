@@ -215,7 +215,7 @@ def _options(choices: list[str] | None) -> dict[str, Any]:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[name] = value
-    Options.of(**found)
+    Options.of(found)
     return found
 
 

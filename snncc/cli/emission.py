@@ -17,6 +17,7 @@ import torch.fx
 from rich.table import Table
 from torch import Tensor
 
+from snncc.arguments import Check
 from snncc.codegen.base import KernelSource, KernelSpec
 from snncc.codegen.lower import saved_values
 from snncc.equivalence.translation import interpret_graph
@@ -43,6 +44,9 @@ from snncc.runtime.operators import Neuron
 from snncc.runtime.plans import ForwardPlan, Resources
 
 SUFFIXES = {"c": "c", "triton": "py", "cuda": "cu"}
+_TARGET = Check(
+    "The language of kernels", code="option.emit", hint="Choose one of 'c', 'triton', 'cuda'."
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,11 @@ def emit(
         The kernels, in the order of the network.
 
     Raises:
+        OptionError: The target has no kernels, or there is no such architecture.
         BundleError: They cannot be written.
     """
     target = fast.options.target
+    _TARGET.choice(target, SUFFIXES)
     if target in GPU_TARGETS:
         check_arch(arch, target)
     found: list[Emitted] = []

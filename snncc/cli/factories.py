@@ -28,7 +28,7 @@ def load(factory: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """
     place, _, name = factory.rpartition(":")
     if not place or not name.isidentifier():
-        raise _refused(factory, "does not name a factory", hint=EXAMPLE)
+        raise _refused(factory, "does not name a factory")
     module = _from_file(factory, place) if place.endswith(".py") else _from_name(factory, place)
     make = getattr(module, name, None)
     if not callable(make):
@@ -36,7 +36,8 @@ def load(factory: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         hint = f"It has {', '.join(repr(n) for n in known[:8])}." if known else EXAMPLE
         raise _refused(factory, f"is not there: '{place}' has no function '{name}'", hint=hint)
     made = make()
-    if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
+    is_pair = isinstance(made, tuple) and len(made) == 2
+    if not (is_pair and callable(made[0]) and isinstance(made[1], (Tensor, tuple, list))):
         hint = "Let it end in 'return model, x' or 'return model, (x, state)'."
         raise _refused(factory, "did not return '(model, inputs)'", hint=hint)
     model, inputs = made
@@ -71,9 +72,5 @@ def _from_name(factory: str, place: str) -> ModuleType:
         raise _refused(factory, f"is not there: there is no module '{error.name}'") from error
 
 
-def _refused(factory: str, what: str, hint: str | None = None) -> OptionError:
-    return OptionError(
-        f"The factory '{factory}' {what}.",
-        code="option.factory",
-        hints=[] if hint is None else [hint],
-    )
+def _refused(factory: str, what: str, hint: str = EXAMPLE) -> OptionError:
+    return OptionError(f"The factory '{factory}' {what}.", code="option.factory", hints=[hint])

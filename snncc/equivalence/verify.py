@@ -30,6 +30,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from snncc.arguments import Check
 from snncc.compilation.pipeline import Compiled, sequence_graph
 from snncc.compilation.runnable import executable
 from snncc.dump import Dump
@@ -55,7 +56,7 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Scan
 from snncc.ir.numerics import Numerics
 from snncc.ir.tape import SourceKind
-from snncc.module import CompiledModule, program_of
+from snncc.module import CompiledModule, program_of, require_model
 from snncc.options import Options
 from snncc.passes.folding.fold_membrane_norm import INTO_STATE
 from snncc.passes.neurons import as_written, serial_program
@@ -93,6 +94,9 @@ def verify(
             code="option.verify",
             hints=["Pass the result of 'snncc.compile(model)'."],
         )
+    require_model(model)
+    gradients = _option("gradients").flag(gradients)
+    seed = _option("seed").whole(seed, 0, 2**63 - 1)
     compiled = fast.specialize(*args, **kwargs)
     if compiled.plan.numerics is Numerics.SUBSTITUTED:
         raise EquivalenceError(
@@ -127,6 +131,11 @@ def verify(
     explained = inexact and all(c.ok for c in comparisons)
     comparisons += [replace(c, explained=explained and not c.within) for c in network]
     return Report(tuple(comparisons), compiled.plan.numerics, _notes(comparisons))
+
+
+def _option(name: str) -> Check:
+    hint = "Leave it out: gradients are compared, from the seed 0."
+    return Check(f"Option '{name}'", code="option.verify", hint=hint)
 
 
 def _with_norms(compiled: Compiled, values: Sequence[Any], fast: CompiledModule) -> torch.fx.Graph:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snncc.arguments import Check
 from snncc.errors import BundleError
 
 MANIFEST = "manifest.json"
@@ -25,6 +26,7 @@ LIBRARY, CUDA, ONNX = "snncc-c-library", "snncc-cuda-library", "snncc-onnx"
 PROGRAM, NIR = "snncc-torch-program", "snncc-nir"
 FORMATS = (LIBRARY, CUDA, ONNX, PROGRAM, NIR)
 VERSION = 1
+_FOLDER = Check("The folder of a bundle", code="option.bundle", hint="Name what 'export' wrote.")
 _LARGEST = 1 << 34  # bytes of one file; more is no manifest of ours
 
 
@@ -164,9 +166,10 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Read a bundle's manifest and check every file against it.
 
     Raises:
+        OptionError: It is no path.
         BundleError: It is no bundle, of another version, or damaged.
     """
-    target = Path(folder)
+    target = _FOLDER.path(folder)
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         known = (manifest["format"], manifest["version"])

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snncc.arguments import Check
 from snncc.errors import BundleError, OptionError
 from snncc.export.bundle import CUDA, NIR, ONNX, PROGRAM, Bundle, damaged, read_bundle
 from snncc.runtime.binaries.build import find_compiler
 
 # What the test program of a CUDA library ends with where there is no GPU for it.
 NO_GPU = 3
+_FLAGS = Check("Option 'flags'", code="option.bundle", hint="For example: flags=('-O3',).")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def verify_bundle(
         TargetError: There is no C compiler.
         OptionError: The package ``onnx`` is missing.
     """
-    bundle = read_bundle(folder)
+    bundle, flags = read_bundle(folder), _FLAGS.words(flags)
     if bundle.manifest["format"] == ONNX:
         return _verify_onnx(bundle)
     if bundle.manifest["format"] == CUDA:

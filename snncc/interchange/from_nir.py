@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snncc.errors import OptionError
+from snncc.arguments import Check
+from snncc.errors import LaunchError, OptionError
 from snncc.interchange.nir_graph import Plan, flat
-from snncc.interchange.nir_nodes import NodeReader, Spike, Stage, above, check_step, refused
+from snncc.interchange.nir_nodes import STEP, NodeReader, Spike, Stage, above, refused
 
 
 class NIRModel(nn.Module):
@@ -37,7 +38,11 @@ class NIRModel(nn.Module):
         One tensor is returned for a graph of one output, else a tuple.
         """
         if len(sequences) != len(self.inputs):
-            raise TypeError(f"The graph has {len(self.inputs)} inputs, not {len(sequences)}.")
+            raise LaunchError(
+                f"The graph has {len(self.inputs)} inputs, not {len(sequences)}.",
+                code="launch.count",
+                hints=["Pass a sequence for each input node, in the order of the graph."],
+            )
         states: dict[str, Any] = {}
         last: dict[str, Tensor] = {}
         outputs: list[list[Tensor]] = [[] for _ in self.outputs]
@@ -94,12 +99,19 @@ def from_nir(
 
     Source: Pedersen et al. 2024, "Neuromorphic intermediate representation".
     """
-    check_step(dt)
+    dt = STEP.positive(dt)
+    if surrogate is not None and not callable(surrogate):
+        raise _SURROGATE.refused(surrogate, "a function")
     plan = Plan(flat(_read(graph)))
-    reader = NodeReader(dt, surrogate or above)
+    reader = NodeReader(dt, above if surrogate is None else surrogate)
     stages = {name: reader.stage(name, plan.nodes[name]) for name in plan.inner}
     plan.arrange(stages)
     return NIRModel(plan, stages, dt)
+
+
+_SURROGATE = Check(
+    "Option 'surrogate'", code="option.nir", hint="Leave it out, or pass a function of a tensor."
+)
 
 
 def _read(graph: Any) -> Any:

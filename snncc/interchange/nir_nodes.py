@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from snncc.arguments import Check
 from snncc.errors import OptionError
 
 State: TypeAlias = Any
@@ -338,14 +339,9 @@ class _Threshold(Stage):
         return self.spike(x - self.threshold), state
 
 
-def check_step(dt: object) -> None:
-    """Refuse a length of a step that is no number of seconds.
-
-    Raises:
-        OptionError: It is not finite, or not above 0.
-    """
-    if isinstance(dt, bool) or not (isinstance(dt, int | float) and 0 < dt < math.inf):
-        raise refused("The length of a step is not above 0.", "Give dt > 0, in seconds.")
+STEP = Check(
+    "The length 'dt' of a step", code="option.nir", hint="Give dt > 0, in seconds: dt=1e-4."
+)
 
 
 def refused(message: str, hint: str = "snncc.from_nir lists what it reads.") -> OptionError:

@@ -16,13 +16,13 @@ from snncc.frontend.state.sources import gather
 from snncc.interchange.nir_graph import delays_of
 from snncc.interchange.nir_layers import gather_layers, move_biases
 from snncc.interchange.nir_loops import LoopWriter
-from snncc.interchange.nir_nodes import check_step
+from snncc.interchange.nir_nodes import STEP
 from snncc.interchange.nir_parts import Parts, name_of, shape_of
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.tape import SourceKind
-from snncc.module import CompiledModule
+from snncc.module import CompiledModule, example_of
 
 
 def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
@@ -46,7 +46,6 @@ def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
 
     Source: Pedersen et al. 2024, "Neuromorphic intermediate representation".
     """
-    check_step(dt)
     try:
         import nir  # noqa: F401
     except ImportError as error:
@@ -61,6 +60,7 @@ def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
             code="option.export",
             hints=["Pass the result of 'snncc.compile'."],
         )
+    dt, example_inputs = STEP.positive(dt), example_of(example_inputs)
     with torch.no_grad():
         compiled = fast.specialize(*example_inputs)
         tape = compiled.recording.tape

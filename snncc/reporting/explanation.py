@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from snncc.arguments import Check, shown
 from snncc.errors import OptionError, SnnccError
 from snncc.errors import render as render_error
 from snncc.module import CompiledModule, compile_model
@@ -105,9 +106,9 @@ class Explanation:
             The path.
 
         Raises:
-            OptionError: The name of the file ends in none of these.
+            OptionError: The name of the file ends in none of these, or it cannot be written.
         """
-        path = Path(path)
+        path = _FILE.path(path)
         writers: Mapping[str, Callable[[], str]] = {
             ".html": self.to_html,
             ".json": lambda: json.dumps(self.to_dict(), indent=1),
@@ -117,10 +118,26 @@ class Explanation:
             raise OptionError(
                 f"An explanation cannot be saved as '{path.name}'.",
                 code="option.file",
-                hints=[f"Let the name end in {', '.join(repr(s) for s in writers)}."],
+                hints=[_FILE.hint],
             )
-        path.write_text(writers[path.suffix]() + "\n", encoding="utf-8")
+        text = writers[path.suffix]() + "\n"
+        try:
+            path.write_text(text, encoding="utf-8")
+        except (OSError, ValueError) as error:  # of the path: NUL
+            raise OptionError(
+                f"The explanation cannot be written to {shown(str(path))}.",
+                code="option.file",
+                notes=[str(error)],
+                hints=["Name a file in a folder that can be written to."],
+            ) from error
         return path
+
+
+_FILE = Check(
+    "The file of an explanation",
+    code="option.file",
+    hint="Let the name end in '.html', '.json' or '.txt'.",
+)
 
 
 def explain(
@@ -168,7 +185,7 @@ def _compiled(
     if options is None:
         options = Options(fallback="serial")
     elif not isinstance(options, Options):
-        options = Options.of(**options)
+        options = Options.of(options)
     return compile_model(model, options)
 
 

@@ -29,6 +29,13 @@ def refuse_transforms(values: Any) -> None:
     Args:
         values: What is computed on: tensors in any containers.
     """
+    if torch._C._get_tracing_state() is not None:
+        raise UnsupportedError(
+            "A compiled model cannot be traced by torch.jit.",
+            code="unsupported.jit-trace",
+            notes=["Its kernels write into buffers, which a trace would return unwritten."],
+            hints=["Export it: snncc.export(fast, folder, format='pt2' or 'onnx' or 'c', ...)."],
+        )
     is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
     if _is_recorded() or not (is_transformed or forward_ad._current_level >= 0):
         return

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snncc.arguments import Check
 from snncc.errors import OptionError
 from snncc.export.quantized.formats import ARITHMETICS, Arithmetic
 
@@ -30,35 +31,76 @@ class Quantization:
     examples: Sequence[tuple[Any, ...]] = ()
     labels: Sequence[int | Tensor] | None = None
 
-    def sizes(self) -> Arithmetic:
-        """Return the sizes of numbers.
+    def __post_init__(self) -> None:
+        arithmetic = _ARITHMETIC.choice(self.arithmetic, ARITHMETICS)
+        examples = _EXAMPLES.series(self.examples, "examples")
+        checked = {
+            "arithmetic": arithmetic,
+            "examples": tuple(_EXAMPLE.arguments(example) for example in examples),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        self.answers()
 
-        Raises:
-            OptionError: There are none of that name, or there are too many or too few labels.
-        """
-        if self.arithmetic not in ARITHMETICS:
-            raise OptionError(
-                f"There is no arithmetic '{self.arithmetic}'.",
-                code="option.arithmetic",
-                hints=["Choose 'float', 'int8' or 'int16'."],
-            )
-        if self.labels is not None and len(self.labels) != 1 + len(self.examples):
-            raise OptionError(
-                f"There are {len(self.labels)} labels for {1 + len(self.examples)} examples.",
-                code="option.arithmetic",
-                hints=["Give one for 'example_inputs', then one for each of 'examples'."],
-            )
+    def sizes(self) -> Arithmetic:
+        """Return the sizes of numbers."""
         return ARITHMETICS[self.arithmetic]
 
-    def answers(self) -> list[Tensor] | None:
+    def answers(self) -> tuple[Tensor, ...] | None:
         """Return the right answers for each example as a tensor."""
-        if self.labels is None:
-            return None
-        return [torch.as_tensor(label).reshape(-1) for label in self.labels]
+        return None if self.labels is None else _checked(self.labels, 1 + len(self.examples))
 
 
-def quantization_of(arithmetic: str | Quantization) -> Quantization | None:
-    """Return what an option of ``export`` means; None stands for floats."""
-    if isinstance(arithmetic, str):
-        return None if arithmetic == "float" else Quantization(arithmetic)
-    return arithmetic
+def quantization_of(arithmetic: object) -> Quantization | None:
+    """Return what an option of ``export`` means; None stands for floats.
+
+    Raises:
+        OptionError: It means nothing.
+    """
+    if isinstance(arithmetic, Quantization):
+        return arithmetic
+    name = _ARITHMETIC.choice(arithmetic, ("float", *ARITHMETICS))
+    return None if name == "float" else Quantization(name)
+
+
+def _checked(labels: object, count: int) -> tuple[Tensor, ...]:
+    """Return the labels of some examples."""
+    each = _LABELS.series(labels, "labels")
+    if len(each) != count:
+        raise OptionError(
+            f"There are {len(each)} labels for {count} examples.",
+            code="option.arithmetic",
+            hints=[_LABELS.hint],
+        )
+    return tuple(map(_label, each))
+
+
+def _label(label: object) -> Tensor:
+    try:
+        found = torch.as_tensor(label).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:  # it is no number and no numbers
+        raise _LABELS.refused(label, "whole numbers") from error
+    if found.dtype not in _WHOLE or not found.numel():
+        raise _LABELS.refused(label, "whole numbers")
+    return found
+
+
+_WHOLE = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+_ARITHMETIC = Check(
+    "Option 'arithmetic'",
+    code="option.arithmetic",
+    hint="Choose 'float', 'int8', 'int16', or a 'snncc.Quantization' of one of the last two.",
+)
+_EXAMPLES, _EXAMPLE = (
+    Check(
+        what,
+        code="option.arithmetic",
+        hint="Give further arguments of the model, each as a tuple: examples=[(x,), (y,)].",
+    )
+    for what in ("Option 'examples'", "One of 'examples'")
+)
+_LABELS = Check(
+    "One of 'labels'",
+    code="option.arithmetic",
+    hint="Give one for 'example_inputs', then one for each of 'examples'.",
+)

@@ -10,6 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from snncc.errors import OptionError
 from snncc.export import network as floats
 from snncc.export.c.library import Sequence as Example
 from snncc.export.network import Network, positions
@@ -187,6 +188,12 @@ def _compare_answers(
     found.answers += theirs.size
     found.same_answers += int((theirs == ours).sum())
     if labels is not None:
+        if labels.numel() not in (1, theirs.size):
+            raise OptionError(
+                f"There are {labels.numel()} labels for the {theirs.size} answers of an example.",
+                code="option.arithmetic",
+                hints=["Give one number for an example, or one for each sample of its batch."],
+            )
         right = numpy.broadcast_to(labels.numpy(), theirs.shape)
         found.right += int((theirs == right).sum())
         found.right_quantized += int((ours == right).sum())

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from snncc.errors import UnsupportedError
 from snncc.frontend.placement import memory_of
 from snncc.frontend.state.sources import Holder, walk, walk_arguments
 
@@ -50,7 +51,7 @@ def describe_arguments(
     describer = Describer(holders)
     given = []
     for number, leaf in enumerate(leaves, start=1):
-        given.append(describer.describe(leaf))
+        given.append(describer.argument(leaf))
         if len(describer.shapes) < number:
             describer.shapes.append(())
     held = describer.describe_all(holders)
@@ -90,9 +91,15 @@ class Describer:
             for key, value in h.items()
         ])  # fmt: skip
 
+    def argument(self, leaf: Any) -> Hashable:
+        """Describe an argument; the sizes of one that is a parameter are free as well."""
+        return self._tensor(leaf) if isinstance(leaf, Tensor) else self.describe(leaf)
+
     def describe(self, value: Any) -> Hashable:
         """Return a value that is equal for what the model's Python cannot tell apart."""
         kind = type(value)
+        if isinstance(value, nn.Parameter):
+            return *self._kind(value), value.shape
         if isinstance(value, Tensor):
             return self._tensor(value)
         if kind in PLAIN:
@@ -110,13 +117,22 @@ class Describer:
         return kind, id(value)
 
     def _tensor(self, value: Tensor) -> Hashable:
-        number = self._tensors.setdefault(id(value), len(self._tensors))
-        seen = number, value.dtype, value.device, value.requires_grad
-        if isinstance(value, nn.Parameter):
-            return *seen, value.shape
-        self.shapes.append(tuple(value.shape))
+        try:
+            self.shapes.append(tuple(value.shape))
+        except RuntimeError as error:  # a nested tensor has none
+            raise UnsupportedError(
+                "A tensor has no sizes of its own.",
+                code="unsupported.tensor-kind",
+                notes=["Nested tensors are of this kind."],
+                hints=["Use plain dense tensors: pad the shorter ones."],
+            ) from error
         memory = memory_of(value)
+        seen = self._kind(value)
         return *seen, value.dim(), self._memories.setdefault(memory, len(self._memories))
+
+    def _kind(self, value: Tensor) -> tuple[Hashable, ...]:
+        number = self._tensors.setdefault(id(value), len(self._tensors))
+        return number, value.dtype, value.device, value.requires_grad, value.layout
 
 
 class _Same:

@@ -8,30 +8,30 @@ whole sequence.  Everything runs without gradients.
 
 from __future__ import annotations
 
-import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy
 import torch
 import torch.fx
 from torch import Tensor
 
-from snncc.errors import BundleError, LaunchError
+from snncc.arguments import Check, shown
+from snncc.errors import LaunchError
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.graph_function import function_of
 from snncc.ir.time_loop import Fill
+from snncc.runtime.streams.state import STATE, read_state, unfit, write_state
 from snncc.runtime.streams.static_step import StaticStep
 
-# What reading a damaged or foreign file may raise.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, LaunchError)
-_COUNT = "steps"  # under this name a saved state says how many steps were taken
+_MASK = Check(
+    "The mask",
+    code="launch.stream-mask",
+    hint="The mask has one bool for each sample of the batch.",
+    error=LaunchError,
+)
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,8 @@ class Stream:
                 self._static = None
             elif self._static is not None:
                 self._static.refresh()
+        elif not isinstance(mask, Tensor) or mask.dtype is not torch.bool or mask.dim() != 1:
+            raise _MASK.refused(mask, "a tensor of bools with one axis")
         elif self._states is not None:
             self._reset_samples(mask)
 
@@ -199,7 +201,7 @@ class Stream:
                 raise LaunchError(
                     f"The state '{name}' has no axis of {len(mask)} samples.",
                     code="launch.stream-mask",
-                    hints=["The mask has one bool for each sample of the batch."],
+                    hints=[_MASK.hint],
                 )
             first = start.value if isinstance(start, Fill) else start
             rows = mask.reshape(-1, *(1,) * (value.dim() - 1))
@@ -224,34 +226,32 @@ class Stream:
             LaunchError: A name is missing or unknown, or a value has another type.  Sizes that do
                 not fit are found by the next step.
         """
+        if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+            raise STATE.refused(state, "tensors by name")
         if not state:
             self.reset()
             return
+        steps = self.steps if steps is None else STATE.whole(steps, least=0)
         names = [s.name for s in self._program.states]
         if set(names) != set(state):
             raise LaunchError(
-                f"The state has the names {sorted(state)}; the stream has {sorted(names)}.",
+                f"The state has the names {shown([*state])}; the stream has {sorted(names)}.",
                 code="launch.stream-state",
             )
         for known, value in zip(self._program.states, (state[name] for name in names), strict=True):
             if known.dtype is not None and value.dtype is not known.dtype:
-                raise _unfit(f"'{known.name}' is {value.dtype}; it has to be {known.dtype}")
+                raise unfit(f"'{known.name}' is {value.dtype}; it has to be {known.dtype}")
         self._states = [state[name].detach().clone() for name in names]
         self._is_loaded, self._is_settled = True, False
-        self.steps = self.steps if steps is None else steps
+        self.steps = steps
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file, whole or not at all."""
-        arrays = {name: value.numpy() for name, value in self.state.items()}
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent or ".", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                numpy.savez(file, **{_COUNT: numpy.asarray(self.steps)}, **arrays)  # type: ignore[arg-type]
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write the state to a file, whole or not at all.
+
+        Raises:
+            BundleError: The file cannot be written.
+        """
+        write_state(path, self.state, self.steps)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a state that `save` wrote; nothing in the file is executed.
@@ -259,25 +259,14 @@ class Stream:
         Raises:
             BundleError: The file is not the state of such a stream.
         """
-        try:
-            content = io.BytesIO(Path(path).read_bytes())
-            with numpy.load(content, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            steps = int(arrays.pop(_COUNT))
-            state = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        with read_state(path) as (state, steps):
             self.load_state(state, steps)
-        except _UNREADABLE as error:
-            raise BundleError(
-                f"'{os.fspath(path)}' is not a state of this stream.",
-                code="bundle.stream-state",
-                notes=[str(error).splitlines()[0] if str(error) else type(error).__name__],
-            ) from error
 
     def _advance(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
         self._require_same_sizes(leaves)
         if self._states is None and self._program.has_first:
             return self._advance_from_first(leaves, steps)
-        with torch.no_grad():
+        with torch.no_grad(), self._explaining(leaves):
             if self._states is None or self._starts is None:
                 self._begin_at(leaves)
             if self._states is None:
@@ -292,7 +281,7 @@ class Stream:
 
     def _advance_from_first(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
         """Take a first step that is another program, and then those that follow."""
-        with torch.no_grad():
+        with torch.no_grad(), self._explaining(leaves):
             outputs = self._begin_at(self._between(leaves, 0, 1))
         self._states = self._initial()
         self.steps = 1
@@ -325,7 +314,7 @@ class Stream:
             ends = self._run(steps, *self._initial(), *leaves)[self._outputs :]
         for known, state, end in zip(self._program.states, states, ends, strict=True):
             if isinstance(end, Tensor) and state.shape != end.shape:
-                raise _unfit(f"'{known.name}' is {list(state.shape)}, not {list(end.shape)}")
+                raise unfit(f"'{known.name}' is {list(state.shape)}, not {list(end.shape)}")
         self._is_loaded = False
 
     @contextmanager
@@ -338,6 +327,23 @@ class Stream:
             yield
         for place, value in zip(places, before, strict=True):
             place.copy_(value)
+
+    @contextmanager
+    def _explaining(self, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Say of an error of torch which inputs it was about; the first step may be taken again."""
+        try:
+            yield
+        except (RuntimeError, IndexError, ValueError) as error:
+            if self._states is None:
+                self._sizes = None
+            own = zip(self._interface.names, leaves, self._interface.own, strict=True)
+            given = [f"'{name}' is {list(x.shape)}" for name, x, is_own in own if is_own]
+            raise LaunchError(
+                "The step cannot be taken with these inputs.",
+                code="launch.sizes",
+                notes=[str(error).partition("\n")[0], f"With its time axis {', '.join(given)}."],
+                hints=["Give inputs as the model takes them, of one batch size."],
+            ) from error
 
     def _require_same_sizes(self, leaves: Sequence[Tensor]) -> None:
         """Refuse a step of another batch than those before."""
@@ -381,12 +387,3 @@ class Stream:
         axis = self._program.input_axes[position]
         assert axis is not None
         return x.unsqueeze(axis)
-
-
-def _unfit(what: str) -> LaunchError:
-    return LaunchError(
-        "The state does not fit the stream.",
-        code="launch.stream-state",
-        notes=[what],
-        hints=["Load what 'state' or 'save' gave, for a batch of the same size."],
-    )

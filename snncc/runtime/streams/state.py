@@ -1,0 +1,92 @@
+"""The state of a stream outside of it: tensors by name, in a file with the number of steps."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy
+import torch
+from torch import Tensor
+
+from snncc.arguments import Check, shown
+from snncc.errors import BundleError, LaunchError
+
+# What reading a damaged or foreign file may raise.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, LaunchError)
+_COUNT = "steps"  # under this name a saved state says how many steps were taken
+STATE = Check(
+    "The state",
+    code="launch.stream-state",
+    hint="Load what 'state' or 'save' gave.",
+    error=LaunchError,
+)
+_FILE = Check("The file of a state", code="option.file", hint="Name a file: 'state.npz'.")
+
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], steps: int) -> None:
+    """Write a state to a file, whole or not at all.
+
+    Raises:
+        OptionError: It is no path.
+        BundleError: The file cannot be written.
+    """
+    target = _FILE.path(path)
+    arrays = {name: value.numpy() for name, value in state.items()}
+    try:
+        if target.exists() and not target.is_file():  # a folder, a device
+            raise FileExistsError("it is there, and is no file")
+        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                numpy.savez(file, **{_COUNT: numpy.asarray(steps)}, **arrays)  # type: ignore[arg-type]
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:  # of the path: NUL
+        raise BundleError(
+            f"The state cannot be written to {shown(str(target))}.",
+            code="bundle.write",
+            notes=[str(error)],
+            hints=["Make room, or name another file."],
+        ) from error
+
+
+@contextmanager
+def read_state(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """Give a state that was written, and its number of steps; nothing in the file is executed.
+
+    Raises:
+        OptionError: It is no path.
+        BundleError: The file is no state, or not one that fits where it is used.
+    """
+    source = _FILE.path(path)
+    try:
+        content = io.BytesIO(source.read_bytes())
+        with numpy.load(content, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        steps = int(arrays.pop(_COUNT))
+        yield {name: torch.from_numpy(value) for name, value in arrays.items()}, steps
+    except _UNREADABLE as error:
+        raise BundleError(
+            f"{shown(str(source))} is not a state of this stream.",
+            code="bundle.stream-state",
+            notes=[str(error).splitlines()[0] if str(error) else type(error).__name__],
+            hints=["Load what 'save' of a stream of the same model wrote."],
+        ) from error
+
+
+def unfit(what: str) -> LaunchError:
+    """Return the error that a state is not one of a stream."""
+    return LaunchError(
+        "The state does not fit the stream.",
+        code="launch.stream-state",
+        notes=[what],
+        hints=["Load what 'state' or 'save' gave, for a batch of the same size."],
+    )
