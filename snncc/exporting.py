@@ -241,7 +241,7 @@ def _sequence(network: _Network, inputs: list[Tensor], outputs: list[Tensor]) ->
 
 
 def _kind(value: Any) -> Any:
-    return (value.dtype, value.dim()) if isinstance(value, Tensor) else type(value)
+    return value.dtype if isinstance(value, Tensor) else type(value)
 
 
 def _another(network: _Network, arguments: tuple[Any, ...]) -> Sequence:
@@ -251,10 +251,9 @@ def _another(network: _Network, arguments: tuple[Any, ...]) -> Sequence:
     first = pytree.tree_leaves(network.example)
     if spec != tape.in_spec or [*map(_kind, given)] != [*map(_kind, first)]:
         raise OptionError(
-            f"An example is {shown(arguments)}.",
+            "An example has other arguments than 'example_inputs', or arguments of other types.",
             code="option.arithmetic",
-            notes=["It has other arguments than 'example_inputs', or others of their types."],
-            hints=["Give examples of the kind of 'example_inputs'."],
+            hints=["Give tuples of as many arguments, tensors of the same types among them."],
         )
     leaves = gather(tape, model, arguments, {})
     kinds = zip(leaves, network.leaves, network.own, network.program.input_axes, strict=True)

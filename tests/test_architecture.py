@@ -20,6 +20,7 @@ FORBIDDEN = {
         *("snncc.options", "snncc.ir", "snncc.reporting", "snncc.frontend", "snncc.passes"),
         *("snncc.codegen", "snncc.runtime", "snncc.compilation"),
     },
+    "arguments": {"snncc.options", "snncc.ir", "snncc.frontend", "snncc.passes", "snncc.runtime"},
     "options": {"snncc.ir", "snncc.frontend", "snncc.passes", "snncc.codegen", "snncc.runtime"},
     "ir": {
         "snncc.frontend",

@@ -438,7 +438,7 @@ def test_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(numpy, "savez", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BundleError, match="disk full"):
         stream.save(path)
 
     assert path.read_bytes() == old

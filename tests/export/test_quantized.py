@@ -209,24 +209,26 @@ def test_transcendental_functions_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arithmetic", "format", "text"),
     [
-        ("int4", "c", "no arithmetic 'int4'"),
+        ("int4", "c", "no value 'int4'"),
         ("int8", "onnx", "no 'int8' in the format 'onnx'"),
-        (snncc.Quantization("int8", labels=[1, 2]), "c", "2 labels for 1 examples"),
-        (snncc.Quantization("int8", [(torch.rand(3, 5, 6),)]), "c", r"\(3, 5, 6\) beside \(2, 6\)"),
+        ({"labels": [1, 2]}, "c", "2 labels for 1 examples"),
+        ({"labels": [[1, 0, 1]]}, "c", "3 labels for the 2 answers"),
+        ({"examples": [(torch.rand(3, 5, 6),)]}, "c", r"\(3, 5, 6\) beside \(2, 6\)"),
+        ({"examples": [(torch.rand(3, 5, 6).double(),)]}, "c", "arguments of other types"),
+        ({"examples": [(torch.rand(3, 5, 6), 2)]}, "c", "has other arguments"),
     ],
 )
 def test_wrong_choices_are_refused(tmp_path, arithmetic, format, text):
     """A choice that cannot be is refused before anything is written."""
     model, x = prepared(NETWORKS["static"])
 
+    def export():
+        given = arithmetic if isinstance(arithmetic, str) else snncc.Quantization(**arithmetic)
+        snncc.export(fast, tmp_path / "b", example_inputs=(x,), format=format, arithmetic=given)
+
+    fast = snncc.compile(model)
     with pytest.raises(OptionError, match=text) as caught:
-        snncc.export(
-            snncc.compile(model),
-            tmp_path / "b",
-            example_inputs=(x,),
-            format=format,
-            arithmetic=arithmetic,
-        )
+        export()
     assert caught.value.code == "option.arithmetic"
     assert not (tmp_path / "b").exists()
 

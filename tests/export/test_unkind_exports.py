@@ -138,7 +138,7 @@ def test_an_example_says_what_a_call_is(tmp_path, example):
     with pytest.raises(OptionError) as error:
         snncc.export(snncc.compile(Rate()), tmp_path / "b", example_inputs=example)
 
-    assert error.value.code == "option.export"
+    assert error.value.code == "option.example"
 
 
 def test_what_is_no_bundle_is_kept(tmp_path):

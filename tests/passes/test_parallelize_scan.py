@@ -375,5 +375,5 @@ def test_refusals(step, reason):
 
 def test_chunk_is_a_positive_number():
     """The option is checked."""
-    with pytest.raises(OptionError, match="not a positive number of steps"):
+    with pytest.raises(OptionError, match="a whole number of at least 1"):
         snncc.compile(nn.Identity(), mode="scan", chunk=0)

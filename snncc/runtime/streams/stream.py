@@ -331,11 +331,13 @@ class Stream:
     @contextmanager
     def _explaining(self, leaves: Sequence[Tensor]) -> Iterator[None]:
         """Say of an error of torch which inputs it was about; the first step may be taken again."""
+        before = self._states
         try:
             yield
         except (RuntimeError, IndexError, ValueError) as error:
-            if self._states is None:
-                self._sizes = None
+            self._states = before
+            if before is None:
+                self._starts = self._sizes = None
             own = zip(self._interface.names, leaves, self._interface.own, strict=True)
             given = [f"'{name}' is {list(x.shape)}" for name, x, is_own in own if is_own]
             raise LaunchError(
