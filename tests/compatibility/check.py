@@ -75,8 +75,8 @@ def check(case: Case) -> Record:
         _check_refused(case, "unsupported.serial-recurrence")
         options["fallback"] = "serial"
     with default_dtype(torch.float64 if case.double else torch.float32):
-        _Pair(case, options).compare()
-    pair = _Pair(case, options)
+        Pair(case, options).compare()
+    pair = Pair(case, options)
     pair.compare_values()
     return replace(_record(case, pair.fast.plans), stream=pair.compare_stream())
 
@@ -112,7 +112,7 @@ def _check_refused(case: Case, code: str) -> Record:
     return Record("refused", code)
 
 
-class _Pair:
+class Pair:
     """One model twice, from one seed: the serial code and the compiled model."""
 
     def __init__(self, case: Case, options: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ from benchmarks.harness import Budget, describe_machine, interleave
 from tests.compatibility.case import WIDTH, Case
 from tests.compatibility.check import check, inputs, is_parameter, made, state_of
 from tests.compatibility.corpus import FOLDERS, cases_of
-from tests.compatibility.results import RESULTS, stored
+from tests.compatibility.forms import FORMS, check_form, compiling
+from tests.compatibility.results import FORMS_FILE, RESULTS, stored, stored_forms
 from tests.compatibility.traps import TRAPS
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,10 @@ the sizes given as T x B, in layers {width} wide: forward and backward where the
 medians of runs that take turns.
 Layers this narrow are mostly overhead in eager mode; [performance](performance.md) has wide ones.
 """
+FORMS_HEAD = """How many of the cases that compile do so in each [parallel mode](parallel.md);
+the others are refused with a code.  Those of the first four modes were compared with the serial
+code.
+"""
 TITLES = {"idioms": "Idioms", "libraries": "Libraries"}
 
 
@@ -66,8 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--measure", action="store_true", help="time the cases as well")
     parser.add_argument("--stored", action="store_true", help="write the page from stored results")
     parser.add_argument("--group", action="append", help="only this group; may be repeated")
+    parser.add_argument("--forms", action="store_true", help="check the parallel modes instead")
     chosen = parser.parse_args(arguments)
-    for name, cases in {} if chosen.stored else by_group(all_cases()).items():
+    if chosen.forms:
+        store_forms(compiling(all_cases()))
+    for name, cases in {} if chosen.stored or chosen.forms else by_group(all_cases()).items():
         if chosen.group is None or name in chosen.group:
             store(name, cases, measure_too=chosen.measure)
     PAGE.write_text(page(), encoding="utf-8")
@@ -105,6 +113,16 @@ def store(group: str, cases: list[Case], *, measure_too: bool) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{group}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     stored.cache_clear()
+
+
+def store_forms(cases: list[Case]) -> None:
+    """Check cases in all parallel modes, and store which are refused."""
+    refused: dict[str, dict[str, str]] = {}
+    for form in FORMS:
+        codes = {case.id: check_form(case, form) for case in cases}
+        refused[form.title] = {name: code for name, code in codes.items() if code}
+    result = {"cases": [case.id for case in cases], "refused": refused}
+    FORMS_FILE.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def can_be_timed(case: Case) -> bool:
@@ -157,7 +175,7 @@ def _step(run: Callable[..., Any], model: Any, args: Any, case: Case) -> Callabl
 
 def page() -> str:
     """Return the page that the stored results make."""
-    parts = [HEAD, TIMES.format(width=WIDTH), _machines(), summary(), traps()]
+    parts = [HEAD, TIMES.format(width=WIDTH), _machines(), summary(), forms(), traps()]
     for folder in FOLDERS:
         groups = by_group(cases_of(folder))
         parts += [f"## {TITLES[folder]}\n"] if groups else []
@@ -190,6 +208,22 @@ def summary() -> str:
             for status in ("compiled", "serial part", "refused")
         ]
         lines.append(f"| {group} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def forms() -> str:
+    """Return how many of the cases that compile do so in each parallel mode, group by group."""
+    found = stored_forms()
+    titles = [form.title for form in FORMS]
+    lines = [
+        FORMS_HEAD,
+        f"| group | cases | {' | '.join(titles)} |",
+        "|---" * (2 + len(titles)) + "|",
+    ]
+    for group, cases in by_group(compiling(all_cases())).items():
+        known = [case.id for case in cases if case.id in found["cases"]]
+        counts = [sum(i not in found["refused"][title] for i in known) for title in titles]
+        lines.append("| " + " | ".join(map(str, (group, len(known), *counts))) + " |")
     return "\n".join(lines) + "\n"
 
 

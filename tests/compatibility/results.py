@@ -12,6 +12,16 @@ from tests.compatibility.case import Case
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "compatibility"
 
 
+FORMS_FILE = RESULTS / "forms.json"
+
+
+@functools.cache
+def stored_forms() -> dict[str, Any]:
+    """Return which cases the parallel modes were tried on, and the codes of what they refused."""
+    result: dict[str, Any] = json.loads(FORMS_FILE.read_text(encoding="utf-8"))
+    return result
+
+
 @functools.cache
 def stored(group: str) -> dict[str, Any]:
     """Return what is stored of a group."""

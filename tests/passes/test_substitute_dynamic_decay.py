@@ -349,6 +349,17 @@ def by_pixel(x):
     return torch.stack(out)
 
 
+def signs(x):
+    """A spike without a comparison is one all the same."""
+    v, out = torch.zeros_like(x[0]), []
+    for t in range(x.shape[0]):
+        h = 0.5 * v + x[t]
+        s = (torch.sign(h - 1.0) + 1.0) / 2.0
+        v = h - s
+        out.append(s)
+    return torch.stack(out)
+
+
 @pytest.mark.parametrize(
     ("model", "shapes", "reason"),
     [
@@ -360,6 +371,7 @@ def by_pixel(x):
         (DynamicDecay(3), [(6, 2, 3)], "a state beside its membrane"),
         (SlidingPSN(2), [(6, 2, 3)], "not one membrane"),
         (LI(0.9), [(6, 2, 3)], "no spiking neuron"),
+        (signs, [(6, 2, 3)], "not one membrane"),
         (LIF(0.9), [(6, 3)], "no axis of channels"),
         (by_pixel, [(6, 2, 3, 4)], "differs within a channel"),
         (recurrent, [(6, 2, 3)], "a state stays outside of neurons"),

@@ -35,6 +35,7 @@ from snncc.ir import interpret, sequence_ops
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.neuron_class import Decay, NeuronClass, Role, StateClass, Values
 from snncc.ir.nodes import (
+    COMPARISONS,
     Binary,
     Const,
     Expr,
@@ -52,7 +53,7 @@ from snncc.ir.numerics import Numerics
 from snncc.ir.own_tensor import OwnTensor
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import TimeLoop
-from snncc.ir.walk import bool_lets, let_reads, names_read
+from snncc.ir.walk import bool_lets, let_reads, names_read, subexpressions
 from snncc.passes.base import Rejection
 from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
@@ -63,6 +64,8 @@ from snncc.passes.simplify_step import simplify_step
 
 # States beside the membrane that only hold or count what the neuron gives.
 BYSTANDERS = frozenset({Role.SPIKE, Role.LAST, Role.SUM})
+# What a spike may be made with, also where no comparison has a name of its own.
+JUMPS = COMPARISONS | {Op.SIGN, Op.FLOOR, Op.CEIL, Op.ROUND}
 
 
 class Lif(NamedTuple):
@@ -197,11 +200,24 @@ def _reason(forward: Recurrence, neuron: NeuronClass) -> str:
 
 
 def _may_fire(forward: Recurrence) -> bool:
-    """Tell whether a neuron compares anything, or has a gradient of its own."""
+    """Tell whether a neuron compares anything, jumps, or has a gradient of its own."""
     bools = bool_lets(forward.lets)
     if any(let.surrogate is not None or let.name in bools for let in forward.lets):
         return True
-    return bool(classify_neuron(forward).spikes)
+    return _jumps(forward) or bool(classify_neuron(forward).spikes)
+
+
+def _jumps(forward: Recurrence) -> bool:
+    """Tell whether anything of a step jumps as its states change."""
+    moving = {state.name for state in forward.states}
+    for let in forward.lets:
+        if moving.isdisjoint(names_read(let.expr)):
+            continue
+        moving.add(let.name)
+        jumps = (e for e in subexpressions(let.expr) if isinstance(e, Unary | Binary))
+        if any(e.op in JUMPS and not moving.isdisjoint(names_read(e)) for e in jumps):
+            return True
+    return False
 
 
 def _serial_neuron(graph: torch.fx.Graph) -> Rejection | None:
