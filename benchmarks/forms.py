@@ -24,11 +24,11 @@ from snncc.ir.chunked_scan import ScanPrograms
 from snncc.ir.program import NeuronProgram, Restart
 from snncc.nn import LI, LIF, CubaLIF
 from snncc.passes.neurons import neuron_nodes
-from snncc.passes.parallel.parallelize_reset import restart_of
+from snncc.passes.parallel.parallelize_reset import restart_of, with_backward_scan
 from snncc.passes.parallel.parallelize_scan import scan_programs
-from snncc.runtime.costs.forms import Sizes, reset_layer, reset_work
-from snncc.runtime.costs.scan_work import scan_work
-from snncc.runtime.costs.work import PRICES, Work, fused_work, kernel_work, step_work
+from snncc.runtime.costs.forms import Sizes, reset_layer, reset_work, trained_reset_layer
+from snncc.runtime.costs.scan_work import best_cut, scan_work
+from snncc.runtime.costs.work import PRICES, Work, fused_work, kernel_work, prices_of, step_work
 from snncc.runtime.forms.chosen import run_again
 from snncc.runtime.forms.parallel_reset import ParallelResetNeuron
 from snncc.runtime.scans.cut import Cut, cut_into
@@ -67,11 +67,9 @@ def program_of(model: nn.Module) -> NeuronProgram:
     (node,) = neuron_nodes(fast.specialize(torch.randn(5, 3).requires_grad_()).graph)
     program: NeuronProgram = node.target.program  # type: ignore[union-attr]
     made, restart = scan_programs(program), restart_of(program.forward)
-    return replace(
-        program,
-        scan=made if isinstance(made, ScanPrograms) else None,
-        restart=restart if isinstance(restart, Restart) else None,
-    )
+    if isinstance(restart, Restart):
+        program = with_backward_scan(replace(program, restart=restart))
+    return replace(program, scan=made if isinstance(made, ScanPrograms) else None)
 
 
 def training_step(layer: ScanNeuron, x: torch.Tensor, cut: int | None) -> Callable[[], object]:
@@ -95,6 +93,34 @@ def reset_step(layer: ParallelResetNeuron, x: torch.Tensor) -> Callable[[], obje
         torch.autograd.backward(layer.run((x,), None)[0], cotangent)
 
     return step
+
+
+def reset_layers(
+    program: NeuronProgram, sizes: Sizes, x: torch.Tensor
+) -> dict[str, ParallelResetNeuron]:
+    """Return the layers that run chunks from guesses, where the sizes allow any."""
+    if program.restart is None or reset_work(program, sizes) is None:
+        return {}
+    layers = {"parallel reset": reset_layer(program, {})}
+    scanned = trained_reset_layer(program, {})
+    if scanned.is_scanned((x,), None):
+        layers["parallel reset, backward scan"] = scanned
+    return layers
+
+
+def work_of_reset(program: NeuronProgram, sizes: Sizes, *, scans: bool) -> Work:
+    """Return the work of a training step by chunks from guesses."""
+    work = reset_work(program, sizes, keeping=scans)
+    assert work is not None
+    if not scans:
+        return work
+    assert program.scan is not None
+    assert program.scan.backward is not None
+    prices = prices_of("c")
+    assert prices is not None
+    back, steps, lanes = program.scan.backward, sizes.steps, sizes.lanes
+    cut, _ = best_cut(back, steps, lanes, sizes.threads, prices)
+    return work + scan_work(back, steps, lanes, sizes.threads, cut)
 
 
 def training_work(program: NeuronProgram, T: int, lanes: int, cut: Cut | None) -> Work:
@@ -135,14 +161,13 @@ def measure(T: int, lanes: int, budget: harness.Budget) -> list[Record]:
             for variant, cut in choices.items()
         }
         works = {name: training_work(program, T, lanes, cut) for name, cut in choices.items()}
-        reset = reset_layer(program, {}) if program.restart is not None else None
         sizes = Sizes(T, lanes, torch.get_num_threads(), training=True)
-        if reset is not None and reset_work(program, sizes) is not None:
-            variants["parallel reset"] = reset_step(reset, x)
+        resets = reset_layers(program, sizes, x)
+        variants |= {variant: reset_step(layer, x) for variant, layer in resets.items()}
         seconds = harness.interleave(variants, budget)
-        if "parallel reset" in variants:
-            sizes = replace(sizes, **run_again(reset.chunks, T))
-            works["parallel reset"] = reset_work(program, sizes)
+        for variant, reset in resets.items():
+            again = replace(sizes, **run_again(reset.chunks, T))
+            works[variant] = work_of_reset(program, again, scans=variant != "parallel reset")
         for variant in variants:
             row: Record = {"case": f"{name}, T={T}, lanes={lanes}", "variant": variant}
             row |= harness.summarize(seconds[variant])

@@ -20,7 +20,7 @@ from snncc.ir.program import Estimate, NeuronProgram, Restart
 from snncc.options import TargetName
 from snncc.passes.meaning.find_feedback import find_feedback, find_nonlinearity
 from snncc.passes.neurons import rewrite_neurons
-from snncc.passes.parallel.parallelize_reset import restart_of
+from snncc.passes.parallel.parallelize_reset import restart_of, with_backward_scan
 from snncc.passes.parallel.parallelize_scan import FLOATS
 from snncc.runtime.costs.forms import FORMS, Sizes, estimates, sweeps_work
 from snncc.runtime.costs.work import prices_of
@@ -30,6 +30,7 @@ _FORM_OF: dict[str, Form] = {
     FORMS[0].name: FusedTime(),
     "fused time, backward scan": Scan(forward=False),
     "parallel reset": ParallelReset(),
+    "parallel reset, backward scan": ParallelReset(backward=True),
 }
 
 
@@ -58,7 +59,9 @@ def select_forms(
         )
         is_single = node.meta.get("dtype") in FLOATS and not program.narrow
         restart = restart_of(program.forward) if is_single else None
-        program = replace(program, restart=restart if isinstance(restart, Restart) else None)
+        if isinstance(restart, Restart):
+            program = replace(program, restart=restart)
+            program = program if program.scan is None else with_backward_scan(program)
         made = tuple(_judged(program, sizes, prices))
         forward = replace(program.forward, form=_FORM_OF[made[0].form])
         return replace(program, forward=forward, estimates=made)

@@ -228,7 +228,12 @@ class ParallelReset:
     """Chunks of time run at once, each from the states that a restart shortly before it leaves.
 
     A step restarts a neuron if the states after it do not depend on those before it.
+
+    Attributes:
+        backward: Whether its adjoint runs by chunks too, each an affine map of what it starts from.
     """
+
+    backward: bool = False
 
 
 Form: TypeAlias = Sequential | FusedTime | FixedPoint | Scan | ParallelReset

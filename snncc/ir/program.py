@@ -101,10 +101,12 @@ class Restart:
             It has no outputs; its first finals are the states of the neuron.
         chunk: The neuron from any states.  Its lane inputs are those of the neuron, then a value
             for each state; its outputs are those of the neuron, its finals all its states.
+        keeping: The same, and the states that a backward scan reads as further outputs.
     """
 
     guess: NeuronProgram
     chunk: NeuronProgram
+    keeping: NeuronProgram | None = None
 
 
 @dataclass(frozen=True, slots=True)

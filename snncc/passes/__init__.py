@@ -20,7 +20,7 @@ from snncc.passes.hoisting.separate_draws import SeparateDraws
 from snncc.passes.loops.differentiate_loops import DifferentiateLoops
 from snncc.passes.loops.fuse_steps import FuseSteps
 from snncc.passes.parallel.parallelize_fixed_point import ParallelizeFixedPoint
-from snncc.passes.parallel.parallelize_reset import ParallelizeReset
+from snncc.passes.parallel.parallelize_reset import ParallelizeReset, ScanResetAdjoints
 from snncc.passes.parallel.parallelize_scan import ParallelizeScan
 from snncc.passes.simplify_step import SimplifyStep
 from snncc.passes.skip_zeros import SkipZeros
@@ -65,6 +65,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         DifferentiateLoops(),
         PlanStorage(place, on_gpu),
         *((ParallelizeScan(form.forward),) if isinstance(form, Scan) else ()),
+        *((ScanResetAdjoints(),) if isinstance(form, ParallelReset) else ()),
         *((SkipZeros(),) if skip_zeros else ()),
     )
 

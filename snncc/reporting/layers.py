@@ -298,8 +298,8 @@ def form_text(form: Form) -> str:
             return "scan"
         case Scan():
             return "fused time, backward scan"
-        case ParallelReset():
-            return "parallel reset"
+        case ParallelReset(backward):
+            return f"parallel reset{', backward scan' if backward else ''}"
         case Sequential() | FusedTime():
             return "fused time"
         case _:

@@ -12,8 +12,12 @@ bit for bit those in which chunk c - 1 ends::
     entry(c) = run(restart at c L - W, until c L)      end(c) = run(entry(c), until (c + 1) L)
     while entry(c + 1) != end(c) for some c:    entry(c + 1) = end(c), run these chunks again
 
+Given the states before each step the adjoint is affine, so backward runs by chunks as well, as in a
+scan, from states that the chunks of the forward sweep return.
+
 Precondition: for some outcome of its comparisons, no state after the step reads one before it.
 Numerics: bitwise.  Each step is evaluated in its serial order, from states that are checked.
+Gradients are those of autograd up to the order of sums.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from snncc.passes.base import Rejection
 from snncc.passes.meaning.affine import simplified
 from snncc.passes.meaning.find_feedback import find_feedback
 from snncc.passes.neurons import neuron_nodes, rewrite_neurons
+from snncc.passes.parallel.parallelize_scan import FLOATS, scan_programs
 
 ZERO, ONE = Const(0.0), Const(1.0)
 # Comparisons whose outcomes are tried, each with each.
@@ -69,6 +74,24 @@ class ParallelizeReset:
         return rewrite_neurons(graph, _rewrite)
 
 
+@dataclass(frozen=True, slots=True)
+class ScanResetAdjoints:
+    """Let the adjoints of neurons in parallel-reset form run by chunks of time as well."""
+
+    name = "scan-reset-adjoints"
+    numerics = Numerics.BITWISE
+
+    def run(self, graph: torch.fx.Graph) -> torch.fx.Graph:
+        """Return the graph with the programs of these scans."""
+        return rewrite_neurons(graph, _with_backward)
+
+
+def _with_backward(program: NeuronProgram, node: torch.fx.Node) -> NeuronProgram:
+    is_single = node.meta.get("dtype") in FLOATS and not program.narrow
+    has_both = program.restart is not None and program.adjoint is not None
+    return with_backward_scan(program) if is_single and has_both else program
+
+
 def _rewrite(program: NeuronProgram, _node: torch.fx.Node) -> NeuronProgram:
     made = restart_of(program.forward)
     if not isinstance(made, Restart):
@@ -84,6 +107,17 @@ def restart_of(forward: Recurrence) -> Restart | Rejection | None:
     if isinstance(outcome, Rejection):
         return outcome
     return Restart(NeuronProgram(_guess(forward, outcome)), NeuronProgram(_chunk(forward)))
+
+
+def with_backward_scan(program: NeuronProgram) -> NeuronProgram:
+    """Return a neuron in this form whose adjoint, where that is affine, runs by chunks as well."""
+    assert program.restart is not None
+    made = scan_programs(program, forward=False)
+    if isinstance(made, Rejection) or made.backward is None or made.keeping is None:
+        return program
+    restart = replace(program.restart, keeping=NeuronProgram(_chunk(made.keeping)))
+    forward = replace(program.forward, form=ParallelReset(backward=True))
+    return replace(program, forward=forward, scan=made, restart=restart)
 
 
 def find_restart(forward: Recurrence) -> dict[str, Const] | Rejection:

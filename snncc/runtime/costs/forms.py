@@ -106,14 +106,35 @@ def _parallel_reset(
     return None if work is None else work.seconds(prices)
 
 
-def reset_work(program: NeuronProgram, sizes: Sizes) -> Work | None:
-    """Return the work of chunks that start from guesses; None where it does not apply."""
+def _trained_reset(
+    program: NeuronProgram, sizes: Sizes, prices: Mapping[str, float]
+) -> float | None:
+    scan = program.scan
+    if not sizes.training or scan is None or scan.backward is None:
+        return None
+    if program.restart is None or program.restart.keeping is None:
+        return None
+    ahead = reset_work(program, sizes, keeping=True)
+    cut, seconds = best_cut(scan.backward, sizes.steps, sizes.lanes, sizes.threads, prices)
+    return None if ahead is None or cut is None else ahead.seconds(prices) + seconds
+
+
+def reset_work(program: NeuronProgram, sizes: Sizes, *, keeping: bool = False) -> Work | None:
+    """Return the work of chunks that start from guesses; None where it does not apply.
+
+    Args:
+        program: The neuron.
+        sizes: Those of the call.
+        keeping: Whether only the forward sweep is meant, which returns states for a backward scan.
+    """
     restart, steps, lanes, threads = program.restart, sizes.steps, sizes.lanes, sizes.threads
     length = chunk_length(steps, (lanes,), is_on_cpu=True)
     chunks = steps // length
     if restart is None or chunks < LEAST_CHUNKS or not lanes:
         return None
-    guess, run = step_work(restart.guess.forward), step_work(restart.chunk.forward)
+    chunk = restart.keeping if keeping else restart.chunk
+    assert chunk is not None
+    guess, run = step_work(restart.guess.forward), step_work(chunk.forward)
     states, dense = len(program.forward.states), lanes < SHORT
     total = Work(
         operators=(1 + sizes.rounds) * (_RESET_OPERATORS + _RESET_OPERATORS_A_STATE * states),
@@ -126,7 +147,7 @@ def reset_work(program: NeuronProgram, sizes: Sizes) -> Work | None:
         total += kernel_work(step, count, rows, width, threads)
     if sizes.serial:
         total += kernel_work(run, round(sizes.serial * steps), 1, lanes, threads)
-    if sizes.training:
+    if sizes.training and not keeping:
         whole = fused_work(program, steps, lanes, threads, training=True)
         total += whole - fused_work(program, steps, lanes, threads, training=False)
     return total
@@ -146,11 +167,18 @@ def reset_layer(program: NeuronProgram, options: Mapping[str, Any]) -> ParallelR
     return ParallelResetNeuron(replace(program, forward=forward, scan=None), **options)
 
 
+def trained_reset_layer(program: NeuronProgram, options: Mapping[str, Any]) -> ParallelResetNeuron:
+    """Return the same with a backward scan."""
+    forward = replace(program.forward, form=ParallelReset(backward=True))
+    return ParallelResetNeuron(replace(program, forward=forward), **options)
+
+
 # In order: of forms that take equally long the first is chosen.
 FORMS = (
     ExactForm("fused time", _fused, lambda program, options: Neuron(program, **options)),
     ExactForm("fused time, backward scan", _backward_scan, ScanNeuron.of),
     ExactForm("parallel reset", _parallel_reset, reset_layer),
+    ExactForm("parallel reset, backward scan", _trained_reset, trained_reset_layer),
 )
 
 

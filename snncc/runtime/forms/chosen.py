@@ -66,8 +66,9 @@ class ChoosingNeuron:
             self._layers[form.name] = form.layer(self.program, self._options)
         layer = self._layers[form.name]
         results = list(layer.run(tensors, length))
-        if isinstance(layer, ParallelResetNeuron) and layer.chunks is not None:
-            self._again = run_again(layer.chunks, sizes.steps)
+        chunks = layer.chunks if isinstance(layer, ParallelResetNeuron) else None
+        if chunks is not None:
+            self._again = run_again(chunks, sizes.steps)
         return results
 
     def _choose(self, sizes: Sizes, tensors: Sequence[Tensor]) -> ExactForm:

@@ -5,6 +5,9 @@ run at once from states that are guessed; a chunk whose states are not those in 
 before it ends, bit for bit, runs again from these.  A chunk whose predecessors are right is right
 for good, so each round leaves at least one chunk fewer, and what comes out is the serial result.
 How many rounds are worth it is bounded: what is wrong after them runs in serial order, once.
+
+In training forward also returns the states that the adjoint reads, where the call is one whose
+backward sweep is worth being cut into chunks as well; else the gradient is the serial neuron's.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ import torch
 from torch import Tensor
 
 from snncc.errors import UnsupportedError
-from snncc.ir.nodes import Const, ParallelReset
+from snncc.ir.nodes import Const, ParallelReset, Recurrence
 from snncc.ir.program import NeuronProgram
 from snncc.runtime import memory
 from snncc.runtime.forms.solved import solved
 from snncc.runtime.launch import broadcast_sizes, with_lanes
 from snncc.runtime.layout import Sizes, dense_strides
 from snncc.runtime.neuron import Neuron, NeuronTarget
+from snncc.runtime.scans.chunked import Found, Values
+from snncc.runtime.scans.neuron import FLOATS, ScanNeuron
 from snncc.runtime.tracing import is_traced
 
 # Steps between the restart that a guess assumes and the chunk that starts from it.
@@ -64,6 +69,21 @@ class Chunks:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What runs forward: the neuron, or the neuron with some of its states among its outputs.
+
+    Attributes:
+        forward: Its recurrence.
+        chunk: The same from any states, which it also returns.
+        serial: The same from the first step to the last.
+    """
+
+    forward: Recurrence
+    chunk: Neuron
+    serial: Neuron
+
+
 class ParallelResetNeuron:
     """A neuron layer with hard reset that runs chunks of time at once.
 
@@ -90,9 +110,16 @@ class ParallelResetNeuron:
         assert program.restart is not None
         self.program = program
         options: dict[str, Any] = {"target": target, "num_threads": num_threads}
-        self.serial = Neuron(replace(program, restart=None), **options)
+        self.serial = Neuron(replace(program, restart=None, scan=None), **options)
         self._guess = Neuron(program.restart.guess, **options)
         self.chunk_neuron = Neuron(program.restart.chunk, **options)
+        self._sweep = Sweep(program.forward, self.chunk_neuron, self.serial)
+        self._scan: ScanNeuron | None = None
+        scan, keeping = program.scan, program.restart.keeping
+        if scan is not None and scan.keeping is not None and keeping is not None:
+            whole = Neuron(NeuronProgram(scan.keeping), **options)
+            ahead = _Ahead(self, Sweep(scan.keeping, Neuron(keeping, **options), whole))
+            self._scan = ScanNeuron(replace(program, restart=None), **options, ahead=ahead)
         self.chunk = chunk
         self.window = WINDOW
         self.chunks: Chunks | None = None
@@ -114,19 +141,35 @@ class ParallelResetNeuron:
                 location=self.program.forward.where,
                 hints=["Compile with mode='fused'."],
             )
+        if self._scan is not None and self.is_scanned(arguments, length):
+            return self._scan.run(arguments, length)
         return solved(self, arguments, length)
+
+    def is_scanned(self, arguments: Sequence[Tensor], length: int | None) -> bool:
+        """Tell whether a call will have a backward sweep that is worth being cut."""
+        needs = torch.is_grad_enabled() and any(x.requires_grad for x in arguments)
+        if self._scan is None or not needs or {x.dtype for x in arguments} not in FLOATS:
+            return False
+        self._scan.chunk = self.chunk
+        return self._scan.backward_cut(arguments, length) is not None
 
     def solve(self, arguments: Sequence[Tensor], length: int | None) -> list[Tensor]:
         """Run chunks until each starts from the states in which the one before it ends."""
-        forward = self.program.forward
+        return self.solve_sweep(self._sweep, arguments, length)
+
+    def solve_sweep(
+        self, sweep: Sweep, arguments: Sequence[Tensor], length: int | None
+    ) -> list[Tensor]:
+        """Do so with a neuron that has the outputs which are asked for."""
+        forward = sweep.forward
         names = (*forward.step_inputs, *forward.lane_inputs)
         count = len(forward.step_inputs)
         steps, lanes = broadcast_sizes(names, arguments, count, length)
         chunk = self.chunk or chunk_length(steps, lanes, is_on_cpu=arguments[0].is_cpu)
         if steps < LEAST_CHUNKS * chunk or not count or 0 in lanes:
             self.chunks = Chunks(1, steps)
-            return list(self.serial.run(tuple(arguments), length))
-        call = _Call(self, arguments, lanes, chunk, steps)
+            return list(sweep.serial.run(tuple(arguments), length))
+        call = _Call(sweep, arguments, lanes, chunk, steps)
         call.guess(self._guess, min(self.window, chunk))
         call.correct()
         results = call.finish()
@@ -134,11 +177,28 @@ class ParallelResetNeuron:
         return results
 
 
+class _Ahead:
+    """Runs forward for a backward scan, which reads states."""
+
+    def __init__(self, layer: ParallelResetNeuron, sweep: Sweep) -> None:
+        self._layer, self._sweep = layer, sweep
+
+    def run(self, values: Values, steps: int) -> Found:
+        """Run over time."""
+        forward = self._sweep.forward
+        names, count = (*forward.step_inputs, *forward.lane_inputs), len(forward.outputs)
+        results = self._layer.solve_sweep(self._sweep, [values[name] for name in names], steps)
+        return Found(
+            dict(zip(forward.outputs, results[:count], strict=True)),
+            dict(zip(forward.finals, results[count:], strict=True)),
+        )
+
+
 class _Call:
     """One call: its inputs cut into chunks, the states around each chunk, and its outputs.
 
     Args:
-        layer: The neuron layer.
+        sweep: What runs forward.
         arguments: The STEP inputs, then the LANE inputs.
         lanes: The lanes that they have together.
         chunk: Steps of a chunk.
@@ -147,13 +207,13 @@ class _Call:
 
     def __init__(
         self,
-        layer: ParallelResetNeuron,
+        sweep: Sweep,
         arguments: Sequence[Tensor],
         lanes: Sizes,
         chunk: int,
         steps: int,
     ) -> None:
-        self._forward, self._neuron = layer.program.forward, layer.chunk_neuron
+        self._forward, self._neuron = sweep.forward, sweep.chunk
         inputs, count = len(self._forward.step_inputs), steps // chunk
         self._steps = [_with_all_steps(x, steps, len(lanes)) for x in arguments[:inputs]]
         self._lanes = [x.unsqueeze(-1) for x in arguments[inputs:]]

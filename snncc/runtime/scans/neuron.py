@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ from snncc.runtime.tracing import is_traced
 FLOATS = ({torch.float32}, {torch.float64})
 
 
+class Ahead(Protocol):
+    """The neuron with the states before each step among its outputs, run in some way."""
+
+    def run(self, values: Values, steps: int) -> Found:
+        """Run over time."""
+        ...
+
+
 class ScanNeuron:
     """A neuron layer whose time is cut into chunks.
 
@@ -36,6 +44,7 @@ class ScanNeuron:
         target: The language of the kernels, as for `Neuron`.
         num_threads: Threads of a kernel; None means ``torch.get_num_threads()`` at each call.
         chunk: Steps of a chunk; None chooses for each call, and leaves it whole where that is best.
+        ahead: What runs forward in training and returns states too, in place of one kernel.
     """
 
     def __init__(
@@ -45,6 +54,7 @@ class ScanNeuron:
         target: NeuronTarget = "c",
         num_threads: int | None = None,
         chunk: int | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         assert program.scan is not None
         self.program = program
@@ -59,7 +69,9 @@ class ScanNeuron:
         scan = self.scan
         self._forward = None if scan.forward is None else Chunked(scan.forward, options)
         self._training = None if scan.training is None else Chunked(scan.training, options)
-        self._keeping = None if scan.keeping is None else Part(scan.keeping, options)
+        self._keeping = ahead
+        if ahead is None and scan.keeping is not None:
+            self._keeping = Part(scan.keeping, options)
         self._backward = None if scan.backward is None else Chunked(scan.backward, options)
 
     @classmethod
@@ -104,12 +116,22 @@ class ScanNeuron:
 
     def cut(self, chunked: Chunked, values: Values, steps: int) -> Cut | None:
         """Return how a sweep of this size is cut."""
+        lanes = math.prod(lanes_of(chunked.scan.whole, values))
+        return self._cut(chunked, lanes, steps, on_cpu=next(iter(values.values())).is_cpu)
+
+    def backward_cut(self, tensors: Sequence[Tensor], length: int | None) -> Cut | None:
+        """Return how the backward sweep of a call is cut; None where it is left whole."""
+        chunked, steps = self._backward, self._length(tensors, length)
+        if chunked is None:
+            return None
+        lanes = math.prod(lanes_of(self.program.forward, self._values(tensors)))
+        return self._cut(chunked, lanes, steps, on_cpu=tensors[0].is_cpu)
+
+    def _cut(self, chunked: Chunked, lanes: int, steps: int, *, on_cpu: bool) -> Cut | None:
         least = chunked.scan.least
         if self.chunk is not None:
             return cut_into(steps, max(self.chunk, least))
-        lanes = math.prod(lanes_of(chunked.scan.whole, values))
         threads = self._threads or torch.get_num_threads()
-        on_cpu = next(iter(values.values())).is_cpu
         prices = prices_of("c") if on_cpu else None
         if prices is None:
             return choose_cut(steps, lanes, least)
