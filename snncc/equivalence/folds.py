@@ -106,7 +106,7 @@ def _compared(before: _Call, after: _Call) -> list[Comparison]:
     if _is_neuron(before) and _is_neuron(after):
         watched = _watch(before)
         spiking = tuple(spike for spike, _, _ in watched)
-        again = _watch(after, spiking)
+        again = _watch(after, spiking) if watched else []  # all its spikes are of the norm
         for (spike, s, h), (_, z, u) in zip(watched, again, strict=True):
             moved = s != z
             late = moved.cumsum(0) > moved.int()  # behind the first difference

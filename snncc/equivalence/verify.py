@@ -58,7 +58,7 @@ from snncc.ir.numerics import Numerics
 from snncc.ir.tape import SourceKind
 from snncc.module import CompiledModule, program_of, require_model
 from snncc.options import Options
-from snncc.passes.folding.fold_membrane_norm import INTO_STATE
+from snncc.passes.folding.fold_membrane_norm import INTO_SCALE, INTO_STATE
 from snncc.passes.neurons import as_written, serial_program
 from snncc.reporting.layers import layers_of
 from snncc.reporting.recurrent_layer import recurrent_layer
@@ -149,7 +149,8 @@ def _with_norms(compiled: Compiled, values: Sequence[Any], fast: CompiledModule)
 
 def _structural_tolerance(compiled: Compiled, outputs: Sequence[Tensor]) -> float:
     """Return the relative error that is allowed to a network whose membrane norms are folded."""
-    folded = any(node.meta.get("folded") == INTO_STATE for node in compiled.graph.nodes)
+    notes = (INTO_STATE, INTO_SCALE)
+    folded = any(node.meta.get("folded") in notes for node in compiled.graph.nodes)
     return OUTPUT_TOLERANCE.get(outputs[0].dtype, 0.0) if folded and outputs else 0.0
 
 

@@ -9,6 +9,7 @@ from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
 from snncc.passes.folding.fold_membrane_norm import FoldMembraneNorm
 from snncc.passes.folding.fold_norms import FoldNorms
+from snncc.passes.folding.fold_threshold_norm import FoldThresholdNorm
 from snncc.passes.fusion.fuse_edges import FuseEdges
 from snncc.passes.fusion.fuse_readouts import FuseReadouts
 from snncc.passes.fusion.fuse_time import FuseTime
@@ -52,6 +53,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
     return (
         SeparateDraws(),
         SplitResults(),
+        FoldThresholdNorm(fold_norms),
         FoldMembraneNorm(),
         *((FoldNorms(),) if fold_norms else ()),
         HoistStateless(halves=on_gpu and is_fused),

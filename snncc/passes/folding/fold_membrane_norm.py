@@ -36,6 +36,7 @@ from snncc.passes.hoisting.find_recurrences import pointwise
 from snncc.passes.neurons import copy_graph
 
 INTO_STATE = "its membrane norm is folded into decay and input"
+INTO_SCALE = "its membrane norm is folded into a scale and a shift"
 Coefficient = torch.fx.Node | float
 
 
@@ -48,16 +49,18 @@ class FoldMembraneNorm:
 
     def run(self, graph: torch.fx.Graph) -> torch.fx.Graph | Rejection:
         """Return the graph with its time loops rewritten; the same where there is nothing."""
-        if not any(isinstance(n.target, TimeLoop) and _norms(n.target) for n in graph.nodes):
+        if not any(
+            isinstance(n.target, TimeLoop) and membrane_norms(n.target) for n in graph.nodes
+        ):
             return graph
         result = copy_graph(graph)
         for node in result.nodes:
-            if isinstance(node.target, TimeLoop) and _norms(node.target):
+            if isinstance(node.target, TimeLoop) and membrane_norms(node.target):
                 node.target = _fold(node.target)
         return result
 
 
-def _norms(loop: TimeLoop) -> list[torch.fx.Node]:
+def membrane_norms(loop: TimeLoop) -> list[torch.fx.Node]:
     """Return the norms in evaluation mode that elementwise operators feed back to themselves."""
     named = {node.name: node for node in loop.body.nodes}
     carries = {named[c.update]: named[c.name] for c in loop.carries}
@@ -69,7 +72,7 @@ def _norms(loop: TimeLoop) -> list[torch.fx.Node]:
     return [
         n
         for n in loop.body.nodes
-        if n.target is F.batch_norm and _is_evaluation(n) and n in _reached(follow(n), follow)
+        if n.target is F.batch_norm and is_evaluation(n) and n in reached(follow(n), follow)
     ]
 
 
@@ -78,13 +81,15 @@ def _is_lanewise(node: torch.fx.Node) -> bool:
     return node.target is F.batch_norm or pointwise(node) is None
 
 
-def _is_evaluation(node: torch.fx.Node) -> bool:
+def is_evaluation(node: torch.fx.Node) -> bool:
+    """Tell whether a norm takes its running statistics."""
     args: Any = node.args
     training = args[5] if len(args) > 5 else node.kwargs.get("training", False)
     return not training and len(args) > 2 and None not in args[1:3]
 
 
-def _reached(start: list[torch.fx.Node], step: Any) -> set[torch.fx.Node]:
+def reached(start: list[torch.fx.Node], step: Any) -> set[torch.fx.Node]:
+    """Return the nodes to which steps lead from some nodes, these included."""
     found: set[torch.fx.Node] = set()
     pending = list(start)
     while pending:
@@ -99,7 +104,7 @@ def _fold(loop: TimeLoop) -> TimeLoop:
     body = torch.fx.Graph()
     body.output(body.graph_copy(loop.body, {}))
     folded = replace(loop, body=body)
-    for norm in _norms(folded):
+    for norm in membrane_norms(folded):
         _Folder(folded, norm).run()
     kept = _names(folded)
     for node in reversed(body.nodes):
@@ -133,8 +138,9 @@ class _Folder:
         self.m: torch.fx.Node = args[0]
         self.kept = _names(loop)
         self.affine: dict[torch.fx.Node, _Affine] = {self.m: _Affine(1.0, 0.0)}
-        self.moving = _reached([self.m], lambda n: list(n.users))
-        self.names: dict[str, str] = {}
+        self.moving = reached([self.m], lambda n: list(n.users))
+        self.whole = False  # whether m is read without its norm, too
+        self.emitted: list[torch.fx.Node] = []
 
     def run(self) -> None:
         """Replace every value that is affine in m and used in another way."""
@@ -144,14 +150,22 @@ class _Folder:
                     found = self.of(node)
                 if found is not None:
                     self.affine[node] = found
+        normalised = reached([self.norm], lambda n: list(n.users))
+        plain = [n for n in self.affine if n not in normalised]
+        self.whole = any(map(self.is_read, plain))
         for node, value in list(self.affine.items()):
-            users = [u for u in node.users if u not in self.affine]
-            if node is self.m or not (users or node.name in self.kept):
+            if node in plain or not self.is_read(node):
                 continue
             with self.body.inserting_before(node):
                 new = self.applied(value, node)
             node.replace_all_uses_with(new, delete_user_cb=lambda u: u not in self.affine)
             self.take_name(node, new)
+        for node in self.emitted:
+            node.meta["folded"] = INTO_SCALE if self.whole else INTO_STATE
+
+    def is_read(self, node: torch.fx.Node) -> bool:
+        """Tell whether anything but an affine function of m reads a value."""
+        return node.name in self.kept or any(u not in self.affine for u in node.users)
 
     def of(self, node: torch.fx.Node) -> _Affine | None:
         """Return a node as an affine function of m, or None."""
@@ -199,7 +213,7 @@ class _Folder:
     def applied(self, value: _Affine, like: torch.fx.Node) -> torch.fx.Node:
         """Return ``factor * m + shift``, computed from the parts of m where m is a charge."""
         decay, state, drive = self.charge()
-        if state is None:
+        if state is None or self.whole:
             return self.as_node(self.sum(self.product(value.factor, self.m), value.shift), like)
         kept = self.product(self.product(value.factor, decay), state)
         added = self.sum(self.product(value.factor, drive), value.shift)
@@ -248,12 +262,13 @@ class _Folder:
         broadcast: Any = torch.broadcast_shapes
         shape = args[1] if target is torch.reshape else tuple(broadcast(*shapes))
         dtype = self.m.meta["dtype"]
-        node.meta.update(self.norm.meta, shape=shape, dtype=dtype, folded=INTO_STATE)
+        node.meta.update(self.norm.meta, shape=shape, dtype=dtype)
+        self.emitted.append(node)
         return node
 
     def as_node(self, value: Coefficient, like: torch.fx.Node) -> torch.fx.Node:
         assert isinstance(value, torch.fx.Node), like
-        value.meta.update(like.meta, folded=INTO_STATE)
+        value.meta.update(like.meta)
         return value
 
     def take_name(self, old: torch.fx.Node, new: torch.fx.Node) -> None:
