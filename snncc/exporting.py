@@ -30,7 +30,7 @@ from snncc.export.replay import require_onnx
 from snncc.export.torch_program import program_files
 from snncc.export.trace import trace
 from snncc.frontend.state.sources import gather, preserved
-from snncc.interchange.nir_nodes import STEP
+from snncc.interchange.nir_checks import STEP
 from snncc.interchange.to_nir import to_nir
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.tape import Position, Source, SourceKind, Tape

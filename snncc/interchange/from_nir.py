@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from snncc.arguments import Check
 from snncc.errors import LaunchError, OptionError
+from snncc.interchange.nir_checks import STEP, check_file, refused
 from snncc.interchange.nir_graph import Plan, flat
-from snncc.interchange.nir_nodes import STEP, NodeReader, Spike, Stage, above, refused
+from snncc.interchange.nir_nodes import NodeReader
+from snncc.interchange.nir_shapes import find_shapes
+from snncc.interchange.nir_stages import Spike, Stage, above
 
 
 class NIRModel(nn.Module):
@@ -21,28 +24,32 @@ class NIRModel(nn.Module):
     Use it as any model: ``snncc.compile(model)``.
 
     Attributes:
-        stages: The nodes in order of evaluation, under their names with ``.`` written as ``/``.
+        stages: The nodes in order of evaluation, under `keys`.
+        keys: The key of each node: its name with ``.`` written as ``/``.
+        shapes: The shape of what leaves each node and input, without time and batch.
         dt: Length of a step, in seconds.
     """
 
     def __init__(self, plan: Plan, stages: dict[str, Stage], dt: float) -> None:
         super().__init__()
-        self.stages = nn.ModuleDict({_key(name): stages[name] for name in plan.order})
+        self.keys: dict[str, str] = {}
+        for name in plan.order:
+            self.keys[name] = _key(name, set(self.keys.values()))
+        self.stages = nn.ModuleDict({self.keys[name]: stages[name] for name in plan.order})
         self.order, self.inputs, self.outputs = plan.order, plan.inputs, plan.outputs
         self.sources, self.delayed = plan.sources, plan.delayed
+        self.shapes = find_shapes(plan, stages)
         self.dt = dt
 
     def forward(self, *sequences: Tensor) -> Any:
         """Return the outputs [T, B, *] of inputs [T, B, *], in the order of the graph's nodes.
 
         One tensor is returned for a graph of one output, else a tuple.
+
+        Raises:
+            LaunchError: The inputs are not those of the graph.
         """
-        if len(sequences) != len(self.inputs):
-            raise LaunchError(
-                f"The graph has {len(self.inputs)} inputs, not {len(sequences)}.",
-                code="launch.count",
-                hints=["Pass a sequence for each input node, in the order of the graph."],
-            )
+        self.check(sequences)
         states: dict[str, Any] = {}
         last: dict[str, Tensor] = {}
         outputs: list[list[Tensor]] = [[] for _ in self.outputs]
@@ -50,12 +57,31 @@ class NIRModel(nn.Module):
             now = {name: x[t] for name, x in zip(self.inputs, sequences, strict=True)}
             for name in self.order:
                 x = self.arriving(name, now, last, sequences[0])
-                now[name], states[name] = self.stages[_key(name)](x, states.get(name))
+                now[name], states[name] = self.stages[self.keys[name]](x, states.get(name))
             for collected, name in zip(outputs, self.outputs, strict=True):
                 collected.append(self.arriving(name, now, last, sequences[0]))
             last = now
         stacked = tuple(torch.stack(collected) for collected in outputs)
         return stacked[0] if len(stacked) == 1 else stacked
+
+    def check(self, sequences: tuple[Tensor, ...]) -> None:
+        """Refuse sequences that are not those of the graph: nothing is broadcast."""
+        if len(sequences) != len(self.inputs):
+            raise LaunchError(
+                f"The graph has {len(self.inputs)} inputs, not {len(sequences)}.",
+                code="launch.count",
+                hints=["Pass a sequence for each input node, in the order of the graph."],
+            )
+        for name, x in zip(self.inputs, sequences, strict=True):
+            shape = self.shapes[name]
+            fits = x.dim() >= 2 and shape in (None, tuple(x.shape[2:]))
+            if not fits or x.shape[0] == 0 or x.shape[:2] != sequences[0].shape[:2]:
+                raise LaunchError(
+                    f"Input '{name}' takes [T, B, {', '.join(map(str, shape or ('*',)))}], "
+                    f"not {list(x.shape)}.",
+                    code="launch.sizes",
+                    hints=["Give all sequences one length and one batch, and a step or more."],
+                )
 
     def arriving(
         self, name: str, now: dict[str, Tensor], last: dict[str, Tensor], like: Tensor
@@ -68,8 +94,7 @@ class NIRModel(nn.Module):
             elif source in last:
                 value = last[source]
             else:  # the first step
-                size = self.stages[_key(source)].size or ()
-                value = like.new_zeros(like.shape[1], *size)  # type: ignore[misc]
+                value = like.new_zeros(like.shape[1], *self.shapes[source] or ())
             total = value if total is None else total + value
         assert total is not None  # every node has a source
         return total
@@ -130,13 +155,19 @@ def _read(graph: Any) -> Any:
         raise refused(f"A {type(graph).__name__} is no NIR graph.", "Pass a graph or its path.")
     path = Path(graph)
     try:
+        check_file(path)
         return nir.read(path)
+    except OptionError:
+        raise
     except Exception as error:  # whatever a reader says about a file that is no graph
         raise refused(
             f"'{path}' cannot be read as a NIR graph: {error}.", "Check the file."
         ) from error
 
 
-def _key(name: str) -> str:
-    """Return a name as a key of a module dictionary, which takes no dots."""
-    return name.replace(".", "/")
+def _key(name: str, taken: set[str]) -> str:
+    """Return a name as a key of a module dictionary: no dots, no method of it, no other key."""
+    key = name.replace(".", "/")
+    while not key or key in taken or hasattr(nn.ModuleDict(), key):
+        key += "_"
+    return key

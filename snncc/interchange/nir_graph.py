@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from snncc.interchange.nir_nodes import NodeReader, Stage, above, refused
+from snncc.interchange.nir_checks import CHECK, refused
+from snncc.interchange.nir_nodes import NodeReader
+from snncc.interchange.nir_stages import Stage, above
 
 Arrow: TypeAlias = tuple[str, str]
+
+DEEPEST = 100  # graphs in graphs
 
 
 @dataclass
@@ -31,24 +35,30 @@ def flat(graph: Any, prefix: str = "") -> Flat:
     """Open the inner graphs of a graph, whose own inputs and outputs stay.
 
     Raises:
-        OptionError: An arrow could mean several inputs or outputs of an inner graph.
+        OptionError: An arrow could mean several inputs or outputs of an inner graph, or leads into
+            an input or out of an output; two nodes have one name; graphs lie too deep.
     """
+    if prefix.count(".") > DEEPEST:
+        raise refused(f"Graphs lie in graphs more than {DEEPEST} times.")
     result = Flat()
     doors: dict[str, dict[str, list[str]]] = {}
     for name, node in graph.nodes.items():
         path = f"{prefix}{name}"
-        if type(node).__name__ != "NIRGraph":
-            result.nodes[path] = node
-            continue
-        inside = flat(node, f"{path}.")
+        is_graph = type(node).__name__ == "NIRGraph"
+        inside = flat(node, f"{path}.") if is_graph else Flat({path: node})
+        twice = result.nodes.keys() & inside.nodes.keys()
+        if twice:
+            raise refused(f"Two nodes are called '{min(twice)}'.", "Give one another name.")
         result.nodes |= inside.nodes
+        if not is_graph:
+            continue
         result.arrows += inside.arrows
         doors[path] = {
             kind: [f"{path}.{n}" for n, x in node.nodes.items() if type(x).__name__ == kind]
             for kind in ("Input", "Output")
         }
         result.doors |= inside.doors.union(*doors[path].values())
-    for source, target in graph.edges:
+    for source, target in _arrows(graph):
         a, b = f"{prefix}{source}", f"{prefix}{target}"
         starts = doors[a]["Output"] if a in doors else [a]
         ends = doors[b]["Input"] if b in doors else [b]
@@ -56,6 +66,19 @@ def flat(graph: Any, prefix: str = "") -> Flat:
             raise refused(f"An arrow from '{a}' to '{b}' could mean several inputs or outputs.")
         result.arrows.append((starts[0], ends[0]))
     return result
+
+
+def _arrows(graph: Any) -> Iterator[Arrow]:
+    """Yield the arrows of one graph, which lead out of its inputs and into its outputs."""
+    for arrow in graph.edges:
+        if len(arrow) != 2:
+            raise refused(f"'{arrow}' is no arrow from one node to another.", CHECK)
+        source, target = arrow
+        if type(graph.nodes.get(source)).__name__ == "Output":
+            raise refused(f"An arrow leaves the output '{source}'.", CHECK)
+        if type(graph.nodes.get(target)).__name__ == "Input":
+            raise refused(f"An arrow leads into the input '{target}'.", CHECK)
+        yield str(source), str(target)
 
 
 class Plan:
@@ -87,8 +110,7 @@ class Plan:
             raise refused("The graph has no input or no output.", CHECK)
         self.sources: dict[str, list[str]] = {n: [] for n in (*self.inner, *self.outputs)}
         for source, target in dict.fromkeys(arrows):
-            if target in self.sources:
-                self.sources[target].append(source)
+            self.sources[target].append(source)
         for name, sources in self.sources.items():
             if not sources:
                 raise refused(f"Nothing arrives at node '{name}'.", CHECK)
@@ -119,11 +141,15 @@ class Plan:
 
     def _depths(self) -> dict[str, int]:
         """Return how many arrows lie between the inputs and each node."""
+        targets: dict[str, list[str]] = {}
+        for target, sources in self.sources.items():
+            for source in sources:
+                targets.setdefault(source, []).append(target)
         depth = dict.fromkeys(self.inputs, 0)
         frontier = list(self.inputs)
         for reached in frontier:
-            for target, sources in self.sources.items():
-                if reached in sources and target not in depth:
+            for target in targets.get(reached, ()):
+                if target not in depth:
                     depth[target] = depth[reached] + 1
                     frontier.append(target)
         return dict.fromkeys(self.sources, 0) | depth
@@ -173,14 +199,13 @@ def delays_of(graph: Any, dt: float) -> set[Arrow]:
     return plan.delayed
 
 
-CHECK = "Check the graph: nir.NIRGraph(..., type_check=True) does."
-
-
 def _without(arrows: list[Arrow], doors: set[str]) -> list[Arrow]:
     """Return the arrows with nodes that only pass on taken out."""
     result = list(arrows)
     for name in sorted(doors):
         into = [a for a, b in result if b == name]
+        if not into:
+            raise refused(f"Nothing arrives at node '{name}'.", CHECK)
         out = [b for a, b in result if a == name]
         result = [e for e in result if name not in e] + [(a, b) for a in into for b in out]
     return result

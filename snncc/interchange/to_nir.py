@@ -13,10 +13,10 @@ from torch import Tensor
 from snncc.compilation.pipeline import uniform_program
 from snncc.errors import OptionError
 from snncc.frontend.state.sources import gather
+from snncc.interchange.nir_checks import STEP
 from snncc.interchange.nir_graph import delays_of
 from snncc.interchange.nir_layers import gather_layers, move_biases
 from snncc.interchange.nir_loops import LoopWriter
-from snncc.interchange.nir_nodes import STEP
 from snncc.interchange.nir_parts import Parts, name_of, shape_of
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import warnings
 
 import nir
@@ -12,7 +14,16 @@ from torch import Tensor
 
 import snncc
 from snncc.errors import LaunchError, OptionError
-from tests.interchange.graphs import DT, GRAPHS, currents, dense, lif, recurrent, weights
+from tests.interchange.graphs import (
+    DT,
+    GRAPHS,
+    currents,
+    dense,
+    lif,
+    nested,
+    recurrent,
+    weights,
+)
 
 
 def inputs(shape: tuple[int, ...], T: int = 40, B: int = 3) -> Tensor:
@@ -183,7 +194,243 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path, content):
         snncc.from_nir(dense(), dt=0.0)
 
 
-def test_the_number_of_inputs_is_checked():
-    """A graph of one input takes one sequence."""
-    with pytest.raises(LaunchError, match="has 1 inputs, not 2"):
-        snncc.from_nir(dense())(inputs((5,)), inputs((5,)))
+def refusal_of(make) -> str:
+    """Return what is said of what cannot be."""
+    with pytest.raises(OptionError) as caught:
+        make()
+
+    assert caught.value.code == "option.nir"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((9, 3, 5), (9, 3, 5)), "has 1 inputs, not 2"),
+        (((9, 3, 6),), r"'input' takes \[T, B, 5\], not \[9, 3, 6\]"),
+        (((9, 3, 1),), "takes"),
+        (((9,),), "takes"),
+        (((0, 3, 5),), "takes"),
+    ],
+)
+def test_other_inputs_are_refused(shapes, message):
+    """Neither serially nor compiled is anything broadcast."""
+    model = snncc.from_nir(dense())
+    x = [torch.rand(shape) for shape in shapes]
+    for run_model in (model, snncc.compile(model)):
+        with pytest.raises(LaunchError, match=message):
+            run_model(*x)
+
+
+def test_inputs_of_several_lengths_are_refused():
+    """All sequences have one length and one batch."""
+    nodes = {"a": nir.Input(np.array([3])), "b": nir.Input(np.array([3])), "lif": lif(3)}
+    nodes["output"] = nir.Output(np.array([3]))
+    model = snncc.from_nir(nir.NIRGraph(nodes, [("a", "lif"), ("b", "lif"), ("lif", "output")]))
+    fast = snncc.compile(model)
+    for T, B in ((9, 2), (7, 3)):
+        x, y = inputs((3,), T, B), inputs((3,), T, B) * 0.5
+
+        assert torch.equal(fast(x, y), model(x, y))
+    with pytest.raises(LaunchError, match="'b' takes"):
+        model(inputs((3,), 9), inputs((3,), 8))
+    with pytest.raises(LaunchError, match="'b' takes"):
+        fast(inputs((3,), B=2), inputs((3,), B=1))
+
+
+def change(node: object, **values: object) -> object:
+    """Return a node with other values, unchecked."""
+    node.__dict__ |= values
+    return node
+
+
+def pool(**values: object) -> object:
+    """Return a pooling with other values."""
+    made = nir.AvgPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))
+    return change(made, **values)
+
+
+def conv(**values: object) -> object:
+    """Return a convolution with other values."""
+    return change(nir.Conv2d((8, 8), weights(4, 2, 3, 3), 1, 1, 1, 1, weights(4)), **values)
+
+
+HOSTILE = {
+    "nan": (lambda: change(lif(8), v_threshold=np.full(8, np.nan)), "not finite"),
+    "inf": (lambda: nir.Linear(np.full((8, 5), np.inf)), "not finite"),
+    "huge": (lambda: change(lif(8), r=np.full(8, 1e300)), "not finite"),
+    "complex": (lambda: nir.Linear(np.full((8, 5), 1j)), "not made of real numbers"),
+    "words": (lambda: change(lif(8), tau=np.array(["a"] * 8)), "not made of real numbers"),
+    "objects": (lambda: change(lif(8), tau=None), "not made of real numbers"),
+    "nothing": (lambda: nir.Linear(np.zeros((0, 5))), "is empty"),
+    "vector": (lambda: change(nir.Linear(weights(8, 5)), weight=weights(8)), "cannot be read"),
+    "bias": (lambda: change(nir.Affine(weights(8, 5), weights(8)), bias=weights(1)), "shape"),
+    "fields": (lambda: change(lif(8), r=np.ones(5), v_leak=np.zeros(8)), "do not fit together"),
+    "current": (
+        lambda: change(currents().nodes["cubalif"], tau_syn=np.ones(8), w_in=np.ones(8)),
+        "another shape than its membrane",
+    ),
+    "narrow": (lambda: lif(3), r"does not take \[5\], which arrives: it has elements \[3\]"),
+    "one": (lambda: change(nir.Scale(weights(1, 5)), scale=weights(1, 5)), "does not take"),
+    "axes": (lambda: conv(), "takes 3 axes"),
+    "groups": (lambda: conv(groups=0), "whole numbers from 1"),
+    "stride": (lambda: conv(stride=0.5), "whole numbers from 1"),
+    "padding": (lambda: conv(padding="around"), "cannot be read"),
+    "many axes": (lambda: conv(dilation=(1, 1, 1)), "does not take"),
+    "window": (lambda: pool(kernel_size=np.array([0, 2])), "whole numbers from 1"),
+    "flatten": (lambda: nir.Flatten({"input": np.array([5])}, 0, 3), "merges axes"),
+    "batch": (lambda: nir.Flatten({"input": np.array([5])}, -2, -1), "merges axes"),
+    "wait": (lambda: nir.Delay(np.full(5, 1e3)), "waits for 10000000 steps"),
+    "past": (lambda: nir.Delay(np.full(5, -1.0)), "not all the same number"),
+    "unknown": (lambda: type("Oscillator", (), {})(), "Oscillator, for which"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_nodes_are_refused(case):
+    """No node is read as something else than it says, and none is a crash."""
+    make, message = HOSTILE[case]
+    nodes = {"input": nir.Input(np.array([5])), "n": make(), "output": nir.Output(np.array([5]))}
+    graph = nir.NIRGraph(nodes, [("input", "n"), ("n", "output")], type_check=False)
+
+    assert re.search(message, refusal_of(lambda: snncc.from_nir(graph)))
+
+
+def deep(count: int):
+    """Return graphs in graphs."""
+    made = dense()
+    for _ in range(count):
+        nodes = {"input": nir.Input(np.array([5])), "g": made, "output": nir.Output(np.array([3]))}
+        made = nir.NIRGraph(nodes, [("input", "g"), ("g", "output")], type_check=False)
+    return made
+
+
+def edited(nodes: dict[str, object], *edges: tuple[str, ...], make=dense):
+    """Return a graph with more nodes and arrows, unchecked."""
+    graph = make()
+    graph.nodes |= nodes
+    graph.edges = [*graph.edges, *edges]
+    return graph
+
+
+STRUCTURES = {
+    "into an input": (lambda: edited({}, ("lif", "input")), "leads into the input 'input'"),
+    "out of an output": (lambda: edited({}, ("output", "lif")), "leaves the output 'output'"),
+    "three ends": (lambda: edited({}, ("lif", "output", "lif")), "is no arrow"),
+    "two shapes": (lambda: edited({}, ("input", "lif_1")), "has several shapes"),
+    "twice": (lambda: edited({"block.lif": lif(3)}, make=nested), "Two nodes are called"),
+    "no door": (
+        lambda: edited({"block": nested().nodes["block"]}, make=dense),
+        "Nothing arrives at node 'block.input'",
+    ),
+    "itself": (lambda: edited({"output": lif(3)}), "no input or no output"),
+    "deep": (lambda: deep(200), "more than 100 times"),
+}
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_hostile_structures_are_refused(case):
+    """Nothing is left out, and nothing is put in another place."""
+    make, message = STRUCTURES[case]
+
+    assert message in refusal_of(lambda: snncc.from_nir(make()))
+
+
+def test_a_size_that_nobody_says_is_refused():
+    """Weights say how many neurons there are; without them nothing may be sent later."""
+    one = nir.LIF(*(np.array(n) for n in (2e-3, 20.0, 0.0, 1.0, 0.0)))
+    known = edited({"lif": one}, make=recurrent)
+    unknown = edited({"w_rec": nir.Scale(np.array(0.5)), "input": nir.Input({"input": None})})
+    unknown.nodes |= {"linear": nir.Scale(np.array(2.0)), "lif": one}
+    unknown.nodes = {n: unknown.nodes[n] for n in ("input", "lif", "w_rec", "output")}
+    unknown.edges = [("input", "lif"), ("lif", "w_rec"), ("w_rec", "lif"), ("lif", "output")]
+
+    assert snncc.from_nir(known).shapes["lif"] == (8,)
+    assert "Nothing says the shape" in refusal_of(lambda: snncc.from_nir(unknown))
+
+
+def test_names_may_be_those_of_methods():
+    """Names that differ in a dot, or that a dictionary of modules has, are names like any other."""
+    names = ("a.b", "a/b", "keys", "training", "")
+    nodes = {"input": nir.Input(np.array([5]))} | {n: nir.Scale(np.full(5, 2.0)) for n in names}
+    nodes["output"] = nir.Output(np.array([5]))
+    chain = ["input", *names, "output"]
+    model = snncc.from_nir(nir.NIRGraph(nodes, list(itertools.pairwise(chain))))
+    x = inputs((5,))
+
+    assert torch.equal(model(x), 32 * x)
+
+
+def test_numbers_of_one_element_hold_for_all():
+    """A neuron with one number for a whole layer, as some exporters write it."""
+    graph = edited({"lif": nir.LIF(*(np.array(n) for n in (2e-3, 20.0, 0.0, 1.0, 0.0)))})
+    x = inputs((5,))
+
+    assert torch.equal(snncc.from_nir(graph)(x), snncc.from_nir(dense())(x))
+    assert torch.equal(snncc.compile(snncc.from_nir(graph))(x), snncc.from_nir(dense())(x))
+
+
+def test_a_batch_in_the_shape_of_an_input_is_no_axis():
+    """Some exporters count the batch of the sample that they were given."""
+    graph = edited({"input": nir.Input(np.array([1, 5]))})
+
+    assert snncc.from_nir(graph).shapes["input"] == (5,)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    """Whatever is missing, the file is refused."""
+    path = tmp_path / "net.nir"
+    nir.write(path, currents())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+    assert "cannot be read" in refusal_of(lambda: snncc.from_nir(path))
+
+
+def with_file(path, edit) -> None:
+    """Write a graph and edit its file."""
+    h5py = pytest.importorskip("h5py")
+    nir.write(path, dense())
+    with h5py.File(path, "r+") as file:
+        edit(h5py, file, file["node/nodes/linear"])
+
+
+def enlarge(_, __, node) -> None:
+    """Say that weights are very many, and write none."""
+    del node["weight"]
+    node.create_dataset("weight", shape=(10**6, 10**6), dtype="f8", chunks=(1, 1000))
+
+
+def borrow(h5py, _, node) -> None:
+    """Take weights from another file."""
+    del node["weight"]
+    node["weight"] = h5py.ExternalLink("elsewhere.h5", "/weight")
+
+
+def share(_, file, node) -> None:
+    """Let a node be in two places."""
+    file["node/nodes/again"] = node
+
+
+def rename(_, file, __) -> None:
+    """Let the graph be a node."""
+    del file["node"]
+    file["node/type"] = "Linear"
+    file["node/weight"] = weights(3, 5)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (enlarge, "larger than its file can hold"),
+        (borrow, "refers to another place"),
+        (share, "refers to another place"),
+        (rename, "cannot be read"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(tmp_path, edit, message):
+    """Sizes are checked before memory is taken, and other files are not read."""
+    with_file(tmp_path / "net.nir", edit)
+
+    assert message in refusal_of(lambda: snncc.from_nir(tmp_path / "net.nir"))
