@@ -151,7 +151,7 @@ def build(
     dump.graph("reroll", recording.rolled.graph)
     target = target_of(options, leaves)
     graph = sequence_graph(recording, options, leaves, dump, gates)
-    _require_exact(graph, options)
+    _require_exact(graph, options, on_gpu=target in GPU_TARGETS)
     _require_valid(graph)
     with _timed(recording.timings, "codegen"):
         runnable = with_kernels(graph, options)
@@ -304,7 +304,7 @@ def _require_valid(graph: torch.fx.Graph) -> None:
         invariants.validate_loop(loop)
 
 
-def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
+def _require_exact(graph: torch.fx.Graph, options: Options, *, on_gpu: bool) -> None:
     """Refuse parts that stay serial, unless the user allowed it."""
     if options.fallback == "serial":
         return
@@ -312,12 +312,12 @@ def _require_exact(graph: torch.fx.Graph, options: Options) -> None:
         if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
             culprit, reason = node.meta.get("culprit"), node.meta["rejection"].reason
             dtype = None if culprit is None else culprit.meta.get("dtype")
-            halves = [f"fused steps compute in float32 and float64; it is {dtype}"]
+            halves = [f"kernels for the CPU compute in float32 and float64; it is {dtype}"]
             raise UnsupportedError(
                 "A state is updated by an operator that cannot be part of a neuron kernel.",
                 code="unsupported.serial-recurrence",
                 location=None if culprit is None else culprit.meta.get("where"),
-                notes=[reason, *(halves if dtype in HALVES else [])],
+                notes=[reason, *(halves if dtype in HALVES and not on_gpu else [])],
                 hints=["Pass fallback='serial' to run this part one step after another."],
             )
 

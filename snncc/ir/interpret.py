@@ -48,6 +48,8 @@ UNARY: Mapping[Op, Callable[[Tensor], Tensor]] = {
     Op.FLOOR: torch.floor,
     Op.CEIL: torch.ceil,
     Op.ROUND: torch.round,
+    Op.FLOAT16: lambda x: x.to(torch.float16).to(x.dtype),
+    Op.BFLOAT16: lambda x: x.to(torch.bfloat16).to(x.dtype),
     Op.NOT: torch.logical_not,
 }
 BINARY: Mapping[Op, Callable[[Tensor, Tensor], Tensor]] = {

@@ -36,6 +36,8 @@ class Op(Enum):
     FLOOR = "floor"
     CEIL = "ceil"
     ROUND = "round"  # half to even
+    FLOAT16 = "float16"  # rounded to a half type; the value stays one of the working type
+    BFLOAT16 = "bfloat16"
     # bool -> bool, bool -> float
     NOT = "not"
     FLOAT = "float"
@@ -62,6 +64,7 @@ class Op(Enum):
 
 COMPARISONS = frozenset({Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, Op.NE})
 LOGICAL = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})
+HALF_ROUNDINGS = frozenset({Op.FLOAT16, Op.BFLOAT16})
 # Operations whose result differs by units in the last place between maths libraries.
 # SQRT is among them: IEEE 754 defines its rounding, but torch's vector code on AVX-512 differs from
 # it by one unit in a seventh of all float32 arguments.

@@ -26,10 +26,12 @@ class StepCall:
     Attributes:
         recurrence: The step; its inputs are all STEP inputs.
         dtype: The working type.
+        narrow: Outputs that are of a half type, as pairs of their name and the type.
     """
 
     recurrence: Recurrence
     dtype: torch.dtype
+    narrow: tuple[tuple[str, torch.dtype], ...] = ()
 
     @property
     def __name__(self) -> str:
@@ -39,16 +41,21 @@ class StepCall:
         """Evaluate the step by the reference interpreter."""
         names = self.recurrence.step_inputs
         inputs = {n: self._tensor(x) for n, x in zip(names, arguments, strict=True)}
-        like = next(iter(inputs.values()), torch.zeros((), dtype=self.dtype))
         shape = torch.broadcast_shapes(*(x.shape for x in inputs.values()))  # type: ignore[no-untyped-call]
         values = interpret.run_step(self.recurrence, inputs, {})
-        return tuple(values[name].to(like.dtype).expand(shape) for name in self.recurrence.outputs)
+        outputs = self.recurrence.outputs
+        return tuple(values[name].to(self.type_of(name)).expand(shape) for name in outputs)
+
+    def type_of(self, output: str) -> torch.dtype:
+        """Return the type of an output."""
+        return dict(self.narrow).get(output, self.dtype)
 
     def _tensor(self, value: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value.to(self.dtype)
-        number = value.value if isinstance(value, Fill) else value
-        return torch.tensor(float(number), dtype=self.dtype)
+        if not isinstance(value, Fill):
+            return torch.tensor(float(value), dtype=self.dtype)
+        return torch.tensor(float(value.value), dtype=value.dtype or self.dtype).to(self.dtype)
 
 
 def step_inputs(call: torch.fx.Node) -> dict[str, torch.fx.Node]:

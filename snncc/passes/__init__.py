@@ -57,7 +57,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         FoldMembraneNorm(),
         *((FoldNorms(),) if fold_norms else ()),
         HoistStateless(halves=on_gpu and is_fused),
-        FuseSteps(),
+        FuseSteps(halves=on_gpu and is_fused),
         *((FuseEdges(),) if is_fused else ()),
         SimplifyStep(),
         *((FuseReadouts(on_gpu),) if is_fused else ()),

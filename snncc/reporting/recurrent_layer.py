@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch.fx
 
+from snncc.ir.interpret import HALVES
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.printer import IR_DIALECT, spell
@@ -80,9 +81,11 @@ def _bytes(loop: TimeLoop) -> float:
     moved = 0
     for node in loop.body.nodes:
         if isinstance(node.target, StepCall):
-            inputs = sum(n.name not in fixed for n in node.all_input_nodes)
-            values = inputs + len(node.target.recurrence.outputs)
-            moved += values * node.target.dtype.itemsize
+            step = node.target
+            types = [n.meta.get("dtype") for n in node.all_input_nodes if n.name not in fixed]
+            read = [dtype if dtype in HALVES else step.dtype for dtype in types]
+            written = map(step.type_of, step.recurrence.outputs)
+            moved += sum(dtype.itemsize for dtype in (*read, *written))
     return float(moved)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from snncc.frontend.operators.meaning import meaning_of
 from tests.frontend.recordings import check, names, node, randn
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -218,3 +221,25 @@ def test_max_over_a_dim_gives_elements_of_a_tuple() -> None:
 def test_other_operators_mean_what_they_do(function: Callable[[Tensor], Tensor]) -> None:
     """Operators that share no table line are recorded so that they replay."""
     check(function, randn(4, 4), gradient_error=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "divisor", "expected"),
+    [
+        ("cuda", torch.float32, 3.0, (torch.mul, 0.3333333432674408)),
+        ("cuda", torch.bfloat16, 3, (torch.mul, 0.3333333432674408)),
+        ("cuda", torch.float64, -3.0, (torch.mul, -1.0 / 3.0)),
+        ("cuda", torch.float32, 0.0, (torch.mul, math.inf)),
+        ("cuda", torch.float32, 2.0**-130, (torch.mul, math.inf)),
+        ("cuda", torch.float32, 0.25, (torch.div, 0.25)),
+        ("cuda", torch.complex64, 3.0, (torch.div, 3.0)),
+        ("cpu", torch.float32, 3.0, (torch.div, 3.0)),
+    ],
+)
+def test_division_by_a_number(device: str, dtype: torch.dtype, divisor: float, expected) -> None:
+    """A GPU multiplies by the reciprocal, rounded to the type in which it computes."""
+    with FakeTensorMode():
+        x = torch.empty(2, dtype=dtype, device=device)
+        call = meaning_of("__truediv__", torch.Tensor.__truediv__)((x, divisor), {})
+
+    assert (call.target, call.args[1]) == expected

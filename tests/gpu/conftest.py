@@ -1,8 +1,10 @@
 """GPUs that are not there: an interpreter or the CPU for values, compilers for binaries."""
 
 import sys
+from typing import Any
 
 import pytest
+import torch
 
 from snncc.runtime.gpu.cuda_driver import Device, Driver
 from tests.gpu.emulated import NVCC, Library
@@ -14,6 +16,23 @@ pytest.importorskip("triton")
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load Triton kernels into Triton's interpreter, which runs them on CPU tensors."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def rounding(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter round to bfloat16 as a GPU does; it cuts off."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cut = InterpreterBuilder.cast_impl
+
+    def cast(builder: Any, source: Any, kind: Any) -> Any:
+        if (source.dtype.scalar, kind.scalar) != (tl.float32, tl.bfloat16):
+            return cut(builder, source, kind)
+        value = torch.tensor(source.data).to(torch.bfloat16).view(torch.uint16).numpy()
+        return TensorHandle(value, kind.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,14 @@ from snncc.codegen.base import Access, Argument, Slot, SlotKind
 from snncc.codegen.c.expressions import C_TYPE, HELPERS
 from snncc.codegen.c.preamble import helper_text
 from snncc.codegen.kernel_ir import Kernel
-from snncc.ir.nodes import Op, Rank
+from snncc.ir.nodes import HALF_ROUNDINGS, Op, Rank
 
 # Sizes that any arrays can be run with.
 _DEFAULTS = {SlotKind.GROUP: "8", SlotKind.CHUNK: "8"}
 # Holds eight steps of a bool.
 WORD = "signed char"
+# The elements of half types, to which values are rounded.
+HALF_ELEMENTS = {Op.FLOAT16: "__half", Op.BFLOAT16: "__nv_bfloat16"}
 
 _LANES = """
 /* Lanes of one block are BLOCK; those of a thread lie side by side, or THREADS apart. */
@@ -69,6 +71,16 @@ INLINE void snncc_set(__nv_bfloat16 &element, REAL value)
   element = __float2bfloat16_rn((float)value);
 }
 #endif
+"""
+
+_ROUND = """
+/* Round a value to a half type. */
+template <typename T> INLINE REAL snncc_round(REAL value)
+{
+  T element;
+  snncc_set(element, value);
+  return snncc_real(element);
+}
 """
 
 _MOVE = """
@@ -184,6 +196,8 @@ def preamble(kernel: Kernel, slots: Iterable[Slot], operations: Iterable[Op]) ->
     used = set(operations)
     real = C_TYPE[kernel.dtype]
     parts = [_LANES, _HALVES, _MOVE]
+    if not used.isdisjoint(HALF_ROUNDINGS):
+        parts.append(_ROUND)
     if any(argument.folded for argument in kernel.arguments):
         parts.append(_FOLD)
     text = "".join(parts).replace("REAL", real)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from snncc.codegen.base import Access, Argument, Slot, SlotKind
 from snncc.codegen.c.expressions import C_TYPE, c_names, dialect
-from snncc.codegen.cuda.preamble import element_type, macros
+from snncc.codegen.cuda.preamble import HALF_ELEMENTS, element_type, macros
 from snncc.codegen.gpu import CONSTANTS, IMPLIED, slots, strided_groups, values
 from snncc.codegen.kernel_ir import Carry, Kernel, Step
 from snncc.codegen.prepare import Names
 from snncc.ir.nodes import Const, Expr, Op, Unary, Var
-from snncc.ir.printer import spell
+from snncc.ir.printer import call, spell
 
 # Words of C++ that are none of C, and names that emitted code uses for itself.
 WORDS = """
@@ -22,7 +23,7 @@ WORDS = """
     typeid typename using virtual wchar_t char8_t char16_t char32_t xor xor_eq
     threadIdx blockIdx blockDim gridDim warpSize __global__ __device__ __shared__
     LANE THREADS VECTOR ALIGNED VARIANT HALVES FIRST SPREAD EACH_LANE INLINE
-    snncc_read snncc_write snncc_fold snncc_set snncc_real snncc_pack
+    snncc_read snncc_write snncc_fold snncc_set snncc_real snncc_pack snncc_round
     n t j k first group lane live sweeps open most counts
 """
 
@@ -34,6 +35,9 @@ _INTEGERS = {
     SlotKind.TIME: "long long",
     SlotKind.STRIDE: "long long",
 }
+
+
+_ROUNDINGS = {op: call(f"snncc_round<{element}>") for op, element in HALF_ELEMENTS.items()}
 
 
 class Variables:
@@ -96,7 +100,9 @@ class Variables:
 
     def spell(self, expr: Expr) -> str:
         """Return the text of an expression."""
-        return spell(expr, dialect(self._kernel.dtype, self.names))
+        spelling = dialect(self._kernel.dtype, self.names)
+        operations = {**spelling.operations, **_ROUNDINGS}
+        return spell(expr, replace(spelling, operations=operations))
 
     def as_float(self, name: str, step: Step) -> str:
         """Return the text of a value of a step, a bool as 0 or 1."""

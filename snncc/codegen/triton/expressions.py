@@ -10,7 +10,17 @@ from collections.abc import Iterable
 from snncc.codegen.base import FloatType
 from snncc.codegen.c.expressions import literal as c_literal
 from snncc.codegen.prepare import Names, identifier
-from snncc.ir.nodes import COMPARISONS, Binary, Const, Expr, Op, Select, Unary, Var
+from snncc.ir.nodes import (
+    COMPARISONS,
+    HALF_ROUNDINGS,
+    Binary,
+    Const,
+    Expr,
+    Op,
+    Select,
+    Unary,
+    Var,
+)
 from snncc.ir.printer import ATOM, Dialect, Spelling, call, infix
 from snncc.ir.walk import children, rebuild, transform
 
@@ -53,6 +63,7 @@ def dialect(dtype: FloatType, names: dict[str, str]) -> Dialect:
             Op.CEIL: call("tl.ceil"),
             Op.NOT: Spelling("~{0}", 60, (ATOM,)),
             Op.FLOAT: Spelling(f"{{0}}.to({TRITON_TYPE[dtype]})", ATOM, (ATOM,)),
+            **{op: _rounded(op, dtype) for op in HALF_ROUNDINGS},
             Op.ADD: infix("+", 40),
             Op.SUB: infix("-", 40),
             Op.MUL: infix("*", 50),
@@ -74,6 +85,10 @@ def dialect(dtype: FloatType, names: dict[str, str]) -> Dialect:
         literal=lambda value: literal(value, dtype),
         variable=lambda name: names[name],
     )
+
+
+def _rounded(op: Op, dtype: FloatType) -> Spelling:
+    return Spelling(f"{{0}}.to(tl.{op.value}).to({TRITON_TYPE[dtype]})", ATOM, (ATOM,))
 
 
 def _comparison(symbol: str) -> Spelling:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from snncc.frontend.operators.invocation import Call
-from snncc.frontend.operators.rewrites import REWRITES
+from snncc.frontend.operators.rewrites import REWRITES, quotient
 from snncc.frontend.operators.spellings import operators
 
 Function = Callable[..., Any]
@@ -36,7 +36,8 @@ def meaning_of(name: str, function: Function) -> Meaning:
         bound = None if operator is None else operator.bind(args, kwargs)
         if operator is None or bound is None:
             return _as_written(name, function, args, kwargs)
-        return Call(operator.target, *bound)
+        call = Call(operator.target, *bound)
+        return quotient(call) if operator.target is torch.div else call
 
     return meaning
 

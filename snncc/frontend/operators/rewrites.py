@@ -1,11 +1,14 @@
 """Spellings that mean a canonical call with other arguments, or a nest of two calls.
 
 ``1 / x`` is ``mul(reciprocal(x), 1)`` because that is what torch computes; ``x.clamp_min(0)`` is
-``clamp(x, 0, None)``.  Every rewrite is exact: same operations, same rounding.
+``clamp(x, 0, None)``.  On a GPU ``x / 3.0`` is ``mul(x, 1 / 3.0)``, for the same reason.  Every
+rewrite is exact: same operations, same rounding.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +41,24 @@ def _reversed_subtraction(x: Tensor, other: Any, *, alpha: float = 1) -> Call:
 
 def _reversed_division(x: Tensor, other: Any) -> Call:
     return Call(torch.mul, (Call(torch.reciprocal, (x,)), other))
+
+
+def quotient(call: Call) -> Call:
+    """Return what torch computes for a canonical division.
+
+    On a GPU it multiplies by the reciprocal of a divisor that is a Python number, rounded to the
+    type in which it computes.  That is the quotient for powers of two, and may miss it elsewhere.
+    """
+    x, divisor = call.args
+    if type(divisor) not in (int, float) or not isinstance(x, Tensor) or call.kwargs:
+        return call
+    if x.device.type != "cuda" or x.is_complex():
+        return call
+    real = ctypes.c_double if x.dtype == torch.float64 else ctypes.c_float
+    rounded = real(divisor).value
+    inverse = real(1.0 / rounded if rounded else math.copysign(math.inf, rounded)).value
+    is_exact = math.isfinite(inverse) and abs(math.frexp(rounded)[0]) == 0.5
+    return call if is_exact else Call(torch.mul, (x, inverse))
 
 
 def _floor_divide(x: Any, other: Any) -> Call:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from snncc.ir.nodes import Binary, Const, Expr, Op, Select, Unary
+from snncc.ir.nodes import HALF_ROUNDINGS, Binary, Const, Expr, Op, Select, Unary
 
 Partials = tuple[tuple[Expr, Expr], ...]
 
@@ -37,6 +37,7 @@ UNARY_RULES: Mapping[Op, Callable[[Expr, Expr, Expr], Expr]] = {
     Op.TANH: lambda a, y, g: _mul(g, Binary(Op.SUB, ONE, _mul(y, y))),
     Op.SIN: lambda a, y, g: _mul(g, Unary(Op.COS, a)),
     Op.COS: lambda a, y, g: _mul(g, _neg(Unary(Op.SIN, a))),
+    **dict.fromkeys(HALF_ROUNDINGS, lambda a, y, g: g),
 }
 
 

@@ -103,6 +103,12 @@ class LoopBuilder:
             return self.body.placeholder(name)
 
 
+def of_type(value: Node, like: Node) -> Node:
+    """Return a value of a reverse body, marked with the type of a forward value."""
+    value.meta.setdefault("dtype", like.meta.get("dtype"))
+    return value
+
+
 def renamed(loop: TimeLoop, body: torch.fx.Graph, name: dict[str, str]) -> TimeLoop:
     """Return a loop with another body.
 

@@ -28,12 +28,13 @@ from torch import Tensor
 
 from snncc.errors import InternalError
 from snncc.ir.adjoint_ops import fit_gradient, fit_lanes, fit_sequence, in_last_step
+from snncc.ir.interpret import HALVES
 from snncc.ir.local_gradient import LocalGradient
 from snncc.ir.loop_call import LoopAdjoint, LoopCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.step_call import StepCall, output_name, step_inputs
 from snncc.ir.time_loop import Fill, TimeLoop
-from snncc.passes.loops.builder import LoopBuilder
+from snncc.passes.loops.builder import LoopBuilder, of_type
 from snncc.passes.loops.find_gradients import find_gradients
 from snncc.passes.loops.product_rules import Product
 from snncc.passes.loops.reverse_step import Demand, reverse_step
@@ -145,7 +146,8 @@ class _Adjoint:
                     self.ends[node] = cotangent
                     continue
                 cotangent = self.call(in_last_step, cotangent, self.training.steps())
-            self.terms[node].append(self.reverse.step(f"g_{node.name}", cotangent))
+            place = self.reverse.step(f"g_{node.name}", cotangent)
+            self.terms[node].append(of_type(place, node))
 
     def is_read(self, update: Node) -> bool:
         return any(u is update and self.places(c) for c, u in self.updates.items())
@@ -171,7 +173,7 @@ class _Adjoint:
                 initial = self.ends.pop(update, None) if update in self.active else None
                 if initial is None:  # no cotangent comes from after the last step
                     initial = self.call(torch.zeros_like, self.training.last(update))
-                place = self.reverse.carry(f"g_{carry.name}", initial)
+                place = of_type(self.reverse.carry(f"g_{carry.name}", initial), update)
                 self.waiting.append((place, source))
                 self.carried[carry].append(place)
                 if update in self.active:
@@ -208,6 +210,11 @@ class _Adjoint:
             summed=[name for name in wanted if self.training.is_invariant(inputs[name])],
             stored=frozenset(self.training.stored_names(unit)),
             passed=[name for name, node in outputs.items() if self.is_free(node)],
+            halves={
+                name: node.meta["dtype"]
+                for name, node in (inputs | outputs).items()
+                if node.meta.get("dtype") in HALVES
+            },
         )
         found = reverse_step(step.recurrence, demand)
         arguments: dict[str, Node] = {}
@@ -219,7 +226,7 @@ class _Adjoint:
             name: self.reverse.carry(before, Fill(0.0)) for name, (before, _) in found.sums.items()
         }
         arguments |= {found.sums[name][0]: place for name, place in sums.items()}
-        values = self.emit_step(StepCall(found.recurrence, step.dtype), arguments)
+        values = self.emit_step(StepCall(found.recurrence, step.dtype, found.narrow), arguments)
         lanes = unit.outputs[0].meta["shape"]
         for name, gradient in found.gradients.items():
             self.give(unit, inputs[name], values.get(gradient) or arguments[gradient], lanes)
@@ -278,6 +285,7 @@ class _Adjoint:
             grown = (missing + d for d, n in enumerate(own) if n != lanes[missing + d])
             dims = (*range(missing), *grown)
             gradient = self.reverse.emit(fit_lanes, gradient, dims, len(own))
+        of_type(gradient, node)
         if node in self.updates:
             self.given[unit, node] = gradient
         else:

@@ -19,9 +19,12 @@ from typing import Any
 import torch
 import torch.fx
 
+from snncc.frontend.operators.canonical import cast
+from snncc.ir.interpret import HALVES
 from snncc.ir.time_loop import Fill, TimeLoop
 from snncc.passes.hoisting.find_recurrences import FLOATS, effect, elementwise, is_complex
 from snncc.passes.loops.start_shapes import can_broadcast
+from snncc.passes.scalars.half_types import can_round
 
 Node = torch.fx.Node
 Edges = Mapping[Node, list[Node]]
@@ -29,7 +32,10 @@ Edges = Mapping[Node, list[Node]]
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
-    """What operators of one kernel have in common: the shape of the lanes and the working type."""
+    """What operators of one kernel have in common: the shape of the lanes and the working type.
+
+    Half types are computed in float32.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -43,10 +49,15 @@ class StepGroup:
     lanes: Lanes | None
 
 
-def find_step_groups(loop: TimeLoop) -> tuple[StepGroup, ...]:
-    """Partition the operators of a loop's body, in an order in which they can run."""
+def find_step_groups(loop: TimeLoop, *, halves: bool = False) -> tuple[StepGroup, ...]:
+    """Partition the operators of a loop's body, in an order in which they can run.
+
+    Args:
+        loop: The loop.
+        halves: Whether kernels can read and write values of half types.
+    """
     nodes = [n for n in loop.body.nodes if n.op == "call_function"]
-    lanes = _find_lanes(loop, nodes)
+    lanes = _find_lanes(loop, nodes, halves=halves)
     level = assign_levels(nodes, dependencies(loop, nodes), lanes.get)
     members: dict[Hashable, list[Node]] = {}
     for node in nodes:
@@ -109,29 +120,41 @@ def _shapes_needed(loop: TimeLoop) -> dict[Node, Node]:
     }
 
 
-def _find_lanes(loop: TimeLoop, nodes: Sequence[Node]) -> dict[Node, Lanes]:
+def _find_lanes(loop: TimeLoop, nodes: Sequence[Node], *, halves: bool) -> dict[Node, Lanes]:
     """Return the lanes of every operator that can be part of a kernel."""
-    floats = {n.meta["dtype"] for n in loop.body.nodes if n.meta.get("dtype") in FLOATS}
+    working = {dtype: dtype for dtype in FLOATS}
+    working |= dict.fromkeys(HALVES, torch.float32) if halves else {}
+    seen = (n.meta.get("dtype") for n in loop.body.nodes)
+    floats = {working[dtype] for dtype in seen if dtype in working}
     only = next(iter(floats)) if len(floats) == 1 else None
     lanes: dict[Node, Lanes] = {}
     for node in nodes:
-        shape, dtype = node.meta.get("shape"), _working_type(node) or only
-        if shape and dtype is not None and is_fusible(node):
+        shape, dtype = node.meta.get("shape"), _working_type(node, working) or only
+        if shape and dtype is not None and is_fusible(node, halves=halves):
             lanes[node] = Lanes(tuple(shape), dtype)
     _widen(loop, nodes, lanes)
     return lanes
 
 
-def is_fusible(node: Node) -> bool:
+def is_fusible(node: Node, *, halves: bool) -> bool:
     """Tell whether an operator can be part of a fused step: elementwise, on floats and bools."""
-    return not is_complex(node) and elementwise(node, ()) is None
+    if is_complex(node) or (halves and not can_round(node)):
+        return False
+    rejection = elementwise(node, (), halves=halves)
+    return rejection is None or (halves and _narrows(node) and rejection.code == "mixed-dtype")
 
 
-def _working_type(node: Node) -> torch.dtype | None:
+def _narrows(node: Node) -> bool:
+    """Tell whether an operator rounds float32 to a half type."""
+    source = node.args[0] if node.target is cast else None
+    is_single = isinstance(source, Node) and source.meta.get("dtype") is torch.float32
+    return is_single and node.meta["dtype"] in HALVES
+
+
+def _working_type(node: Node, working: Mapping[torch.dtype, torch.dtype]) -> torch.dtype | None:
     for seen in (node, *node.all_input_nodes):
-        if seen.meta.get("dtype") in FLOATS and seen.meta.get("shape"):
-            dtype: torch.dtype = seen.meta["dtype"]
-            return dtype
+        if seen.meta.get("dtype") in working and seen.meta.get("shape"):
+            return working[seen.meta["dtype"]]
     return None
 
 

@@ -9,6 +9,9 @@ operators between two products are one call, ``v, s = step(v, x[t], r)``.  The p
 calls that the user's code makes, on the operands that it has, so a loop is still run one step
 after another, and each value is rounded as before.
 
+Half types, which kernels for GPUs read and write, are computed in float32, and each operator is
+rounded as torch rounds it (`half_types`).
+
 Precondition: something is elementwise, and on floats of one type.
 Numerics: bitwise.
 Source: `find_step_groups` says which operators share a call.
@@ -27,6 +30,7 @@ import torch.fx
 
 from snncc.frontend.operators.canonical import cast
 from snncc.frontend.variables import variable_of
+from snncc.ir.interpret import HALVES
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.step_call import StepCall
@@ -45,10 +49,14 @@ Node = torch.fx.Node
 
 @dataclass(frozen=True, slots=True)
 class FuseSteps:
-    """Turn every residual loop that has an elementwise part into a `LoopCall`."""
+    """Turn every residual loop that has an elementwise part into a `LoopCall`.
+
+    ``halves`` tells whether kernels can read and write values of half types.
+    """
 
     name = "fuse-steps"
     numerics = Numerics.BITWISE
+    halves: bool = False
 
     def run(self, graph: torch.fx.Graph) -> torch.fx.Graph:
         """Return the graph with the steps of its recurrent loops fused."""
@@ -57,7 +65,7 @@ class FuseSteps:
         result = copy_graph(graph)
         for node in result.nodes:
             if isinstance(node.target, TimeLoop) and node.target.carries:
-                fused = fuse_steps(node.target, node.args)
+                fused = fuse_steps(node.target, node.args, halves=self.halves)
                 if not isinstance(fused, Rejection):
                     node.target = LoopCall(fused)
                 elif fused.code == "start-shape":
@@ -65,16 +73,21 @@ class FuseSteps:
         return result
 
 
-def fuse_steps(loop: TimeLoop, operands: Sequence[Any] = ()) -> TimeLoop | Rejection:
+def fuse_steps(
+    loop: TimeLoop, operands: Sequence[Any] = (), *, halves: bool = False
+) -> TimeLoop | Rejection:
     """Return a loop whose body calls one `StepCall` for each group of elementwise operators.
 
     Args:
         loop: The loop.
         operands: The nodes that it is called with.
+        halves: Whether kernels can read and write values of half types.
     """
     named = settle_start_shapes(_with_names(loop))
-    groups = find_step_groups(named)
-    if not any(group.lanes or find_product(named, group.nodes[0]) for group in groups):
+    groups = find_step_groups(named, halves=halves)
+    products = (find_product(named, group.nodes[0]) for group in groups if group.lanes is None)
+    types = {product.node.meta["dtype"] for product in products if product}
+    if not any(group.lanes for group in groups) and types <= {*HALVES}:
         return Rejection("not-elementwise", "no part of its step can be fused")
     fused = {node for group in groups if group.lanes for node in group.nodes}
     fitted = fit_starts(named, operands, lambda n: n in fused or find_product(named, n) is not None)
@@ -157,8 +170,10 @@ class _Fused:
     def emit_step(self, name: str, nodes: tuple[Node, ...], lanes: Lanes) -> None:
         """Emit one call for a group and bind its outputs."""
         outputs = [n for n in nodes if self.is_needed(n)]
-        scalar = scalarize(name, nodes, {}, lambda _: True, (outputs, []))
-        target = StepCall(simplify_step(scalar.recurrence), lanes.dtype)
+        scalar = scalarize(name, nodes, {}, lambda _: True, (outputs, []), halves=True)
+        types = zip(scalar.recurrence.outputs, (n.meta["dtype"] for n in outputs), strict=True)
+        narrow = tuple((output, dtype) for output, dtype in types if dtype in HALVES)
+        target = StepCall(simplify_step(scalar.recurrence), lanes.dtype, narrow)
         call = self.emit(
             target, *(self.floats[self.node_of(p)] for p in scalar.steps), like=nodes[0]
         )
@@ -166,7 +181,7 @@ class _Fused:
             self.floats[node] = value = self.body.create_node(
                 "call_function", operator.getitem, (call, position), {}, node.name
             )
-            value.meta = node.meta | {"dtype": lanes.dtype}
+            value.meta = node.meta | {"dtype": target.type_of(scalar.recurrence.outputs[position])}
             if node.meta.get("dtype") == torch.bool and self.is_needed_as_bool(node):
                 value = self.emit(cast, value, torch.bool, like=node)
             self.values[node] = value

@@ -28,7 +28,9 @@ from snncc.ir.adjoint_ops import (
     rows_product,
     rows_sum,
 )
+from snncc.ir.interpret import HALVES
 from snncc.ir.time_loop import TimeLoop
+from snncc.passes.hoisting.find_recurrences import FLOATS
 
 Node = torch.fx.Node
 Emit = Callable[..., Node]
@@ -69,7 +71,7 @@ def find_product(loop: TimeLoop, node: Node) -> Product | None:
 
 
 def _floating(*nodes: Node) -> bool:
-    return all(n.meta.get("dtype") in (torch.float32, torch.float64) for n in nodes)
+    return all(n.meta.get("dtype") in (*FLOATS, *HALVES) for n in nodes)
 
 
 def _linear(node: Node) -> Product | None:

@@ -15,7 +15,9 @@ Source: `differentiate` for the adjoint, `cheapest_basis` for what is kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, Var
 from snncc.ir.walk import bool_lets, calls_maths, let_reads
@@ -39,6 +41,7 @@ class ReverseStep:
             of the input that holds it.
         gradients: For each input of the step that was asked for, the output with its gradient, or
             the cotangent that is its gradient.
+        narrow: Outputs that are of a half type, as pairs of their name and the type.
         sums: For each input whose gradient is summed, the input and the output with the sum.
     """
 
@@ -47,6 +50,7 @@ class ReverseStep:
     kept: dict[str, str]
     gradients: dict[str, str]
     sums: dict[str, tuple[str, str]]
+    narrow: tuple[tuple[str, torch.dtype], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Demand:
         summed: Those of them whose gradient is summed over all steps.
         stored: Names of inputs and outputs whose value exists for every step anyway.
         passed: Names of outputs whose cotangent may be given on as it is, without a copy.
+        halves: The types of inputs and outputs that are of a half type.
     """
 
     cotangents: Mapping[str, int]
@@ -66,6 +71,7 @@ class Demand:
     summed: Sequence[str] = ()
     stored: frozenset[str] = frozenset()
     passed: Sequence[str] = ()
+    halves: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
 def reverse_step(step: Recurrence, demand: Demand) -> ReverseStep:
@@ -86,15 +92,20 @@ def reverse_step(step: Recurrence, demand: Demand) -> ReverseStep:
     found = dict(zip(step.step_inputs, adjoint.step_gradients, strict=True))
     gradients = {name: found[name] or builder.zero() for name in demand.wanted}
     sums = {name: builder.accumulate(name, gradients.pop(name)) for name in demand.summed}
-    free = {place for name in demand.passed for place in places.get(name, ())}
+    halves = {name: demand.halves[name] for name in gradients if name in demand.halves}
+    gradients |= {name: builder.copy(gradients[name]) for name in halves}
+    free = {place: name for name in demand.passed for place in places.get(name, ())}
+    known = {place: demand.halves.get(name) for place, name in free.items()}
     whole = builder.recurrence(f"{step.name}_adjoint", gradients, sums)
-    gradients = _without_copies(whole, gradients, free)
+    gradients = _without_copies(whole, gradients, known, halves)
     used = [name for name in gradients.values() if name not in free]
     recurrence = _without_unread(
         builder.recurrence(whole.name, {name: name for name in used}, sums)
     )
     left = {name: place for name, place in read.items() if place in recurrence.step_inputs}
-    return ReverseStep(recurrence, places, left, gradients, sums)
+    narrow = dict.fromkeys((gradients[name], dtype) for name, dtype in halves.items())
+    written = tuple(pair for pair in narrow if pair[0] not in free)
+    return ReverseStep(recurrence, places, left, gradients, sums, written)
 
 
 class _Builder:
@@ -135,6 +146,11 @@ class _Builder:
         stored = self.add_input(self.fresh(f"{name}_stored"))
         self.lets.append(Let(name, Binary(Op.NE, Var(stored), Const(0.0))))
         return stored
+
+    def copy(self, name: str) -> str:
+        copy = self.fresh(f"{name}_half")
+        self.lets.append(Let(copy, Var(name)))
+        return copy
 
     def zero(self) -> str:
         name = self.fresh("zero")
@@ -183,17 +199,22 @@ def _recomputed(step: Recurrence, residuals: tuple[str, ...], kept: tuple[str, .
 
 
 def _without_copies(
-    recurrence: Recurrence, gradients: Mapping[str, str], free: set[str]
+    recurrence: Recurrence,
+    gradients: Mapping[str, str],
+    free: Mapping[str, torch.dtype | None],
+    halves: Mapping[str, torch.dtype],
 ) -> dict[str, str]:
     """Replace gradients that equal one another, or a cotangent, by the first of their kind."""
     values = {let.name: let.expr for let in recurrence.lets}
-    first: dict[Expr, str] = {Var(name): name for name in free}
+    first: dict[tuple[Expr, torch.dtype | None], str] = {
+        (Var(name), dtype): name for name, dtype in free.items()
+    }
     found: dict[str, str] = {}
     for name, gradient in gradients.items():
-        expr = values[gradient]
-        known = first.get(expr) or first.get(Var(gradient))
-        found[name] = known or first.setdefault(expr, gradient)
-        first.setdefault(Var(gradient), found[name])
+        expr, dtype = values[gradient], halves.get(name)
+        known = first.get((expr, dtype)) or first.get((Var(gradient), dtype))
+        found[name] = known or first.setdefault((expr, dtype), gradient)
+        first.setdefault((Var(gradient), dtype), found[name])
     return found
 
 

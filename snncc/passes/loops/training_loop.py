@@ -18,8 +18,9 @@ from snncc.ir.adjoint_ops import collected
 from snncc.ir.local_gradient import Noted
 from snncc.ir.step_call import StepCall, output_name, step_inputs
 from snncc.ir.time_loop import Result, TimeLoop
-from snncc.passes.loops.builder import LoopBuilder, renamed
+from snncc.passes.loops.builder import LoopBuilder, of_type, renamed
 from snncc.passes.loops.units import Unit
+from snncc.passes.scalars.half_types import half_of
 
 Node = torch.fx.Node
 
@@ -115,10 +116,16 @@ class TrainingLoop:
         outputs = {output_name(output): output for output in unit.outputs}
         if name in inputs or name in outputs:
             return self.value_of(reverse, inputs.get(name) or outputs[name])
-        return reverse.step(name, self.keep(LetKey(unit, name)))
+        place = reverse.step(name, self.keep(LetKey(unit, name)))
+        lets = unit.step.recurrence.lets if unit.step else ()
+        place.meta["dtype"] = next(half_of(let.expr) for let in lets if let.name == name)
+        return place
 
     def value_of(self, reverse: LoopBuilder, node: Node) -> Node:
         """Return the node of the reverse body that holds a forward value."""
+        return of_type(self._value_of(reverse, node), node)
+
+    def _value_of(self, reverse: LoopBuilder, node: Node) -> Node:
         if node in self.fixed:
             return reverse.invariant(node.name, self.operands[self.fixed[node]])
         if node in self.tables:
@@ -213,7 +220,10 @@ class _Copy:
         recurrence, call = step.recurrence, self.copies[unit.nodes[0]]
         first = len(recurrence.outputs)
         outputs = (*recurrence.outputs, *(key.name for key in keys))
-        call.target = StepCall(replace(recurrence, outputs=outputs), step.dtype)
+        values = {let.name: let.expr for let in recurrence.lets}
+        halves = ((key.name, half_of(values[key.name])) for key in keys)
+        narrow = (*step.narrow, *((name, half) for name, half in halves if half is not None))
+        call.target = replace(step, recurrence=replace(recurrence, outputs=outputs), narrow=narrow)
         for position, key in enumerate(keys, first):
             self.lets[key] = self.body.create_node(
                 "call_function", operator.getitem, (call, position), {}, key.name

@@ -35,6 +35,7 @@ from snncc.ir.time_loop import Carry, Fill
 from snncc.ir.walk import is_bool
 from snncc.passes.base import Rejection
 from snncc.passes.hoisting.find_recurrences import is_complex
+from snncc.passes.scalars import half_types
 from snncc.passes.scalars.complex_ops import COMPLEX_OPS
 from snncc.passes.scalars.expressions import expression_of, literal, operands
 from snncc.passes.scalars.scalar_ops import Scope, is_set
@@ -83,12 +84,14 @@ class Neuron:
     has_products: bool
 
 
-def scalarize(
+def scalarize(  # noqa: PLR0913 - the nodes, and how they are seen from outside
     name: str,
     nodes: Iterable[torch.fx.Node],
     carries: Mapping[torch.fx.Node, tuple[Carry, torch.fx.Node]],
     per_step: Callable[[torch.fx.Node], bool],
     wanted: tuple[list[torch.fx.Node], list[torch.fx.Node]],
+    *,
+    halves: bool = False,
 ) -> Neuron:
     """Return the recurrence of the nodes of a neuron.
 
@@ -98,8 +101,9 @@ def scalarize(
         carries: For each carry placeholder among them the carry and its update node.
         per_step: Tells whether an outside node has a value for each step (else: for each lane).
         wanted: The nodes needed at every step, and those whose last value is needed.
+        halves: Whether values of half types are rounded to them, as by torch.
     """
-    builder = _Builder(per_step)
+    builder = _Builder(per_step, halves)
     nodes = list(nodes)
     for node in nodes:
         if node in carries:
@@ -143,6 +147,7 @@ class _Builder:
     """Builds a recurrence; ``flags`` are the names of floats that stand for bools."""
 
     per_step: Callable[[torch.fx.Node], bool]
+    halves: bool = False
     names: dict[torch.fx.Node, tuple[str, ...]] = field(default_factory=dict)
     inputs: list[Input] = field(default_factory=list)
     steps: list[Port] = field(default_factory=list)
@@ -209,6 +214,13 @@ class _Builder:
 
     def build(self, node: torch.fx.Node, operand: Callable[[Any], Any]) -> Any:
         """Return the expression of one elementwise node: a pair for a complex number."""
+        if self.halves:
+            value = self.build_plainly(node, lambda a: half_types.converted(node, a, operand(a)))
+            return half_types.rounded(node, value)
+        return self.build_plainly(node, operand)
+
+    def build_plainly(self, node: torch.fx.Node, operand: Callable[[Any], Any]) -> Any:
+        """Return the expression of one elementwise node on operands of the working type."""
         args, kwargs = operands(node.args, node.kwargs, operand)
         expr: Any
         if is_complex(node):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,24 +60,26 @@ class GpuStepKernel:
         inputs = Inputs(layout, examples, dict.fromkeys(examples, Rank.STEP))
         copied = frozenset(name for i, name in enumerate(examples) if i in inputs.copied)
         if copied:
-            whole = Operand.of(lanes)
-            fitting = {n: whole if n in copied else o for n, o in operands.items()}
+            fitting = {n: o.spread(lanes) if n in copied else o for n, o in operands.items()}
             return replace(self.bind(fitting), copied=copied)
         names = self.call.recurrence.outputs
-        shape = Shape((1, *lanes), layout.step_strides, self.call.dtype)
-        arrays = Arrays({Role.OUTPUT: dict.fromkeys(names, shape)})
+        shapes = {
+            name: Shape((1, *lanes), layout.step_strides, self.call.type_of(name)) for name in names
+        }
+        arrays = Arrays({Role.OUTPUT: shapes})
         kernel = self._load(inputs)
-        call = Call(kernel, inputs, arrays, self._blocks(inputs.layout), self._device)
+        types = {*inputs.dtypes, *(shape.dtype for shape in shapes.values())}
+        call = Call(kernel, inputs, arrays, self._blocks(inputs.layout, types), self._device)
         slots = {name: i for i, name in enumerate((*examples, *names))}
         return BoundGpuStep(call, lanes, slots)
 
     def _example(self, operand: Operand) -> Tensor:
         """Return a tensor without data, of one step."""
         sizes, strides = (1, *operand.sizes), (0, *operand.strides)
-        return torch.empty_strided(sizes, strides, dtype=self.call.dtype, device="meta")
+        return torch.empty_strided(sizes, strides, dtype=operand.dtype, device="meta")
 
-    def _blocks(self, layout: Layout) -> Blocks:
-        vector = ALIGNMENT // self.call.dtype.itemsize
+    def _blocks(self, layout: Layout, types: Collection[torch.dtype]) -> Blocks:
+        vector = ALIGNMENT // max(dtype.itemsize for dtype in types)
         block, warps = self._machine.blocks(math.prod(extents(layout)), vector)
         return Blocks(block, warps, group=1, chunk=1, folds=(), vector=vector)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import LaunchError
+from snncc.ir.interpret import HALVES
 from snncc.ir.step_call import StepCall, step_inputs
 from snncc.runtime.binaries.cache import CACHE, KernelCache
 from snncc.runtime.gpu.step_kernel import BoundGpuStep, GpuStepKernel
@@ -33,6 +34,10 @@ class Supply(Enum):
     ROWS = "rows"  # a row that the loop has written
     NUMBER = "number"  # a number of each step
     COPY = "copy"  # a copy into a buffer, at each step
+
+
+# Kernels see the very values of these.
+_AS_THEY_ARE = frozenset({Supply.FIXED, Supply.GIVEN, Supply.ROWS})
 
 
 @dataclass(frozen=True)
@@ -159,19 +164,26 @@ class LoopPlan:
         if node in sketch.tables:
             return Supply.NUMBER
         base = sketch.reading(node).base
-        if base not in sketch.given and self.is_array(base) and self.dtype(base) == dtype:
+        is_written = base not in sketch.given and self.is_array(base)
+        if is_written and self._reads(self.dtype(base), dtype):
             return Supply.ROWS
         if node in sketch.given:
             sequence = operands[sketch.given[node].operand]
-            if isinstance(sequence, Tensor) and sequence.dtype == dtype:
+            if isinstance(sequence, Tensor) and self._reads(sequence.dtype, dtype):
                 return Supply.GIVEN if sequence.device == self.device else Supply.COPY
         return Supply.COPY
 
+    def _reads(self, dtype: torch.dtype, working: torch.dtype) -> bool:
+        """Tell whether a kernel of a working type reads values of a type as they are."""
+        return dtype == working or (self.on_gpu and dtype in HALVES)
+
     def _operand(self, node: Node, supply: Supply, dtype: torch.dtype) -> Operand:
         like = self.like[node.name]
-        outside = supply in (Supply.FIXED, Supply.GIVEN)
-        strides = like.stride() if outside and like is not None and like.dtype == dtype else None
-        return Operand.of(self.sizes(node), strides, fixed=supply is Supply.FIXED)
+        as_it_is = like is not None and self._reads(like.dtype, dtype)
+        if like is None or not as_it_is or supply not in _AS_THEY_ARE:
+            return Operand.of(dtype, self.sizes(node), fixed=supply is Supply.FIXED)
+        strides = None if supply is Supply.ROWS else like.stride()
+        return Operand.of(like.dtype, self.sizes(node), strides, fixed=supply is Supply.FIXED)
 
 
 def rehearse(sketch: LoopSketch, operands: Sequence[Any], length: int) -> dict[str, Any]:

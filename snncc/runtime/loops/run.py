@@ -170,7 +170,7 @@ class _Call:
             assert isinstance(cells, Rows)
             places[name] = self.plan.places.of_rows(cells)
         for name in bound.slots.keys() - places.keys():
-            places[name] = self.hold(self.empty(bound.lanes, step.dtype))
+            places[name] = self.hold(self.empty(bound.lanes, step.type_of(name)))
         return places
 
     def locate(self, call: Node) -> dict[str, Addresses]:
@@ -200,7 +200,7 @@ class _Call:
 
     def supply(self, call: Node, name: str, node: Node, copies: list[Run]) -> Any:
         """Return where a fused step finds an input; add the copies that this takes."""
-        bound, dtype = self.plan.bound[call], call.target.dtype  # type: ignore[union-attr]
+        bound, dtype = self.plan.bound[call], self.plan.seen[call][name].dtype
         whole = bound.lanes if name in bound.copied else None
         match self.plan.supplies[call][name]:
             case Supply.FIXED:

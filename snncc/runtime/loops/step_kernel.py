@@ -30,19 +30,31 @@ Addresses = int | Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """What a step reads: the sizes and strides of the value of one step.
+    """What a step reads: the type, sizes and strides of the value of one step.
 
     ``fixed`` says that it is the same at all steps.
     """
 
+    dtype: torch.dtype
     sizes: Sizes
     strides: Sizes
     fixed: bool
 
     @classmethod
-    def of(cls, sizes: Sizes, strides: Sizes | None = None, *, fixed: bool = False) -> Operand:
+    def of(
+        cls,
+        dtype: torch.dtype,
+        sizes: Sizes,
+        strides: Sizes | None = None,
+        *,
+        fixed: bool = False,
+    ) -> Operand:
         """Return an operand; without strides it is contiguous."""
-        return cls(sizes, strides or dense_strides(sizes, range(len(sizes))), fixed)
+        return cls(dtype, sizes, strides or dense_strides(sizes, range(len(sizes))), fixed)
+
+    def spread(self, lanes: Sizes) -> Operand:
+        """Return the operand as a contiguous copy that changes from step to step."""
+        return Operand.of(self.dtype, lanes)
 
 
 class StepKernel:
@@ -67,8 +79,7 @@ class StepKernel:
         placed = dict(zip(arrays, place(layout, list(arrays.values())), strict=True))
         copied = frozenset(name for name, seen in placed.items() if seen.copy is not None)
         if copied:
-            whole = Operand.of(lanes)
-            fitting = {n: whole if n in copied else o for n, o in operands.items()}
+            fitting = {n: o.spread(lanes) if n in copied else o for n, o in operands.items()}
             return replace(self.bind(fitting, threads), copied=copied)
         kernel = self._load(uniform_names(placed))
         schedule = make_schedule(kernel.signature, layout, threads)
