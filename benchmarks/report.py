@@ -50,7 +50,8 @@ FORMS = """Training steps of one layer, from one lane to many: fused time, chunk
 side (backward; forward too where no spike changes a state), and parallel resets.
 "Estimated" is what mode `auto` expects at prices that were fitted on these very runs.
 """
-HARD_RESET = """One layer of LIF neurons with a decay of 0.9 and hard reset, one sample, forward.
+HARD_RESET = """One layer of LIF neurons with a decay of 0.9 and hard reset, one sample: forward,
+and training steps, in which backward runs by chunks where its sizes say that this pays.
 Chunks of time at once, over the same kernels in one run over all steps; "again" tells how many
 chunks had to run again, and how many steps in serial order after that.
 """

@@ -5,13 +5,14 @@ sweeps there are until no spike changes, which share of its spikes is wrong afte
 the contraction bound of the published argument.  At a large decay sweeps converge slowly, whatever
 the threshold function; the report says so and so does a warning.
 
-Source: FPT, arXiv 2506.12087; the bound is ``alpha / 4 * decay (1 - decay^(T-1)) / (1 - decay)``.
+Source: FPT, arXiv 2506.12087; with a soft reset by V the bound is ``V alpha / 4 * d (1 - d^(T-1)) /
+(1 - d)``, d the magnitude of the decay.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +24,17 @@ from torch import Tensor
 from snncc.equivalence.translation import interpret_graph
 from snncc.errors import NumericsWarning
 from snncc.frontend.state.sources import gather, preserved
+from snncc.ir.interpret import evaluate
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import Const, FixedPoint, FusedTime, Recurrence
+from snncc.ir.neuron_class import Reset, Role
+from snncc.ir.nodes import Expr, FixedPoint, FusedTime, Let, Op, Recurrence, Unary, Var
 from snncc.ir.program import NeuronProgram
+from snncc.ir.walk import bool_lets, names_read
 from snncc.module import compile_model
 from snncc.options import Options
+from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.classify_neurons import classify_neuron
+from snncc.passes.meaning.find_feedback import find_feedback
 from snncc.passes.parallel.parallelize_fixed_point import parallelize
 from snncc.reporting.report import render
 from snncc.runtime.launch import DTYPES
@@ -40,6 +46,8 @@ SWEEPS = (1, 2, 3, 5, 10)
 _SLOW = 0.125
 # The steepness of the last sweep of the published schedule.
 _STEEPNESS = 12.0
+# States that only hold or count what the neuron gives.
+_BYSTANDERS = (Role.SPIKE, Role.LAST, Role.SUM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +59,10 @@ class Convergence:
         steps: T.
         sweeps: Sweeps until no spike changes.
         mismatch: For each number in `SWEEPS` the share of spikes that differ from the serial ones.
-        decay: The decay of its membrane potential, where it is a number.
-        bound: The contraction bound at this decay; below one, sigmoids are sure to converge.
+        decay: The decay of its membrane potential as it is now, the largest in magnitude where
+            neurons differ; None where it varies with the step.
+        bound: The contraction bound at this decay; below one, sigmoids are sure to converge.  None
+            where the argument does not hold: it is one about soft resets.
     """
 
     name: str
@@ -128,21 +138,30 @@ def _measure(program: NeuronProgram, values: tuple[Any, ...]) -> Convergence:
     """Sweep over all steps at once, on the CPU, where a kernel keeps sequences of any length."""
     length, *given = values
     arguments = tuple(_on_cpu(value) for value in given)
-    outputs = len(program.forward.outputs)
-    written = replace(program, forward=replace(program.forward, form=FusedTime()), sweep=None)
+    forward = program.forward
+    written = NeuronProgram(replace(_giving_spikes(forward), form=FusedTime()))
     serial = Neuron(written).run(arguments, length)
-    steps = int(serial[0].shape[0]) if outputs else int(length)
+    steps = int(serial[0].shape[0])
     exact = Neuron(program, scratch_bytes=1 << 40)  # one chunk, however many steps there are
     exact.run(arguments, length)
     mismatch = []
     for sweeps in SWEEPS:
         few = parallelize(written, FixedPoint(sweeps, None))
         assert isinstance(few, NeuronProgram)
-        mismatch.append(_wrong(serial[:outputs], Neuron(few).run(arguments, length)[:outputs]))
-    decay = _decay(program.forward)
-    return Convergence(
-        program.forward.name, steps, exact.sweeps, tuple(mismatch), decay, _bound(decay, steps)
-    )
+        mismatch.append(_wrong(serial, Neuron(few).run(arguments, length)))
+    decay, bound = _contraction(forward, arguments, steps)
+    return Convergence(forward.name, steps, exact.sweeps, tuple(mismatch), decay, bound)
+
+
+def _giving_spikes(forward: Recurrence) -> Recurrence:
+    """Return a neuron whose outputs are the spikes that feed back, whatever it gives itself."""
+    bools, taken = bool_lets(forward.lets), names_in(forward)
+    lets, outputs = list(forward.lets), []
+    for cut in find_feedback(forward):
+        if cut in bools:
+            lets.append(Let(fresh_name(f"{cut}_fires", taken), Unary(Op.FLOAT, Var(cut))))
+        outputs.append(lets[-1].name if cut in bools else cut)
+    return replace(forward, lets=tuple(lets), outputs=tuple(outputs), finals=())
 
 
 def _on_cpu(value: Tensor) -> Tensor:
@@ -158,18 +177,41 @@ def _wrong(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     return max(shares, default=0.0)
 
 
-def _decay(forward: Recurrence) -> float | None:
-    """Return the decay of the membrane potential, where it is a number."""
-    membranes = classify_neuron(forward).membranes
-    decays = {m.decay.value for m in membranes if isinstance(m.decay, Const)}
-    return float(decays.pop()) if len(decays) == 1 else None
+def _contraction(
+    forward: Recurrence, arguments: Sequence[Tensor], steps: int
+) -> tuple[float | None, float | None]:
+    """Return the decay of the membrane potential, and how far an error of its spikes may spread.
+
+    The bound is that of a soft reset, where nothing else remembers a spike.
+    """
+    neuron = classify_neuron(forward)
+    values = dict(zip(forward.lane_inputs, arguments[len(forward.step_inputs) :], strict=True))
+    membrane = neuron.membranes[0] if len(neuron.membranes) == 1 else None
+    decay = None if membrane is None else _lane_value(membrane.decay, values)
+    if membrane is None or decay is None or not decay.numel():
+        return None, None
+    largest = float(decay.flatten()[decay.abs().argmax()])
+    changed = [s for s in neuron.states if s.reset is not Reset.NONE and s.role not in _BYSTANDERS]
+    amount = _lane_value(membrane.amount, values) if membrane.reset is Reset.SUBTRACT else None
+    if amount is None or not amount.numel() or changed != [membrane] or membrane.is_delayed:
+        return largest, None
+    return largest, _STEEPNESS / 4 * float(amount.abs().max()) * _reach(abs(largest), steps)
 
 
-def _bound(decay: float | None, steps: int) -> float | None:
-    if decay is None:
+def _lane_value(expr: Expr | None, values: Mapping[str, Tensor]) -> Tensor | None:
+    """Return what an expression is for each lane; None where it differs from step to step."""
+    if expr is None or not values.keys() >= {*names_read(expr)}:
         return None
-    reach = steps - 1 if decay == 1 else decay * (1 - decay ** (steps - 1)) / (1 - decay)
-    return _STEEPNESS / 4 * reach
+    like = next(iter(values.values()), torch.zeros(()))
+    return evaluate(expr, values, like)
+
+
+def _reach(decay: float, steps: int) -> float:
+    """Return the sum of the powers of a decay over the steps that remember a spike."""
+    if decay == 1:
+        return float(steps - 1)
+    power = float(torch.tensor(decay, dtype=torch.float64) ** (steps - 1))  # may be infinite
+    return decay * (1 - power) / (1 - decay)
 
 
 def _number(value: float | None) -> str:

@@ -439,6 +439,44 @@ def test_convergence_is_reported():
     assert "slow to converge" in str(slow)
 
 
+def potential(c):
+    """Gives its last potential alone."""
+    v = torch.zeros_like(c[0])
+    for t in range(c.shape[0]):
+        h = 0.9 * v + c[t]
+        v = h - ATan()(h - 1.0)
+    return v
+
+
+def by_channel(decays):
+    """Return a neuron whose decays were learned."""
+    neuron = LIF(0.5, learnable=True, shape=(2,), v_reset=None)
+    with torch.no_grad():
+        next(neuron.parameters()).copy_(torch.logit(torch.tensor(decays)))
+    return neuron
+
+
+@pytest.mark.parametrize(
+    ("model", "decay", "bound"),
+    [
+        (potential, 0.9, 27.0),
+        (by_channel([0.25, 0.9]), 0.9, 27.0),
+        (LIF(-0.9, v_threshold=0.5, v_reset=None), -0.9, 13.5),
+        (LIF(0.9), 0.9, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*converge slowly")
+def test_convergence_is_that_of_the_spikes(model, decay, bound):
+    """Whatever the neuron gives, whoever made its decay; the bound is one about soft resets."""
+    torch.manual_seed(0)
+    (found,) = snncc.convergence(model, torch.randn(100, 2) * 0.5 + 0.4).neurons
+
+    assert found.decay == pytest.approx(decay)
+    assert found.bound == (None if bound is None else pytest.approx(bound, rel=1e-3))
+    assert found.sweeps > 8
+    assert found.mismatch[0] > 0.01
+
+
 @pytest.mark.parametrize("schedule", [None, (1.0, 3.0, 12.0)], ids=["thresholds", "soft"])
 def test_a_number_of_sweeps_is_one_recurrence(schedule):
     """All sweeps advance together: streams, the interpreter and kernels agree.
