@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +45,7 @@ def open_stream(
     tape = compiled.recording.tape
     _refuse_held(tape)
     leaves = [leaf.detach() for leaf in gather(tape, model, args, kwargs)]
-    program = chunk_program(compiled, leaves)
+    program = chunk_program(compiled, leaves, writes_back=options.mode == "serial")
     arguments = _Arguments(model, tape, args, kwargs)
     interface = Interface(
         collect=arguments.collect,
@@ -144,9 +145,10 @@ class _Arguments:
             if axis is not None and index is not None:
                 given[index] = leaves[position] = leaves[position].narrow(axis, 0, 1)
         args, kwargs = pytree.tree_unflatten(given, spec)
-        with preserved(self._model, args, kwargs), torch.no_grad():
+        with preserved(self._model, args, kwargs), self._unwritten(), torch.no_grad():
             try:
-                expected = pytree.tree_leaves(self._model(*args, **kwargs))
+                leaves_now = pytree.tree_leaves(self._model(*args, **kwargs))
+                expected = [x.clone() if isinstance(x, Tensor) else x for x in leaves_now]
             except Exception as error:  # whatever the user's code raises
                 raise _another_first(f"on one step the model raises '{error}'") from error
         with torch.random.fork_rng(), torch.no_grad():
@@ -154,6 +156,17 @@ class _Arguments:
         actual = pytree.tree_leaves(finish(outputs[: len(program.output_axes)]))
         if len(expected) != len(actual) or not all(map(_is_same, expected, actual)):
             raise _another_first("on one step the model computes something else than in its first")
+
+    @contextmanager
+    def _unwritten(self) -> Iterator[None]:
+        """Undo what the model writes into its parameters, as a local rule of learning does."""
+        own = gather(self._tape, self._model, *self._example)
+        before = [(own[i].detach(), own[i].detach().clone()) for i in self._written]
+        try:
+            yield
+        finally:
+            for place, value in before:
+                place.copy_(value)
 
     def _checked(self, value: Any, position: int) -> Tensor:
         like = self._fixed[position]

@@ -25,7 +25,7 @@ def lif(x):
 
 
 def repeated(x):
-    return lif(x[0].unsqueeze(0).repeat(8, 1, 1))
+    return lif(x[0].repeat(8, 1).view(8, 3, 4))
 
 
 def reversed_time(x):

@@ -28,7 +28,7 @@ from snncc.ir.loop_call import LoopCall
 from snncc.ir.nodes import FixedPoint, Form, ParallelReset, Scan
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import Place
-from snncc.ir.tape import SourceKind, Tape
+from snncc.ir.tape import Position, SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
 from snncc.options import GPU_TARGETS, Options, TargetName, settings
 from snncc.passes import Pass, Rejection, passes_for, substituting
@@ -36,7 +36,7 @@ from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.passes.dynamic_decay.substitute_dynamic_decay import SubstituteDynamicDecay
 from snncc.passes.folding.fold_norms import FoldNorms
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
-from snncc.passes.neurons import neuron_nodes
+from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.passes.streams.stream_steps import stream_steps
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
@@ -250,19 +250,25 @@ def target_of(options: Options, leaves: Sequence[Tensor]) -> TargetName:
     return chosen
 
 
-def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
+def chunk_program(
+    compiled: Compiled, leaves: Sequence[Tensor], *, writes_back: bool = False
+) -> ChunkProgram:
     """Return the program that runs a compiled model chunk by chunk of time.
 
     Args:
         compiled: The compiled model.
         leaves: The tensors of the recording's sources, of sizes that it serves.
+        writes_back: Whether what the model leaves behind in itself is needed, besides what it
+            returns; without, it may be missing.
 
     Raises:
         UnsupportedError: The model relates time steps other than by its states.
     """
-    sources = compiled.recording.tape.sources
-    inputs = [source.kind is SourceKind.INPUT for source in sources]
+    tape = compiled.recording.tape
+    inputs = [source.kind is SourceKind.INPUT for source in tape.sources]
     program = stream_steps(compiled.graph, leaves, inputs)
+    if isinstance(program, Rejection) and not writes_back:
+        program = stream_steps(_returning(compiled.graph, tape), leaves, inputs) or program
     if isinstance(program, Rejection):
         raise UnsupportedError(
             "The model cannot run one time step after another.",
@@ -272,6 +278,18 @@ def chunk_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
             hints=["Call the compiled model on the whole sequence."],
         )
     return program
+
+
+def _returning(graph: torch.fx.Graph, tape: Tape) -> torch.fx.Graph:
+    """Return a graph whose outputs are what the model returns, and None for all others."""
+    returned = {leaf.index for leaf in tape.output_leaves if isinstance(leaf, Position)}
+    result = copy_graph(graph)
+    outputs: Any = result.output_node().args[0]
+    result.output_node().args = (
+        tuple(x if i in returned else None for i, x in enumerate(outputs)),
+    )
+    result.eliminate_dead_code()
+    return result
 
 
 def uniform_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:

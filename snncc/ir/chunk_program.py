@@ -51,6 +51,7 @@ class ChunkProgram:
         length: How many steps the model takes, where that is a number of its own; else 0.
         counts: Whether the network uses the number of steps so far, as a mean over time does.
         has_first: Whether the first step is another program than the others.
+        reads_first: Whether ``start`` reads values of the first step, not only its sizes.
     """
 
     graph: torch.fx.Graph
@@ -61,3 +62,4 @@ class ChunkProgram:
     length: int
     counts: bool
     has_first: bool = False
+    reads_first: bool = False

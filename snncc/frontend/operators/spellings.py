@@ -123,6 +123,7 @@ torch.select_scatter(input, src, dim@, index):
 torch.diagonal(input, offset=0, dim1@=0, dim2@=1):
 torch.Tensor.expand(input, size[]):
 torch.Tensor.repeat(input, repeats[]):
+torch.tile(input, dims[]):
 torch.Tensor.unfold(input, dimension@, size, step):
 F.linear(input, weight, bias=None):
 torch.conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):

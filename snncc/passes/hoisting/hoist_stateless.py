@@ -117,7 +117,7 @@ class _Split:
     def emit(self, target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
         """Add a call to the sequence graph."""
         node = self.graph.call_function(target, args, kwargs)
-        node.meta["where"] = self.where
+        node.meta.update(where=self.where, loop=self.loop.name)
         return node
 
     def emit_length(self) -> Any:

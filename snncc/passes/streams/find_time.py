@@ -21,7 +21,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from snncc.frontend.operators.canonical import numel, size
+from snncc.frontend.operators.canonical import draw, numel, size
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
@@ -45,6 +45,7 @@ class Kind(Enum):
 
     TIMELESS = "timeless"  # the same whatever the sequence
     ALONG = "along"  # has a time axis
+    FIRST = "first"  # computed from the first step, and the same ever after
     PREFIX = "prefix"  # one value for the sequence so far: a final state, a sum over time
     LENGTH = "length"  # an integer that follows the number of steps
     TUPLE = "tuple"  # several values, told apart by the nodes that take them
@@ -74,7 +75,9 @@ class Time:
         return value.narrow(self.dim, t * self.factor, self.factor)
 
 
-TIMELESS, PREFIX, LENGTH, TUPLE = map(Time, (Kind.TIMELESS, Kind.PREFIX, Kind.LENGTH, Kind.TUPLE))
+TIMELESS, FIRST, PREFIX, LENGTH, TUPLE = map(
+    Time, (Kind.TIMELESS, Kind.FIRST, Kind.PREFIX, Kind.LENGTH, Kind.TUPLE)
+)
 
 
 @dataclass(eq=False)
@@ -161,8 +164,19 @@ class _Analysis:
         if Kind.TUPLE in kinds:
             kinds = {self.found[n].kind for n in _operands(node)}
         if Kind.ALONG in kinds:
+            if self.is_first(node):
+                return FIRST
             return PREFIX if self.can_go_on(node) else _mixing(node)
-        return PREFIX if kinds & {Kind.PREFIX, Kind.LENGTH} else TIMELESS
+        if kinds & {Kind.PREFIX, Kind.LENGTH}:
+            return PREFIX
+        return FIRST if Kind.FIRST in kinds else TIMELESS
+
+    def is_first(self, node: torch.fx.Node) -> bool:
+        """Tell whether a node takes the first step of its argument."""
+        if node.target is not torch.select or node.args[2] != 0:
+            return False
+        source: Any = node.args[0]
+        return self.found[source] == Time(Kind.ALONG, node.args[1])  # type: ignore[arg-type]
 
     def can_go_on(self, node: torch.fx.Node) -> bool:
         """Tell whether a node reduces time in a way that more steps can continue."""
@@ -180,13 +194,15 @@ class _Analysis:
         choices = choices[: 1 if factor == 1 else 2]
         if _is_structural(node):
             return choices[0]
-        if node.meta.get("impure"):
+        if node.meta.get("impure") and not self.draws_alone(node):
             reason = "draws random numbers, or updates statistics, for the whole sequence"
             return Rejection("mixes-time", reason)
         env, steps = self.randomized(node), 3
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # numbers may be drawn for all steps at once
                 whole = _evaluate(node, env)
+                torch.manual_seed(0)
                 parts = [_evaluate(node, self.sliced(env, t)) for t in range(steps)]
         except FAILURES:
             return _mixing(node)
@@ -194,6 +210,12 @@ class _Analysis:
             if all(_same(choice.step(whole, t, steps), parts[t]) for t in range(steps)):
                 return choice
         return _mixing(node)
+
+    def draws_alone(self, node: torch.fx.Node) -> bool:
+        """Tell whether a node draws numbers and no other does, so that their order is its own."""
+        impure = [n for n in self.graph.nodes if n.meta.get("impure")]
+        device: Any = node.kwargs.get("device")
+        return impure == [node] and node.target in (draw, torch.rand) and device.type == "cpu"
 
     def randomized(self, node: torch.fx.Node) -> Environment:
         """Return the inputs of a node for three steps, random where they have a time axis."""

@@ -198,7 +198,8 @@ class _Roles:
     def is_after_first(self, trip: torch.fx.Node) -> bool:
         """Tell whether a number of steps is that of the steps after the first."""
         is_inner = trip.args[0] in self.later and trip.args[0] not in self.joined
-        return trip in self.trips or trip not in self.moving or is_inner
+        is_before = self.before.issuperset(trip.users)
+        return trip in self.trips or trip not in self.moving or is_inner or is_before
 
     def loop_reason(self, node: torch.fx.Node) -> str | None:
         """Return what is wrong with a loop."""
@@ -221,7 +222,7 @@ class _Roles:
             return True
         if user in self.views or user in self.trips or user.target is size:
             return True
-        axes = {view.args[1] for view in self.views if view.args[0] is source}
+        axes = {n.args[1] for n in source.users if n.target is sequence_ops.time_view}
         return user.target is torch.select and user.args[2] in {0} and axes == {user.args[1]}
 
 

@@ -21,12 +21,12 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from snncc.frontend.operators.canonical import size
+from snncc.frontend.operators.canonical import full_like, numel, size
 from snncc.ir import sequence_ops
 from snncc.ir.chunk_program import ChunkProgram, StreamState
 from snncc.ir.loop_call import LoopCall, loop_of
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import Const, FusedTime, Input, Rank, Recurrence, State, Var
+from snncc.ir.nodes import Const, Var
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import Fill, Result, TimeLoop
 from snncc.passes.base import Rejection
@@ -38,6 +38,7 @@ from snncc.passes.streams.first_step import (
     is_start_only,
     split_first,
 )
+from snncc.passes.streams.open_states import numbered, with_open_states
 
 
 def stream_steps(
@@ -124,7 +125,17 @@ class _Streamer:
             length=self.source.length,
             counts=self.counts,
             has_first=self.split is not None,
+            reads_first=self.reads_first(places),
         )
+
+    def reads_first(self, places: Sequence[torch.fx.Node]) -> bool:
+        """Tell whether a state starts from values of the first step, not only from its sizes."""
+        inputs = {self.starts.get(n) for n in places if self.source.times[n].kind is Kind.ALONG}
+        seen = list(self.start_outputs)
+        for node in seen:
+            if node.target not in (size, numel, full_like):
+                seen += [n for n in node.all_input_nodes if n not in seen]
+        return not inputs.isdisjoint(seen)
 
     def first_step(self, split: Split, places: Sequence[torch.fx.Node]) -> Sequence[Any]:
         """Put the first step into the start graph, and return its outputs.
@@ -163,13 +174,15 @@ class _Streamer:
 
     def add(self, node: torch.fx.Node, time: Time) -> None:
         """Copy one node, with its states if it has any."""
-        if isinstance(node.target, NeuronCall):
+        if time.kind is Kind.FIRST:
+            self.first(node)
+        elif isinstance(node.target, NeuronCall):
             self.copies[node] = self.neuron(node, node.target.program)
         elif (loop := loop_of(node)) is not None:
             self.copies[node] = self.loop(node, loop)
         elif node.target is sequence_ops.shift_time:
             self.shift(node)
-        elif node.meta.get("impure") and time.kind is Kind.TIMELESS:
+        elif node.meta.get("impure") and time.kind is Kind.TIMELESS and node in self.source.dtypes:
             self.once(node)
         elif node.target is sequence_ops.numbers_until:
             args = (*self.mapped(node.args[:-1]), self.elapsed)
@@ -190,9 +203,30 @@ class _Streamer:
             lengths = [n for n in node.all_input_nodes if self.source.times[n].kind is Kind.LENGTH]
             counted = {n: self.total(n) for n in lengths}
             lookup = {**self.copies, **counted}
+            copy = self.graph.node_copy(node, lookup.__getitem__)
         else:
-            lookup = self.copies
-        self.copies[node] = self.graph.node_copy(node, lookup.__getitem__)
+            copy = self.graph.node_copy(node, self.here)
+        self.copies[node] = copy
+
+    def first(self, node: torch.fx.Node) -> None:
+        """Keep what is computed from the first step, as a state that never changes.
+
+        What only the start of other states is computed from need not be kept.
+        """
+        times = self.source.times
+        others = [u for u in node.users if u not in times or times[u].kind is not Kind.FIRST]
+        if all(is_start_only(user, node) for user in others):
+            return
+        self.copies[node] = self.state(
+            f"{node.name}.first", self.begin(node), self.source.dtypes[node], node
+        )
+        self.exits.append(self.copies[node])
+
+    def here(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Return a value as it is for these steps; of what is computed from the first, its like."""
+        if node in self.copies:
+            return self.copies[node]
+        return self.graph.node_copy(node, self.here)
 
     def begin(self, node: torch.fx.Node) -> torch.fx.Node:
         """Copy a value into the start graph, where the first chunk stands for the sequence."""
@@ -225,7 +259,7 @@ class _Streamer:
     ) -> torch.fx.Node:
         """Add a state of a node and return the placeholder that holds it before the chunk."""
         taken = {state.name for state in self.states}
-        unique = next(n for n in _numbered(name) if n not in taken)
+        unique = next(n for n in numbered(name) if n not in taken)
         position: Fill | int
         if isinstance(start, Fill):
             position = start
@@ -349,42 +383,9 @@ class _Streamer:
         return torch.fx.node.map_arg(value, self.copies.__getitem__)
 
 
-def with_open_states(forward: Recurrence) -> Recurrence:
-    """Return a recurrence that takes the start of every state and returns its end.
-
-    The starts are LANE inputs after all others, in the order of the states.
-    """
-    taken = {i.name for i in forward.inputs} | {s.name for s in forward.states}
-    taken |= {let.name for let in forward.lets}
-    names = []
-    for state in forward.states:
-        names.append(next(n for n in _numbered(f"{state.name}_start") if n not in taken))
-        taken.add(names[-1])
-    states = tuple(
-        State(s.name, Var(name), s.update, s.where)
-        for s, name in zip(forward.states, names, strict=True)
-    )
-    finals = dict.fromkeys((*forward.finals, *(s.name for s in forward.states)))
-    return replace(
-        forward,
-        inputs=(*forward.inputs, *(Input(name, Rank.LANE) for name in names)),
-        states=states,
-        finals=tuple(finals),
-        form=FusedTime(),
-    )
-
-
 def _args(node: torch.fx.Node) -> tuple[Any, ...]:
     return node.args
 
 
 def _axis(time: Time) -> int | None:
     return time.dim if time.kind is Kind.ALONG else None
-
-
-def _numbered(name: str) -> Any:
-    yield name
-    number = 2
-    while True:
-        yield f"{name}_{number}"
-        number += 1

@@ -7,7 +7,7 @@ first, until one is found that every loop of the graph follows.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from snncc.ir.loop_call import loop_of
 from snncc.ir.neuron_call import NeuronCall
 from snncc.passes.base import Rejection
 from snncc.passes.neurons import copy_graph
+from snncc.passes.streams.made_steps import follow_steps
 
 Environment: TypeAlias = dict[torch.fx.Node, Any]
 
@@ -57,7 +58,8 @@ def run_short(
     order = {node: i for i, node in enumerate(copy.nodes)}
     visited = _visited_axes(graph)
     stops: list[tuple[bool, int, torch.fx.Node]] = []
-    for axes in _candidates(samples, inputs, seen):
+    picked = _picked_axes(graph, samples, inputs, seen)
+    for axes in (*picked, *_candidates(samples, inputs, seen)):
         try:
             runs = {steps: _run(copy, _sized(samples, axes, steps), steps) for steps in (1, 2, 3)}
         except _StopError as stop:
@@ -77,6 +79,20 @@ def _visited_axes(graph: torch.fx.Graph) -> set[tuple[int, int]]:
     places = [n for n in graph.nodes if n.op == "placeholder"]
     trips = (n for n in graph.nodes if isinstance(n.target, sequence_ops.TripLength))
     return {(places.index(n.args[0]), n.target.dim) for n in trips if n.args[0] in places}
+
+
+def _picked_axes(
+    graph: torch.fx.Graph, values: Sequence[Tensor], inputs: Sequence[bool], seen: int | None
+) -> Iterator[dict[int, int]]:
+    """Yield axes with as many steps as the loops, of inputs that a single step is taken from.
+
+    A loop over the steps of an input may forget all of them but the first.
+    """
+    places = [n for n in graph.nodes if n.op == "placeholder"]
+    for i, (place, is_input) in enumerate(zip(places, inputs, strict=True)):
+        for user in place.users if is_input else ():
+            if user.target is torch.select and values[i].shape[user.args[1]] == seen:
+                yield {i: user.args[1]}
 
 
 class _StopError(Exception):
@@ -127,10 +143,11 @@ def _with_length(
     """
     result = copy_graph(graph)
     first = next(iter(result.nodes))
-    moving = _from_inputs(result, inputs)
+    moving = _with_their_loops(result, _from_inputs(result, inputs))
     with result.inserting_before(first):
         length = result.placeholder("length")
-    seen: set[int] = set()
+    seen = follow_steps(result, length)
+    moving |= _reached(result, length.users)
     for node in list(result.nodes):
         if isinstance(node.target, sequence_ops.TripLength):
             if not _is_time(node, moving):
@@ -180,12 +197,28 @@ def _follow_steps(view: torch.fx.Node, length: torch.fx.Node, seen: set[int]) ->
 def _from_inputs(graph: torch.fx.Graph, inputs: Sequence[bool]) -> set[torch.fx.Node]:
     """Return the nodes that an input can change; all of them where no input has a loop."""
     places = [n for n in graph.nodes if n.op == "placeholder"]
-    found = {n for n, is_input in zip(places, inputs, strict=True) if is_input}
+    seeds = [n for n, is_input in zip(places, inputs, strict=True) if is_input]
+    found = _reached(graph, seeds)
+    loops = [n for n in graph.nodes if _is_loop(n)]
+    return found if any(n in found for n in loops) else set(graph.nodes)
+
+
+def _reached(graph: torch.fx.Graph, seeds: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
+    """Return nodes and all that depends on them."""
+    found = set(seeds)
     for node in graph.nodes:
         if found.intersection(node.all_input_nodes):
             found.add(node)
-    loops = [n for n in graph.nodes if _is_loop(n)]
-    return found if any(n in found for n in loops) else set(graph.nodes)
+    return found
+
+
+def _with_their_loops(graph: torch.fx.Graph, moving: set[torch.fx.Node]) -> set[torch.fx.Node]:
+    """Return nodes with the other parts of the loops that they are parts of.
+
+    A loop over a number of steps may count, or draw, without reading an input.
+    """
+    loops = {node.meta["loop"] for node in moving if "loop" in node.meta}
+    return moving | {node for node in graph.nodes if node.meta.get("loop") in loops}
 
 
 def _is_loop(node: torch.fx.Node) -> bool:

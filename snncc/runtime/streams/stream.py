@@ -167,7 +167,8 @@ class Stream:
             mask: Bools [B]: the samples of the batch that start anew; None means all of them.
 
         Raises:
-            LaunchError: Single samples cannot start anew, because the network counts its steps.
+            LaunchError: Single samples cannot start anew: the network counts its steps, or needs
+                their first step to start from.
         """
         if mask is None:
             self._states = self._starts = self._sizes = None
@@ -183,15 +184,7 @@ class Stream:
             self._reset_samples(mask)
 
     def _reset_samples(self, mask: Tensor) -> None:
-        if self._program.counts or self._program.has_first:
-            other = "Its first step is another program than the others, as from a state 'None'."
-            count = "A mean over time or a decay that changes with the step counts them."
-            raise LaunchError(
-                "The network counts its steps; one sample alone cannot start anew.",
-                code="launch.stream-count",
-                notes=[other if self._program.has_first else count],
-                hints=["Use one stream for each sample, or reset all of them."],
-            )
+        self._require_no_count()
         assert self._states is not None
         self._states = list(self._states)
         starts = self._initial()
@@ -206,6 +199,23 @@ class Stream:
             first = start.value if isinstance(start, Fill) else start
             rows = mask.reshape(-1, *(1,) * (value.dim() - 1))
             self._states[i] = torch.where(rows, torch.as_tensor(first, dtype=value.dtype), value)
+
+    def _require_no_count(self) -> None:
+        """Refuse that one sample starts anew in a network that tells its first step from others."""
+        if self._program.has_first:
+            note = "Its first step is another program than the others, as from a state 'None'."
+        elif self._program.counts:
+            note = "A mean over time or a decay that changes with the step counts them."
+        elif self._program.reads_first:
+            note = "What it starts from is computed from the first step, as in 'v = x[0]'."
+        else:
+            return
+        raise LaunchError(
+            "The network counts its steps; one sample alone cannot start anew.",
+            code="launch.stream-count",
+            notes=[note],
+            hints=["Use one stream for each sample, or reset all of them."],
+        )
 
     @property
     def state(self) -> dict[str, Tensor]:

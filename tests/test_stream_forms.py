@@ -1,0 +1,202 @@
+"""Streams of models whose steps are not simply those of an axis of the input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import snncc
+from snncc.errors import LaunchError
+from snncc.nn import ATan
+
+SPIKE = ATan()
+STEPS = 7
+
+
+def lif(v, x):
+    h = 0.5 * v + x
+    s = SPIKE(h - 1.0)
+    return h - s, s
+
+
+def run(x_seq, v):
+    out = []
+    for x in x_seq:
+        v, s = lif(v, x)
+        out.append(s)
+    return torch.stack(out), v
+
+
+def dyadic(*shape):
+    """Return numbers of which all sums and halves are exact."""
+    return torch.rand(shape).mul(8).round().div(4)
+
+
+def begins_with_first(x):
+    """The potential starts from the first step, which is seen again at each step."""
+    s, v = run(x + x[0], x[0])
+    return s, v, 2 * x[0]
+
+
+def sized_by_first(x):
+    return run(x, torch.full_like(x[0] + 1, 0.25))
+
+
+def forgets_its_input(x):
+    y, v, out = x[0], torch.zeros_like(x[0]), []
+    for _ in x:
+        v, y = lif(v, y.roll(1, -1) + 0.5)
+        out.append(y)
+    return torch.stack(out)
+
+
+SEQUENCES = [begins_with_first, sized_by_first, forgets_its_input]
+
+
+def rows_of(stream, x, cuts):
+    """Return what a stream gives for a sequence that is cut: one step alone, or a chunk."""
+    axes, parts = stream._program.output_axes, []
+    for part in x.split(cuts):
+        if len(part) > 1:
+            parts.append(pytree.tree_leaves(stream.chunk(part)))
+        else:
+            rows = zip(pytree.tree_leaves(stream(part[0])), axes, strict=True)
+            parts.append([y if axis is None else y.unsqueeze(axis) for y, axis in rows])
+    return [
+        seen[-1] if axis is None else torch.cat(seen, axis)
+        for seen, axis in zip(zip(*parts, strict=True), axes, strict=True)
+    ]
+
+
+def assert_same(expected, actual):
+    expected = pytree.tree_leaves(expected)
+    for a, b in zip(expected, actual, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("model", SEQUENCES)
+@pytest.mark.parametrize("cuts", [[1] * 7, [7], [1, 6], [3, 1, 1, 2]])
+def test_cut_anywhere_a_sequence_gives_the_same_bits(model, cuts):
+    torch.manual_seed(0)
+    x = dyadic(STEPS, 3, 4)
+    stream = snncc.compile(model).stream(x)
+    with torch.no_grad():
+        expected = model(x)
+    for _ in range(2):
+        assert_same(expected, rows_of(stream, x, cuts))
+        stream.reset()
+
+
+@pytest.mark.parametrize("model", SEQUENCES)
+@pytest.mark.parametrize("at", [1, 4])
+def test_state_is_handed_from_stream_to_stream(model, at, tmp_path: Path):
+    torch.manual_seed(1)
+    x = dyadic(STEPS, 3, 4)
+    fast = snncc.compile(model)
+    one, other, third = (fast.stream(x) for _ in range(3))
+    rows_of(one, x[:at], [1] * at)
+    one.save(tmp_path / "state.npz")
+    other.load(tmp_path / "state.npz")
+    third.load_state(one.state, one.steps)
+    expected = rows_of(one, x[at:], [1] * (STEPS - at))
+    assert_same(expected, rows_of(other, x[at:], [STEPS - at]))
+    assert_same(expected, rows_of(third, x[at:], [1, STEPS - at - 1]))
+
+
+def test_one_sample_cannot_start_from_a_first_step_that_is_gone():
+    stream = snncc.compile(begins_with_first).stream(dyadic(STEPS, 3, 4))
+    stream(dyadic(3, 4))
+    with pytest.raises(LaunchError) as refusal:
+        stream.reset(torch.tensor([True, False, False]))
+    assert refusal.value.code == "launch.stream-count"
+    assert "x[0]" in refusal.value.notes[0]
+
+
+def test_one_sample_starts_anew_where_the_first_step_gives_sizes_alone():
+    x = dyadic(STEPS, 3, 4)
+    stream = snncc.compile(sized_by_first).stream(x)
+    rows_of(stream, x, [STEPS])
+    mask = torch.tensor([True, False, True])
+    stream.reset(mask)
+    again, goes_on = sized_by_first(x), sized_by_first(torch.cat([x, x]))
+    s, v = rows_of(stream, x, [1] * STEPS)
+    assert torch.equal(s, torch.where(mask[:, None], again[0], goes_on[0][STEPS:]))
+    assert torch.equal(v, torch.where(mask[:, None], again[1], goes_on[1]))
+
+
+class Shown(nn.Module):
+    """An image that is shown at every step; how its sequence is made differs."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        s, v = run(self.make(x), torch.zeros_like(x))
+        return s, v, s.mean(0)
+
+
+IMAGES = {
+    "repeat": lambda x: x.repeat(8, 1, 1),
+    "expand": lambda x: x.unsqueeze(0).expand(8, -1, -1),
+    "tile": lambda x: x[None].tile(8, 1, 1),
+    "stack": lambda x: torch.stack([x] * 8),
+    "cat": lambda x: torch.cat([x[None]] * 8),
+    "interleaved": lambda x: x[None].repeat_interleave(8, 0),
+    "added": lambda x: torch.zeros(8, *x.shape) + x,
+    "second axis": lambda x: x.unsqueeze(1).repeat(1, 8, 1).unbind(1),
+    "drawn": lambda x: torch.bernoulli((x / 4).repeat(8, 1, 1)),
+    "compared": lambda x: (torch.rand(8, 3, 4) < x / 4).float(),
+}
+
+
+@pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES.keys())
+def test_image_is_given_at_each_step(make):
+    """The stream of a model that repeats its input takes it at each step, and any other then."""
+    torch.manual_seed(2)
+    x = dyadic(3, 4) / 2
+    model = Shown(make)
+    stream = snncc.compile(model).stream(x)
+    torch.manual_seed(3)
+    expected = model(x)
+    torch.manual_seed(3)
+    steps = [stream(x) for _ in range(8)]
+    assert torch.equal(expected[0], torch.stack([step[0] for step in steps]))
+    assert torch.equal(expected[1], steps[-1][1])
+    torch.testing.assert_close(expected[2], steps[-1][2])
+    assert stream(2 * x)[0].shape == x.shape
+
+
+def learns(weight):
+    """A weight changes in place at each step, by a rule of its own."""
+
+    class Learns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(weight.clone())
+
+        @torch.no_grad()
+        def forward(self, x):
+            v, out = torch.zeros_like(x[0]), []
+            for x_t in x:
+                v, s = lif(v, x_t @ self.weight)
+                self.weight += 0.125 * s.mT @ x_t
+                out.append(s)
+            return torch.stack(out)
+
+    return Learns()
+
+
+def test_what_learns_in_its_steps_is_left_alone():
+    torch.manual_seed(4)
+    weight, x = dyadic(4, 4) - 1, dyadic(STEPS, 3, 4)
+    model = learns(weight)
+    stream = snncc.compile(model).stream(x)
+    steps = [stream(x_t) for x_t in x]
+
+    assert torch.equal(model.weight, weight)
+    assert torch.equal(learns(weight)(x), torch.stack(steps))
