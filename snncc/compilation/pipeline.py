@@ -92,8 +92,20 @@ class Compiled:
     parallel_resets: tuple[ParallelResetNeuron, ...] = ()
 
 
-def record(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+def record(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    values_only: bool = False,
+) -> Recording:
     """Capture one run of the model and re-roll its loops (L0, L1).
+
+    Args:
+        model: The model.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        values_only: Whether to leave out what matters to gradients alone.
 
     Raises:
         CaptureError: The model's Python cannot be captured.
@@ -103,7 +115,7 @@ def record(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         tape = capture(model, args, kwargs)
         tape.result = None  # it holds the graph of autograd, and with it all of the run's values
     with _timed(timings, "reroll"):
-        rolled = reroll(tape)
+        rolled = reroll(tape, values_only=values_only)
     return Recording(tape, rolled, timings, pytree.tree_map_only(Tensor, _zeros, (args, kwargs)))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from snncc.compilation.pipeline import Compiled, Recording, build, record
@@ -92,6 +93,20 @@ class Specializations:
             return compiled
         options = replace(compiled.options, fold_norms=True)
         return build(compiled.recording, options, leaves, self.name, self.gates)
+
+    def for_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
+        """Return a program for these arguments that has no gradient.
+
+        It leaves out what matters to gradients alone, so that steps that differ in nothing else
+        are steps of one loop: where every third detaches its state, or the last ones have a
+        gradient and the others none.
+        """
+        with RECORDING, memory.passing(), torch.no_grad():
+            recording = record(self.program, args, kwargs, values_only=True)
+            tensors = [x.detach() for x in gather(recording.tape, self.program, args, kwargs)]
+            compiled = build(recording, self.options, tensors, self.name, self.gates)
+        recording.tape.forget_calls()
+        return compiled
 
     def _make(
         self, family: _Family, shapes: Shapes, args: tuple[Any, ...], kwargs: dict[str, Any]

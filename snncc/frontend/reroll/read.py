@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+
+from snncc.frontend.operators.canonical import graft
 from snncc.frontend.reroll.flat import ARITHMETIC, Program
 from snncc.frontend.reroll.item import Item
 from snncc.frontend.reroll.symbols import symbol
@@ -22,14 +25,24 @@ class _Form(NamedTuple):
     may_read_weights: bool
 
 
-def from_tape(tape: Tape) -> Program:
-    """Read a tape into a flat program."""
-    return _Reader(tape).read()
+# What returns a value of its first operand and matters to gradients alone.
+_OF_GRADIENTS = frozenset({torch.detach, graft})
+
+
+def from_tape(tape: Tape, *, values_only: bool = False) -> Program:
+    """Read a tape into a flat program.
+
+    Args:
+        tape: The tape.
+        values_only: Whether to leave out what matters to gradients alone.
+    """
+    return _Reader(tape, _OF_GRADIENTS if values_only else frozenset()).read()
 
 
 class _Reader:
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, left_out: frozenset[Any]) -> None:
         self.tape = tape
+        self.left_out = left_out
         self.program = Program([], [], ())
         self.items: dict[Node, Item] = {}
         self.weights: set[Item] = set()
@@ -44,12 +57,16 @@ class _Reader:
             if source.kind is SourceKind.PARAMETER:
                 self.weights.add(item)
         self.program.inputs = list(self.items.values())
-        self.program.items = [self.item(node) for node in self.tape.calls]
+        read = [self.item(node) for node in self.tape.calls]
+        self.program.items = list(dict.fromkeys(x for x in read if x.target is not None))
         self.program.outputs = map_nodes(self.tape.outputs, self.items.__getitem__)
         return self.program
 
     def item(self, node: Node) -> Item:
         items = self.items
+        if node.target in self.left_out:
+            items[node] = items[node.leaves[0]]
+            return items[node]
         leaves = [items[leaf] if type(leaf) is Node else leaf for leaf in node.leaves]
         item = items[node] = Item.of_leaves(node.target, node.structure, leaves, node.meta)
         key = id(node.target), id(node.structure), id(node.meta)

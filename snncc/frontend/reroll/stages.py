@@ -56,21 +56,23 @@ class Rolled:
         return tuple(n.target for n in self.graph.nodes if isinstance(n.target, TimeLoop))
 
 
-def reroll(tape: Tape) -> Rolled:
+def reroll(tape: Tape, *, values_only: bool = False) -> Rolled:
     """Find and prove the loops of a recorded run.
 
     Args:
         tape: The record; it is not changed.
+        values_only: Whether to leave out what matters to gradients alone: where only some steps
+            detach their state, all of them are one loop then.
 
     Returns:
         An equal program in which every proven loop is a `TimeLoop`.
     """
     with rare_collections():
-        return _reroll(tape)
+        return _reroll(tape, values_only)
 
 
-def _reroll(tape: Tape) -> Rolled:
-    program = from_tape(tape)
+def _reroll(tape: Tape, values_only: bool) -> Rolled:
+    program = from_tape(tape, values_only=values_only)
     simplify(program)
     live = live_classes(program)
     program.items = [item for item in program.items if item in live]
