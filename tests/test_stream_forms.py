@@ -54,7 +54,25 @@ def forgets_its_input(x):
     return torch.stack(out)
 
 
-SEQUENCES = [begins_with_first, sized_by_first, forgets_its_input]
+def detaches_at_times(x):
+    v, out = torch.zeros_like(x[0]), []
+    for t, x_t in enumerate(x):
+        v, s = lif(v.detach() if t % 3 == 0 else v, x_t)
+        out.append(s)
+    return torch.stack(out), v
+
+
+def warms_up(x):
+    """The first steps have no gradient."""
+    v, out = torch.zeros_like(x[0]), []
+    for t, x_t in enumerate(x):
+        with torch.set_grad_enabled(t > 3):
+            v, s = lif(v, x_t)
+        out.append(s)
+    return torch.stack(out), v
+
+
+SEQUENCES = [begins_with_first, sized_by_first, forgets_its_input, detaches_at_times, warms_up]
 
 
 def rows_of(stream, x, cuts):

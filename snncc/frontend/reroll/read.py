@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,7 @@ class _Reader:
         # Nodes share equal structures and metas, and the tape keeps them alive: ids will do.
         self.forms: dict[tuple[int, int, int], _Form] = {}
         self.symbols: dict[Hashable, int] = {}
+        self.metas: dict[int, Mapping[str, Any]] = {}
 
     def read(self) -> Program:
         for node, source in zip(self.tape.places, self.tape.sources, strict=True):
@@ -68,7 +69,8 @@ class _Reader:
             items[node] = items[node.leaves[0]]
             return items[node]
         leaves = [items[leaf] if type(leaf) is Node else leaf for leaf in node.leaves]
-        item = items[node] = Item.of_leaves(node.target, node.structure, leaves, node.meta)
+        meta = self.meta(node.meta) if self.left_out else node.meta
+        item = items[node] = Item.of_leaves(node.target, node.structure, leaves, meta)
         key = id(node.target), id(node.structure), id(node.meta)
         form = self.forms.get(key)
         if form is None:
@@ -77,6 +79,14 @@ class _Reader:
         fixed = [x for x in leaves if x in self.weights] if form.may_read_weights else ()
         item.symbol = form.symbol if not fixed else self.weighted(item, (form.symbol, *fixed))
         return item
+
+    def meta(self, recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what was recorded of a call, but for whether gradients were on."""
+        found = self.metas.get(id(recorded))
+        if found is None:
+            found = {key: value for key, value in recorded.items() if key != "grad"}
+            self.metas[id(recorded)] = found
+        return found
 
     def form(self, item: Item) -> _Form:
         name = re.sub(r"(?<=[a-z])([A-Z])", r"_\1", item.operator).lower()
