@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy
@@ -16,10 +17,18 @@ from torch import Tensor
 
 from snncc.arguments import Check, shown
 from snncc.errors import BundleError, LaunchError
+from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.time_loop import Fill
 
 # What reading a damaged or foreign file may raise.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, LaunchError)
 _COUNT = "steps"  # under this name a saved state says how many steps were taken
+MASK = Check(
+    "The mask",
+    code="launch.stream-mask",
+    hint="The mask has one bool for each sample of the batch.",
+    error=LaunchError,
+)
 STATE = Check(
     "The state",
     code="launch.stream-state",
@@ -89,4 +98,54 @@ def unfit(what: str) -> LaunchError:
         code="launch.stream-state",
         notes=[what],
         hints=["Load what 'state' or 'save' gave, for a batch of the same size."],
+    )
+
+
+def restarted(
+    program: ChunkProgram,
+    states: Sequence[Any],
+    starts: Callable[[], Sequence[Any]],
+    mask: Tensor,
+) -> list[Any]:
+    """Return states of which some samples are those before the first step.
+
+    Args:
+        program: The program that they are states of.
+        states: The states.
+        starts: Returns the states before the first step.
+        mask: Bools [B]: the samples that start anew.
+
+    Raises:
+        LaunchError: Single samples cannot start anew.
+    """
+    _require_alike(program)
+    result = []
+    for known, value, start in zip(program.states, states, starts(), strict=True):
+        if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(mask):
+            raise LaunchError(
+                f"The state '{known.name}' has no axis of {len(mask)} samples.",
+                code="launch.stream-mask",
+                hints=[MASK.hint],
+            )
+        first = start.value if isinstance(start, Fill) else start
+        rows = mask.reshape(-1, *(1,) * (value.dim() - 1))
+        result.append(torch.where(rows, torch.as_tensor(first, dtype=value.dtype), value))
+    return result
+
+
+def _require_alike(program: ChunkProgram) -> None:
+    """Refuse that one sample starts anew in a network that tells its first step from others."""
+    if program.has_first:
+        note = "Its first step is another program than the others, as from a state 'None'."
+    elif program.counts:
+        note = "A mean over time or a decay that changes with the step counts them."
+    elif program.reads_first:
+        note = "What it starts from is computed from the first step, as in 'v = x[0]'."
+    else:
+        return
+    raise LaunchError(
+        "The network counts its steps; one sample alone cannot start anew.",
+        code="launch.stream-count",
+        notes=[note],
+        hints=["Use one stream for each sample, or reset all of them."],
     )

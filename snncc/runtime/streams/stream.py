@@ -18,20 +18,20 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from snncc.arguments import Check, shown
+from snncc.arguments import shown
 from snncc.errors import LaunchError
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.graph_function import function_of
 from snncc.ir.time_loop import Fill
-from snncc.runtime.streams.state import STATE, read_state, unfit, write_state
-from snncc.runtime.streams.static_step import StaticStep
-
-_MASK = Check(
-    "The mask",
-    code="launch.stream-mask",
-    hint="The mask has one bool for each sample of the batch.",
-    error=LaunchError,
+from snncc.runtime.streams.state import (
+    MASK,
+    STATE,
+    read_state,
+    restarted,
+    unfit,
+    write_state,
 )
+from snncc.runtime.streams.static_step import StaticStep
 
 
 @dataclass(frozen=True)
@@ -179,43 +179,9 @@ class Stream:
             elif self._static is not None:
                 self._static.refresh()
         elif not isinstance(mask, Tensor) or mask.dtype is not torch.bool or mask.dim() != 1:
-            raise _MASK.refused(mask, "a tensor of bools with one axis")
+            raise MASK.refused(mask, "a tensor of bools with one axis")
         elif self._states is not None:
-            self._reset_samples(mask)
-
-    def _reset_samples(self, mask: Tensor) -> None:
-        self._require_no_count()
-        assert self._states is not None
-        self._states = list(self._states)
-        starts = self._initial()
-        for i, (value, start) in enumerate(zip(self._states, starts, strict=True)):
-            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(mask):
-                name = self._program.states[i].name
-                raise LaunchError(
-                    f"The state '{name}' has no axis of {len(mask)} samples.",
-                    code="launch.stream-mask",
-                    hints=[_MASK.hint],
-                )
-            first = start.value if isinstance(start, Fill) else start
-            rows = mask.reshape(-1, *(1,) * (value.dim() - 1))
-            self._states[i] = torch.where(rows, torch.as_tensor(first, dtype=value.dtype), value)
-
-    def _require_no_count(self) -> None:
-        """Refuse that one sample starts anew in a network that tells its first step from others."""
-        if self._program.has_first:
-            note = "Its first step is another program than the others, as from a state 'None'."
-        elif self._program.counts:
-            note = "A mean over time or a decay that changes with the step counts them."
-        elif self._program.reads_first:
-            note = "What it starts from is computed from the first step, as in 'v = x[0]'."
-        else:
-            return
-        raise LaunchError(
-            "The network counts its steps; one sample alone cannot start anew.",
-            code="launch.stream-count",
-            notes=[note],
-            hints=["Use one stream for each sample, or reset all of them."],
-        )
+            self._states = restarted(self._program, self._states, self._initial, mask)
 
     @property
     def state(self) -> dict[str, Tensor]:
