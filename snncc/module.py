@@ -25,7 +25,7 @@ from snncc.reporting.report import Plan
 from snncc.runtime.forms.parallel_reset import Chunks
 from snncc.runtime.streams.stream import Stream
 from snncc.runtime.tracing import refuse_transforms
-from snncc.streaming import detaches, open_stream
+from snncc.streaming import open_stream
 
 
 class CompiledModule(nn.Module):
@@ -159,11 +159,9 @@ class CompiledModule(nn.Module):
             compiled = self.specialize(*args, **kwargs)
         try:
             return open_stream(self.program, compiled, self.options, args, kwargs)
-        except UnsupportedError:
-            if not detaches(compiled):
-                raise
-            compiled = self._specializations.for_values(args, kwargs)
-            return open_stream(self.program, compiled, self.options, args, kwargs)
+        except UnsupportedError as refusal:
+            compiled = self._specializations.for_values(compiled, args, kwargs, refusal)
+        return open_stream(self.program, compiled, self.options, args, kwargs)
 
     def _last_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         made = list(self._specializations)

@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 from snncc.compilation.pipeline import Compiled, chunk_program
 from snncc.compilation.runnable import with_kernels
 from snncc.errors import LaunchError, UnsupportedError
-from snncc.frontend.operators.canonical import graft
 from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.chunk_program import ChunkProgram
@@ -64,13 +63,6 @@ def open_stream(
         arguments.require_same_first(program, interface.finish)
     program = replace(program, graph=with_kernels(program.graph, options))
     return Stream(program, interface)
-
-
-def detaches(compiled: Compiled) -> bool:
-    """Tell whether a recorded program cuts gradients, so that another has the same values."""
-    rolled = compiled.recording.rolled
-    graphs = (rolled.graph, *(loop.body for loop in rolled.loops))
-    return any(node.target in (torch.detach, graft) for graph in graphs for node in graph.nodes)
 
 
 def _is_same(a: Any, b: Any) -> bool:

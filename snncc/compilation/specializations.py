@@ -13,7 +13,9 @@ from torch import Tensor
 from snncc.compilation.pipeline import Compiled, Recording, build, record
 from snncc.compilation.short_sequence import FEW, record_longer
 from snncc.compilation.trials import Call, Group, Trials
+from snncc.errors import UnsupportedError
 from snncc.frontend.generalize import least_sizes, same_outcome, same_program
+from snncc.frontend.operators.canonical import graft
 from snncc.frontend.precision import autocast_state
 from snncc.frontend.state.signature import Shape, Shapes, describe_arguments
 from snncc.frontend.state.sources import gather, holds
@@ -94,13 +96,30 @@ class Specializations:
         options = replace(compiled.options, fold_norms=True)
         return build(compiled.recording, options, leaves, self.name, self.gates)
 
-    def for_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
+    def for_values(
+        self,
+        known: Compiled,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        refusal: UnsupportedError,
+    ) -> Compiled:
         """Return a program for these arguments that has no gradient.
 
         It leaves out what matters to gradients alone, so that steps that differ in nothing else
         are steps of one loop: where every third detaches its state, or the last ones have a
         gradient and the others none.
+
+        Args:
+            known: The program that has one.
+            args: The arguments.
+            kwargs: The keyword arguments.
+            refusal: What is raised where it would be the same program.
+
+        Raises:
+            UnsupportedError: It would be the same program.
         """
+        if not _detaches(known):
+            raise refusal
         with RECORDING, memory.passing(), torch.no_grad():
             recording = record(self.program, args, kwargs, values_only=True)
             tensors = [x.detach() for x in gather(recording.tape, self.program, args, kwargs)]
@@ -149,6 +168,13 @@ class _Family:
     options: Options
     members: list[_Member] = field(default_factory=list)
     fixed: set[Group] = field(default_factory=set)
+
+
+def _detaches(compiled: Compiled) -> bool:
+    """Tell whether a recorded program cuts gradients, so that another has the same values."""
+    rolled = compiled.recording.rolled
+    graphs = (rolled.graph, *(loop.body for loop in rolled.loops))
+    return any(node.target in (torch.detach, graft) for graph in graphs for node in graph.nodes)
 
 
 def _is_same(known: Compiled, recording: Recording) -> bool:
