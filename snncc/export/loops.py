@@ -58,12 +58,17 @@ class Loops:
     def around(self, body: list[str]) -> list[str]:
         """Return the body inside the loops."""
         if not self.sizes:
-            return ["{", *_indented(body), "}"]
+            return ["{", *indented(body), "}"]
         lines = body
         for variable, size in reversed(list(zip(self.variables, self.sizes, strict=True))):
             head = f"for (int {variable} = 0; {variable} < {size}; {variable}++) {{"
-            lines = [head, *_indented(lines), "}"]
+            lines = [head, *indented(lines), "}"]
         return lines
+
+
+def loops_over(shape: tuple[int, ...], arrays: Sequence[Strided]) -> Loops:
+    """Return loops over a shape that some arrays are broadcast to."""
+    return Loops.of(shape, [broadcast_strides(a, shape) for a in arrays])
 
 
 def broadcast_strides(array: Strided, shape: tuple[int, ...]) -> Strides:
@@ -75,5 +80,6 @@ def broadcast_strides(array: Strided, shape: tuple[int, ...]) -> Strides:
     return (*[0] * missing, *own)
 
 
-def _indented(lines: Sequence[str]) -> list[str]:
+def indented(lines: Sequence[str]) -> list[str]:
+    """Return lines two spaces further in."""
     return [f"  {line}" for line in lines]

@@ -24,16 +24,12 @@ class Memory:
         operations: Its step, where that is not the network's own.
         work: How large the arena is.
         weights: How many numbers the weights are, gaps included.
-        indices: How many indices of active inputs a linear layer needs at most.
-        sums: How many sums a convolution needs at most.
     """
 
     network: Network
     operations: Sequence[object] | None = None
     work: int = 0
     weights: int = 0
-    indices: int = 0
-    sums: int = 0
     places: dict[Buffer, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,14 +49,6 @@ class Memory:
                 return _plus("weights", self.places[buffer])
             case Home.WORK:
                 return _plus("net->work", self.places[buffer])
-
-    def need_indices(self, count: int) -> None:
-        """Note that a linear layer has so many inputs."""
-        self.indices = max(self.indices, count)
-
-    def need_sums(self, count: int) -> None:
-        """Note that a convolution has so many outputs."""
-        self.sums = max(self.sums, count)
 
     def _place_work(self) -> None:
         own = self.network.operations if self.operations is None else self.operations

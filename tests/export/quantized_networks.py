@@ -170,6 +170,25 @@ class Tabled(nn.Module):
         return torch.stack(out), s
 
 
+class Tokens(nn.Module):
+    """Attention of spikes without softmax: products of counts, and of counts and potentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        v, out = torch.zeros(x.shape[1], 4, 6), []
+        for t in range(x.shape[0]):
+            q, k = self.queries(x[t]), self.keys(x[t])
+            scores = SPIKE(q - 0.5) @ SPIKE(k - 0.5).transpose(-2, -1)
+            v = 0.5 * v + scores @ self.values(x[t]) * 0.25
+            s = SPIKE(v - 1.0)
+            v = v - s
+            out.append(scores @ s)
+        return torch.stack(out)
+
+
 QUANTIZED = {
     **{name: NETWORKS[name] for name in ("dense", "conv", "temporal", "recurrent", "static")},
     "started": NETWORKS["started"],
@@ -182,4 +201,5 @@ QUANTIZED = {
     "numbered": NETWORKS["numbered"],
     "graded": Exported(Graded, (9, 2, 8), {}),
     "tabled": Exported(Tabled, (7, 2, 3), {}),
+    "tokens": Exported(Tokens, (6, 2, 4, 6), {}),
 }

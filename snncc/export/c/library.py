@@ -130,17 +130,14 @@ class FloatNumbers:
         self.memory = Memory(network)
         writer = Writer(network, self.memory, name)
         self.body = writer.step()
-        self.functions = writer.functions
+        self.functions = writer.parts.functions
         self.number = writer.real
         self.float_type = writer.float_type
         self.dtype = "<f8" if network.is_double else "<f4"
-        self.fixed = fixed_part(writer.used, name, self.number)
+        self.fixed = fixed_part(writer.parts.used, name, self.number)
         self.weights = self._weights()
         self.macros: list[tuple[str, int, str]] = []
-        sums, indices = self.memory.sums, self.memory.indices
-        self.members = [f"{self.number} sums[{sums}];"] if sums else []
-        self.members += [f"int active[{indices}];"] if indices else []
-        self.extra_bytes = sums * (8 if network.is_double else 4) + indices * 4
+        self.members, self.extra_bytes = writer.parts.members(), writer.parts.room_bytes()
 
     def literal(self, value: float) -> str:
         """Return a number in C."""

@@ -71,12 +71,6 @@ class DeviceMemory:
             case Home.WORK:
                 return f"a.work + {self.memory.places[buffer]}"
 
-    def need_indices(self, count: int) -> None:
-        """Ignore what a linear layer keeps on a CPU."""
-
-    def need_sums(self, count: int) -> None:
-        """Ignore what a convolution keeps on a CPU."""
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceKernel:
@@ -140,7 +134,7 @@ class KernelWriter:
                 self.move(source, result)
             case Lookup(table, result):
                 at = f"(a.steps - 1) * {result.numel} + i"
-                body = [f"({self.c.base(result)})[i] = ({self.c.base(table)})[{at}];"]
+                body = [f"({self.c.parts.base(result)})[i] = ({self.c.parts.base(table)})[{at}];"]
                 self.kernel("lookup", result.numel, body)
             case Linear() | Convolution() | Pool() | MatMul():
                 self.product(operation)
@@ -172,8 +166,10 @@ class KernelWriter:
                 self.softmax(operation)
             case Normalize(x, groups, epsilon, result):
                 size = x.numel // groups
-                self.c.used.add("normalize")
-                at = f"{self.c.base(x)} + i * {size}, {self.c.base(result)} + i * {size}"
+                self.c.parts.used.add("normalize")
+                at = (
+                    f"{self.c.parts.base(x)} + i * {size}, {self.c.parts.base(result)} + i * {size}"
+                )
                 text = literal(epsilon, self.c.float_type)
                 self.kernel(
                     "normalize", groups, [f"{self.prefix}_normalize({at}, 1, {size}, {text});"]
@@ -235,19 +231,19 @@ class KernelWriter:
         rows = operation.x.numel // inputs
         body = [
             f"const int row = i / {outputs}, o = i % {outputs};",
-            f"const {self.real} *x = {self.c.base(operation.x)} + row * {inputs};",
-            f"const {self.real} *w = {self.c.base(operation.weight)} + o;",
+            f"const {self.real} *x = {self.c.parts.base(operation.x)} + row * {inputs};",
+            f"const {self.real} *w = {self.c.parts.base(operation.weight)} + o;",
             f"{self.real} sum = {self.bias(operation.bias, 'o')};",
             f"for (int k = 0; k < {inputs}; k++) {{",
             *self.term("x[k]", f"w[k * {outputs}]"),
             "}",
-            f"({self.c.base(operation.result)})[i] = sum;",
+            f"({self.c.parts.base(operation.result)})[i] = sum;",
         ]
         self.kernel("linear", rows * outputs, body)
 
     def bias(self, bias: Array | None, index: str) -> str:
         """Return what a sum starts from."""
-        return "0" if bias is None else f"({self.c.base(bias)})[{index}]"
+        return "0" if bias is None else f"({self.c.parts.base(bias)})[{index}]"
 
     def term(self, value: str, weight: str) -> list[str]:
         """Return the lines that read a value and, where it is not zero, its weight."""
@@ -266,7 +262,7 @@ class KernelWriter:
         shared = channels // operation.groups
         places = out_height * out_width
         (sy, sx), (py, px), (dy, dx) = operation.stride, operation.padding, operation.dilation
-        x, w = self.c.base(operation.x), self.c.base(operation.weight)
+        x, w = self.c.parts.base(operation.x), self.c.parts.base(operation.weight)
         body = [
             f"const int ox = i % {out_width}, oy = i / {out_width} % {out_height};",
             f"const int o = i / {places} % {outs}, b = i / {places * outs};",
@@ -289,7 +285,7 @@ class KernelWriter:
             "    }",
             "  }",
             "}",
-            f"({self.c.base(operation.result)})[i] = sum;",
+            f"({self.c.parts.base(operation.result)})[i] = sum;",
         ]
         self.kernel("convolution", operation.result.numel, body)
 
@@ -299,7 +295,7 @@ class KernelWriter:
         rows, columns = operation.windows
         row_table = self.table([n for window in rows for n in window])
         column_table = self.table([n for window in columns for n in window])
-        across, base = len(columns), self.c.base(operation.x)
+        across, base = len(columns), self.c.parts.base(operation.x)
         body = [
             f"const int ox = i % {across}, oy = i / {across} % {len(rows)};",
             f"const {self.real} *x = {base} + i / {across * len(rows)} * {height * width};",
@@ -316,14 +312,14 @@ class KernelWriter:
         divided = "total"
         if not operation.is_max:
             divided = f"total / ({self.real}){self.table(operation.divisors)}[oy * {across} + ox]"
-        body.append(f"({self.c.base(operation.result)})[i] = {divided};")
+        body.append(f"({self.c.parts.base(operation.result)})[i] = {divided};")
         self.kernel("pool", operation.result.numel, body)
 
     def table(self, numbers: Sequence[int]) -> str:
         """Write a constant table of integers and return its name."""
-        name = f"{self.prefix}_table{len(self.c.functions)}"
+        name = f"{self.prefix}_table{len(self.c.parts.functions)}"
         items = ", ".join(map(str, numbers))
-        self.c.functions.append(f"static __device__ const int {name}[] = {{{items}}};\n")
+        self.c.parts.functions.append(f"static __device__ const int {name}[] = {{{items}}};\n")
         return name
 
     def matmul(self, operation: MatMul) -> None:
@@ -343,7 +339,7 @@ class KernelWriter:
                 f"{places[1]}[k * {b.strides[-2]} + column * {b.strides[-1]}]",
             ),
             "}",
-            f"({self.c.base(result)})[i] = sum;",
+            f"({self.c.parts.base(result)})[i] = sum;",
         ]
         self.kernel("matmul", result.numel, body)
 

@@ -105,7 +105,7 @@ class _CudaLibrary:
             f"  {'const ' if b.home is Home.INPUT else ''}{self.real} *{b.home.value}_{b.name};"
             for b in self.given
         ]
-        fixed = fixed_part(self.c.used, self.name, self.real)
+        fixed = fixed_part(self.c.parts.used, self.name, self.real)
         fixed = re.sub(r"^static (inline )?", r"static __device__ \1", fixed, flags=re.MULTILINE)
         return KERNELS.format(
             name=self.name,
@@ -113,7 +113,7 @@ class _CudaLibrary:
             flags=" ".join(FLAGS),
             members="\n".join(members),
             fixed=_RTC + fixed,
-            functions="\n".join(self.c.functions),
+            functions="\n".join(self.c.parts.functions),
             kernels="\n\n".join(kernel.text for kernel in self.kernels),
         )
 

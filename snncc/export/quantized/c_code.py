@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
 from snncc.codegen.c.expressions import c_names
-from snncc.export.c.code import in_order
-from snncc.export.loops import Loops, broadcast_strides
+from snncc.export.c.parts import Parts, in_order
+from snncc.export.loops import Loops, loops_over
 from snncc.export.memory import Memory
-from snncc.export.network import Array, Buffer, Steps, dense_strides
+from snncc.export.network import Array, Buffer, Steps
 from snncc.export.quantized.c_functions import fixed_part
 from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (
@@ -22,13 +22,13 @@ from snncc.export.quantized.nodes import (
     Integer,
     Linear,
     Lookup,
+    MatMul,
     Move,
     Name,
     Number,
     Operation,
     Pointwise,
     Pool,
-    Product,
     QuantizedNetwork,
     Reduce,
 )
@@ -45,22 +45,17 @@ class Writer:
     Attributes:
         network: The network.
         memory: Where its buffers lie.
-        prefix: What every name in the library starts with.
-        functions: The functions that the step needs.
-        sums: For each size of sums how many an operation needs at most.
+        parts: What its code is put together from.
     """
 
     def __init__(self, network: QuantizedNetwork, prefix: str) -> None:
-        self.network, self.prefix = network, prefix
+        self.network = network
         self.memory = Memory(
             replace(network.network, weights=[]), list(network.operations.values())
         )
         a = network.arithmetic
         self.state, self.wide = f"int{a.state_bits}_t", f"int{a.wide_bits}_t"
-        self.functions: list[str] = []
-        self.used: set[str] = set()
-        self.names: set[str] = set()
-        self.sums = {32: 0, 64: 0}
+        self.parts = Parts(self.memory, prefix, self.state)
 
     def step(self) -> list[str]:
         """Return the statements of one step."""
@@ -71,24 +66,21 @@ class Writer:
 
     def fixed_part(self) -> str:
         """Return the functions of every library that the step uses."""
-        return fixed_part(self.used, self.prefix, self.network.arithmetic)
+        return fixed_part(self.parts.used, self.parts.prefix, self.network.arithmetic)
 
     def operation(self, operation: Operation) -> list[str]:
         """Return the statements of one operation."""
         match operation:
             case Pointwise():
                 return [self._pointwise(operation)]
-            case Move():
-                return self._move(operation)
+            case Move(source, result, shift):
+                return self.parts.moved(source, result, self._scale(shift) if shift else None)
             case Lookup(table, result):
-                row = f"weights->{table.name} + (net->steps - 1) * {result.numel}"
-                size = f"{result.numel} * sizeof({self.state})"
-                return [f"memcpy({self.base(result)}, {row}, {size});"]
-            case Linear(x, product, result, inputs, outputs):
-                rows = x.numel // inputs
-                return [self._product("linear", x, product, result, (rows, inputs, outputs))]
-            case Convolution(x, product, result):
-                return [self._product("convolution", x, product, result, self._geometry(operation))]
+                return [self.parts.row(f"weights->{table.name}", result)]
+            case Linear() | Convolution():
+                return [self._product(operation)]
+            case MatMul():
+                return self._matmul(operation)
             case Pool():
                 return [self._pool(operation)]
             case Reduce():
@@ -96,133 +88,90 @@ class Writer:
             case _:
                 assert_never(operation)
 
-    def base(self, array: Array) -> str:
-        """Return the C expression of the address of an array's first element."""
-        place = self.memory.address(array.buffer)
-        return f"({place} + {array.offset})" if array.offset else f"({place})"
+    def _scale(self, shift: int) -> Callable[[str], str]:
+        bits = self.network.arithmetic.wide_bits
+        return lambda value: self.parts.call(f"scale{bits}", value, shift)
 
-    def _call(self, function: str, *arguments: object) -> str:
-        self.used.add(function)
-        return f"{self.prefix}_{function}({', '.join(map(str, arguments))})"
-
-    def _product(
-        self, name: str, x: Array, product: Product, result: Array, sizes: tuple[object, ...]
-    ) -> str:
-        bits = product.sum_bits
-        channels = product.shift.values.size
-        places = 1 if name == "linear" else result.numel // result.shape[0] // channels
-        self.sums[bits] = max(self.sums[bits], channels * places)
+    def _product(self, operation: Linear | Convolution) -> str:
+        layer, product = operation.layer, operation.product
+        x, result = layer.x, layer.result
         bias = "NULL" if product.bias is None else f"weights->{product.bias.name}"
-        given = (f"weights->{product.weight.name}", bias, f"weights->{product.shift.name}")
-        sums = f"net->sums{bits}"
-        return (
-            self._call(f"{name}{bits}", self.base(x), *given, self.base(result), *sizes, sums) + ";"
-        )
+        given = (x, f"weights->{product.weight.name}", bias, f"weights->{product.shift.name}")
+        ending = f"{'_spikes' if product.of_spikes else ''}{product.sum_bits}"
+        kind = f"int{product.sum_bits}_t"
+        if isinstance(operation, Convolution):
+            sums = self.parts.room(kind, result.numel // result.shape[0])
+            sizes: tuple[object, ...] = (self.parts.geometry(operation.layer), sums)
+            return self.parts.call(f"convolution{ending}", *given, result, *sizes) + ";"
+        inputs, outputs = operation.layer.weight.shape
+        sizes = (x.numel // inputs, inputs, outputs)
+        if product.by_output:
+            return self.parts.call(f"dense{product.sum_bits}", *given, result, *sizes) + ";"
+        sums = self.parts.room(kind, outputs)
+        return self.parts.call(f"linear{ending}", *given, result, *sizes, sums) + ";"
 
-    def _geometry(self, operation: Convolution) -> tuple[str]:
-        sizes = [*operation.x.shape, *operation.result.shape[1:], *operation.kernel]
-        settings = [*operation.stride, *operation.padding, *operation.dilation, operation.groups]
-        return (self._table([*sizes, *settings]),)
-
-    def _table(self, numbers: Sequence[int]) -> str:
-        """Return the name of a constant table of integers."""
-        name = f"{self.prefix}_table{len(self.functions)}"
-        items = ", ".join(map(str, numbers))
-        self.functions.append(f"static const int {name}[] = {{{items}}};\n")
-        return name
-
-    def _pool(self, operation: Pool) -> str:
-        planes = operation.x.shape[0] * operation.x.shape[1]
-        rows, columns = operation.windows
-        numbers = [planes, *operation.x.shape[2:], len(rows), len(columns)]
-        numbers += [n for window in (*rows, *columns) for n in window]
-        arrays = (self.base(operation.x), self.base(operation.result))
-        if operation.is_max:
-            return self._call("max_pool", *arrays, self._table(numbers)) + ";"
-        table = self._table([*numbers, *operation.divisors])
-        name = f"mean_pool{operation.sum_bits}"
-        return self._call(name, *arrays, table, operation.left) + ";"
-
-    def _move(self, operation: Move) -> list[str]:
-        source, result = operation.source, operation.result
-        if operation.shift == 0 and source.is_dense and result.is_dense:
-            size = f"{source.numel} * sizeof({self.state})"
-            return [f"memcpy({self.base(result)}, {self.base(source)}, {size});"]
-        loops = _loops(result.shape, [source, result])
-        to, origin = self.memory.address(result.buffer), self.memory.address(source.buffer)
-        value = f"({origin})[{loops.index(source)}]"
-        if operation.shift:
-            value = self._call(f"scale{self.network.arithmetic.wide_bits}", value, operation.shift)
-        return loops.around([f"({to})[{loops.index(result)}] = {value};"])
-
-    def _reduce(self, operation: Reduce) -> list[str]:
-        """Return loops over what stays, and inside them loops over what is reduced."""
-        x, axes, result = operation.x, operation.axes, operation.result
-        kept = [d for d in range(len(x.shape)) if d not in axes]
-        outer = Array(x.buffer, _take(x.shape, kept), _take(x.strides, kept), x.offset)
-        home = Array(result.buffer, outer.shape, dense_strides(outer.shape), result.offset)
-        over = _loops(outer.shape, [outer, home])
-        inner = _take(x.strides, axes)
-        through = Loops.of(_take(x.shape, axes), [inner], "j")
-        part = Array(x.buffer, _take(x.shape, axes), inner, 0)
-        value = f"({self.memory.address(x.buffer)})[{over.index(outer)} + {through.index(part)}]"
-        target = f"({self.memory.address(result.buffer)})[{over.index(home)}]"
-        if operation.kind in ("max", "min"):
-            bound = self.network.arithmetic.state_high
-            start = f"-{bound} - 1" if operation.kind == "max" else str(bound)
-            sign = ">" if operation.kind == "max" else "<"
-            join = f"total = {value} {sign} total ? {value} : total;"
-            body = [f"{self.state} total = {start};", *through.around([join]), f"{target} = total;"]
-            return over.around(body)
-        bits = operation.sum_bits
-        total = f"total * ((int{bits}_t)1 << {operation.left})" if operation.left else "total"
-        if operation.divisor > 1:
-            total = self._call(f"divided{bits}", total, operation.divisor)
-        stored = self._call(f"narrow{bits}", total)
+    def _matmul(self, operation: MatMul) -> list[str]:
+        over, (a, b, y), table = self.parts.matmul(operation.layer)
+        bits, size = operation.sum_bits, math.prod(operation.layer.result.shape[-2:])
+        sums = self.parts.room(f"int{bits}_t", size)
+        call = self.parts.call(f"matmul{bits}", a, b, sums, table)
+        scaled = self.parts.call(f"scale{bits}", f"{sums}[i]", operation.shift)
         return over.around(
             [
-                f"int{bits}_t total = 0;",
-                *through.around([f"total += {value};"]),
-                f"{target} = {stored};",
+                f"memset({sums}, 0, {size} * sizeof(int{bits}_t));",
+                f"{call};",
+                f"for (int i = 0; i < {size}; i++) {{",
+                f"  ({y})[i] = {scaled};",
+                "}",
             ]
         )
 
+    def _pool(self, operation: Pool) -> str:
+        layer = operation.layer
+        if layer.is_max:
+            return (
+                self.parts.call("max_pool", layer.x, layer.result, self.parts.windows(layer)) + ";"
+            )
+        table = self.parts.windows(layer, operation.divisors)
+        name = f"mean_pool{operation.sum_bits}"
+        return self.parts.call(name, layer.x, layer.result, table, operation.left) + ";"
+
+    def _reduce(self, operation: Reduce) -> list[str]:
+        """Return loops over what stays, and inside them loops over what is reduced."""
+        made, kind = self.parts.reduction(operation.layer), operation.layer.kind
+        if kind in ("max", "min"):
+            bound = self.network.arithmetic.state_high
+            start, beats = (f"-{bound} - 1", ">") if kind == "max" else (str(bound), "<")
+            join = f"total = {made.value} {beats} total ? {made.value} : total;"
+            body = [f"{self.state} total = {start};", *made.through.around([join])]
+            return made.over.around([*body, f"{made.target} = total;"])
+        bits = operation.sum_bits
+        total = f"total * ((int{bits}_t)1 << {operation.left})" if operation.left else "total"
+        if operation.divisor > 1:
+            total = self.parts.call(f"divided{bits}", total, operation.divisor)
+        stored = self.parts.call(f"narrow{bits}", total)
+        added = made.through.around([f"total += {made.value};"])
+        return made.over.around([f"int{bits}_t total = 0;", *added, f"{made.target} = {stored};"])
+
     def _pointwise(self, operation: Pointwise) -> str:
         """Write a function for a pointwise operation and return its call."""
-        ends = itertools.chain([""], itertools.count(2))
-        numbered = (f"{self.prefix}_{operation.name}{end}" for end in ends)
-        name = next(n for n in numbered if n not in self.names)
-        self.names.add(name)
-        arrays = [(n, a) for n, a in operation.inputs if not isinstance(a, Steps)]
-        homes = list(
-            dict.fromkeys([_home(a) for _, a in arrays] + [a.buffer for a, _ in operation.results])
-        )
+        arrays = [a for _, a in operation.inputs if not isinstance(a, Steps)]
+        written = [a.buffer for a, _ in operation.results]
+        homes = dict.fromkeys([*map(_home, arrays), *written])
         pointers: dict[Buffer | Constant, str] = {home: f"p{i}" for i, home in enumerate(homes)}
-        written = {a.buffer for a, _ in operation.results}
-        params = [
-            f"{'' if home in written else 'const '}{self._type(home)} *restrict {pointers[home]}"
-            for home in homes
+        every = {_home(a): a.every for a in arrays if isinstance(a, ConstantArray)}
+        given = [
+            (
+                f"{'' if home in written else 'const '}{self._type(home)} *restrict {pointer}",
+                self._address(home, every.get(home, 0)),
+            )
+            for home, pointer in pointers.items()
         ]
-        steps = any(isinstance(a, Steps) for _, a in operation.inputs)
-        params += ["unsigned long steps"] if steps else []
-        loops = _loops(operation.shape, [a for _, a in arrays] + [a for a, _ in operation.results])
-        body = self._body(operation, pointers, loops)
-        comment = [f" * {line}".rstrip() for line in operation.comment.splitlines()]
-        head = f"static void {name}({', '.join(params)})"
-        lines = [
-            "/*",
-            *comment,
-            " */",
-            head,
-            "{",
-            *(f"  {line}" for line in loops.around(body)),
-            "}",
-        ]
-        self.functions.append("\n".join(lines) + "\n")
-        every = {_home(a): a.every for _, a in arrays if isinstance(a, ConstantArray)}
-        addresses = [self._address(home, every.get(home, 0)) for home in homes]
-        addresses += ["net->steps"] if steps else []
-        return f"{name}({', '.join(addresses)});"
+        if any(isinstance(a, Steps) for _, a in operation.inputs):
+            given.append(("unsigned long steps", "net->steps"))
+        loops = loops_over(operation.shape, [*arrays, *(a for a, _ in operation.results)])
+        body = loops.around(self._body(operation, pointers, loops))
+        return self.parts.pointwise(operation.name, operation.comment, given, body)
 
     def _type(self, home: Buffer | Constant) -> str:
         return f"int{home.bits}_t" if isinstance(home, Constant) else self.state
@@ -282,10 +231,10 @@ class Writer:
                 return f"({texts[0]} * (({self.wide})1 << {bits}))"
             case "right":
                 name = f"right{self.network.arithmetic.wide_bits}"
-                return self._call(name, _bare(texts[0]), bits)
+                return self.parts.call(name, _bare(texts[0]), bits)
             case "floor" | "even":
-                return self._call(operation, _bare(texts[0]), bits)
-        return self._call(operation, *map(_bare, texts))
+                return self.parts.call(operation, _bare(texts[0]), bits)
+        return self.parts.call(operation, *map(_bare, texts))
 
 
 def _bare(text: str) -> str:
@@ -303,11 +252,3 @@ def _bare(text: str) -> str:
 def _home(source: Array | ConstantArray | Steps) -> Buffer | Constant:
     assert not isinstance(source, Steps)
     return source.constant if isinstance(source, ConstantArray) else source.buffer
-
-
-def _loops(shape: tuple[int, ...], arrays: Sequence[Array | ConstantArray]) -> Loops:
-    return Loops.of(shape, [broadcast_strides(a, shape) for a in arrays])
-
-
-def _take(values: Sequence[int], positions: Sequence[int]) -> tuple[int, ...]:
-    return tuple(values[p] for p in positions)

@@ -19,8 +19,10 @@ from snncc.export.quantized.nodes import (
     ConstantArray,
     Convolution,
     Integer,
+    Layer,
     Linear,
     Lookup,
+    MatMul,
     Move,
     Name,
     Number,
@@ -78,32 +80,47 @@ class Run:
         shape = array.shape if shape is None else shape
         return _strided(self.memory[array.buffer], array, shape)
 
-    def _run(self, operation: Move | Lookup | Linear | Convolution | Pool | Reduce) -> None:
+    def _run(self, operation: Move | Lookup | Layer) -> None:
         match operation:
             case Lookup(table, result):
                 start = (self.steps - 1) * result.numel
                 self._write(result, table.values[start : start + result.numel])
             case Move(source, result, shift):
                 self.view(result)[...] = self._rescaled(self.view(source), shift)
-            case Linear(x, product, result, inputs, outputs):
-                rows = self.view(x).reshape(-1, inputs)
-                weights = product.weight.values.reshape(inputs, outputs)
-                sums = _multiplied(rows, weights, product)
-                self._write(result, self._scaled(sums, product, (1, -1)))
-            case Convolution():
-                sums = _convolved(self.view(operation.x), operation)
-                self._write(operation.result, self._scaled(sums, operation.product, (1, -1, 1, 1)))
-            case Pool():
-                self._pool(operation)
-            case Reduce(kind, x, axes, result, left, divisor, _):
-                values = self.view(x)
-                if kind in ("max", "min"):
-                    self._write(result, getattr(values, kind)(axes) if axes else values)
-                else:
-                    sums = values.sum(axes) if axes else values
-                    self._write(result, self._limited(divided(sums << left, divisor)))
+            case Linear() | Convolution() | MatMul() | Pool() | Reduce():
+                self._write(operation.layer.result, self._layer(operation))
             case _:
                 assert_never(operation)
+
+    def _layer(self, operation: Layer) -> Numbers:
+        """Return the result of a layer."""
+        match operation:
+            case Linear(layer, product):
+                inputs, outputs = layer.weight.shape
+                rows, weights = self.view(layer.x).reshape(-1, inputs), product.weight.values
+                ordered = weights.reshape(outputs, inputs).T if product.by_output else weights
+                sums = _multiplied(rows, ordered.reshape(inputs, outputs), product.sum_bits)
+                return self._scaled(sums, product, (1, -1))
+            case Convolution(layer, product):
+                return self._scaled(
+                    _convolved(self.view(layer.x), operation), product, (1, -1, 1, 1)
+                )
+            case MatMul(layer, shift, sum_bits):
+                sums = _multiplied(self.view(layer.a), self.view(layer.b), sum_bits)
+                return self._rescaled(sums, shift)
+            case Pool(layer):
+                return self._pool(self.view(layer.x), operation)
+            case Reduce(layer):
+                return self._reduce(self.view(layer.x), operation)
+            case _:
+                assert_never(operation)
+
+    def _reduce(self, x: Numbers, operation: Reduce) -> Numbers:
+        kind, axes = operation.layer.kind, operation.layer.axes
+        if kind in ("max", "min"):
+            return getattr(x, kind)(axes) if axes else x
+        sums = x.sum(axes) if axes else x
+        return self._limited(divided(sums << operation.left, operation.divisor))
 
     def _write(self, array: Array, values: Numbers) -> None:
         end = array.offset + values.size
@@ -128,18 +145,17 @@ class Run:
         bias = 0 if product.bias is None else product.bias.values.reshape(shape)
         return self._rescaled(sums + bias, product.shift.values.reshape(shape))
 
-    def _pool(self, operation: Pool) -> None:
-        x = self.view(operation.x)
-        rows, columns = operation.windows
-        values = []
+    def _pool(self, x: Numbers, operation: Pool) -> Numbers:
+        layer, values = operation.layer, []
+        rows, columns = layer.windows
         for a, b in rows:
             for c, d in columns:
                 window = x[:, :, a:b, c:d]
-                values.append(window.max((2, 3)) if operation.is_max else window.sum((2, 3)))
+                values.append(window.max((2, 3)) if layer.is_max else window.sum((2, 3)))
         y = numpy.stack(values, 2)
-        if not operation.is_max:
-            y = self._limited(divided(y << operation.left, numpy.array(operation.divisors)))
-        self._write(operation.result, y)
+        if layer.is_max:
+            return y
+        return self._limited(divided(y << operation.left, numpy.array(operation.divisors)))
 
     def _pointwise(self, operation: Pointwise) -> dict[str, Numbers]:
         values: dict[str, Numbers] = {}
@@ -209,24 +225,23 @@ def _strided(memory: Numbers, array: Array | ConstantArray, shape: tuple[int, ..
     return numpy.lib.stride_tricks.as_strided(memory[array.offset :], shape, strides)
 
 
-def _multiplied(x: Numbers, w: Numbers, product: Product) -> Numbers:
+def _multiplied(x: Numbers, w: Numbers, sum_bits: int) -> Numbers:
     """Return a product of matrices, by floats where their sums are exact."""
-    if product.sum_bits < 53:
+    if sum_bits < 53:
         return (x.astype(numpy.float64) @ w.astype(numpy.float64)).astype(numpy.int64)
     return x @ w.astype(numpy.int64)
 
 
 def _convolved(x: Numbers, operation: Convolution) -> Numbers:
     """Return the sums of a convolution, one place of its kernel after another."""
+    layer, product = operation.layer, operation.product
     batch, channels = x.shape[:2]
-    _, outs, out_height, out_width = operation.result.shape
-    (kh, kw), (sh, sw), (dh, dw) = operation.kernel, operation.stride, operation.dilation
-    ph, pw = operation.padding
+    _, outs, out_height, out_width = layer.result.shape
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel, layer.stride, layer.dilation
+    ph, pw = layer.padding
     padded = numpy.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    groups = operation.groups
-    weights = operation.product.weight.values.reshape(
-        groups, channels // groups, kh, kw, outs // groups
-    )
+    groups = layer.groups
+    weights = product.weight.values.reshape(groups, channels // groups, kh, kw, outs // groups)
     sums = numpy.zeros((groups, batch * out_height * out_width, outs // groups), numpy.int64)
     for ky in range(kh):
         for kx in range(kw):
@@ -234,7 +249,7 @@ def _convolved(x: Numbers, operation: Convolution) -> Numbers:
             part = padded[:, :, y : y + (out_height - 1) * sh + 1 : sh]
             part = part[:, :, :, z : z + (out_width - 1) * sw + 1 : sw]
             rows = part.transpose(1, 0, 2, 3).reshape(groups, channels // groups, -1)
-            sums += _multiplied(rows.transpose(0, 2, 1), weights[:, :, ky, kx], operation.product)
+            sums += _multiplied(rows.transpose(0, 2, 1), weights[:, :, ky, kx], product.sum_bits)
     shaped = sums.reshape(groups, batch, out_height, out_width, outs // groups)
     return shaped.transpose(1, 0, 4, 2, 3).reshape(batch, outs, out_height, out_width)
 

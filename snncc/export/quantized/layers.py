@@ -20,12 +20,14 @@ from snncc.export.quantized.nodes import Constant, Product
 Keep = Callable[[str, numpy.ndarray, int], Constant]
 
 
-def quantize_product(
+def quantize_product(  # noqa: PLR0913 - a layer, its surroundings, and what is known of its inputs
     weights: Tensor,
     bias: Tensor | None,
     formats: tuple[Format, Format],
     arithmetic: Arithmetic,
     keep: tuple[str, Keep],
+    *,
+    is_dense: bool = False,
 ) -> Product:
     """Return a layer's parameters in whole numbers.
 
@@ -35,6 +37,7 @@ def quantize_product(
         formats: Of the inputs and of the outputs.
         arithmetic: The sizes of numbers.
         keep: The name of the layer, and where its constants go.
+        is_dense: Whether most inputs were seen not to be zero.
     """
     x, y = formats
     name, constant = keep
@@ -57,12 +60,16 @@ def quantize_product(
     shifts = scale + x.fraction - y.fraction
     reached = starts.abs() + rows.abs().sum(1) * most + (1 << shifts.clamp(min=0))
     sum_bits = 32 if int(reached.max()) < (1 << 31) else 64
-    ordered = rows.reshape(groups, each, -1).permute(0, 2, 1).reshape(-1)
+    of_spikes = x.exact and x.low >= 0 and x.high <= 1
+    by_output = is_dense and not of_spikes and sum_bits == 32
+    ordered = rows if by_output else rows.reshape(groups, each, -1).permute(0, 2, 1)
     return Product(
-        constant(f"{name}_weight", ordered.numpy(), arithmetic.weight_bits),
+        constant(f"{name}_weight", ordered.reshape(-1).numpy(), arithmetic.weight_bits),
         None if bias is None else constant(f"{name}_bias", starts.numpy(), arithmetic.wide_bits),
         constant(f"{name}_shift", shifts.numpy(), 8),
         sum_bits,
+        of_spikes,
+        by_output,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy
 
+from snncc.export import network as floats
 from snncc.export.network import Array, Buffer, Network, Steps
 from snncc.export.quantized.formats import Arithmetic, Format
 
@@ -121,47 +122,49 @@ class Product:
         bias: For each output channel what its sum starts from, or None.
         shift: For each output channel by how many bits its sum is shifted.
         sum_bits: Of the sums: no partial sum leaves this type.
+        of_spikes: Whether inputs are one or zero.
+        by_output: Whether few inputs are zero, so that none is skipped; the weights of a linear
+            layer are [out, in] then, else [in, out].
     """
 
     weight: Constant
     bias: Constant | None
     shift: Constant
     sum_bits: int
+    of_spikes: bool
+    by_output: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A product of rows of x, [rows, in], and weights, [in, out]."""
+    """A linear layer."""
 
-    x: Array
+    layer: floats.Linear
     product: Product
-    result: Array
-    inputs: int
-    outputs: int
 
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """A convolution, [B, C, H, W]; weights are [in, kh, kw, out / groups]."""
+    """A convolution; weights are ordered as in floats."""
 
-    x: Array
+    layer: floats.Convolution
     product: Product
-    result: Array
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    kernel: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MatMul:
+    """A product of matrices: ``limit(a b / 2^shift)``."""
+
+    layer: floats.MatMul
+    shift: int
+    sum_bits: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A maximum, or ``limit(divide(sum * 2^left, divisor))``, over windows, [B, C, H, W]."""
+    """A maximum, or ``limit(divide(sum * 2^left, divisor))``, over windows."""
 
-    x: Array
-    result: Array
-    windows: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
-    is_max: bool
+    layer: floats.Pool
     divisors: tuple[int, ...]
     left: int
     sum_bits: int
@@ -171,16 +174,14 @@ class Pool:
 class Reduce:
     """A maximum, a minimum, or ``limit(divide(sum * 2^left, divisor))``, over some axes."""
 
-    kind: str
-    x: Array
-    axes: tuple[int, ...]
-    result: Array
+    layer: floats.Reduce
     left: int
     divisor: int
     sum_bits: int
 
 
-Operation: TypeAlias = Pointwise | Move | Lookup | Linear | Convolution | Pool | Reduce
+Layer: TypeAlias = Linear | Convolution | MatMul | Pool | Reduce
+Operation: TypeAlias = Pointwise | Move | Lookup | Layer
 
 
 @dataclass(eq=False)

@@ -20,13 +20,12 @@ class WholeNumbers:
         writer = Writer(network, name)
         self.body = writer.step()
         self.memory = writer.memory
-        self.functions = writer.functions
+        self.functions = writer.parts.functions
         self.fixed = writer.fixed_part()
         self.number = writer.state
         self.dtype = f"<i{network.arithmetic.state_bits // 8}"
         self.weights = _weights(network.constants, name)
-        self.members = [f"int{n}_t sums{n}[{count}];" for n, count in writer.sums.items() if count]
-        self.extra_bytes = sum(n // 8 * count for n, count in writer.sums.items())
+        self.members, self.extra_bytes = writer.parts.members(), writer.parts.room_bytes()
         self.macros = [
             (f"{buffer.name.upper()}_FRACTION", network.formats[buffer].fraction, _MEANING)
             for buffer in (*network.network.inputs, *network.network.outputs)

@@ -20,6 +20,7 @@ from snncc.export.network import (
     Home,
     Linear,
     Lookup,
+    MatMul,
     Network,
     Place,
     Pointwise,
@@ -44,6 +45,8 @@ class FloatRun:
         values: For each operation by position what its lets were in the last step.
         largest: For each buffer, and each let of an operation, its largest absolute value.
         whole: For each input whether it was always whole numbers.
+        active: For each linear layer by position how many of its inputs were not zero, and of how
+            many.
     """
 
     def __init__(self, network: Network, refuse: Refuse) -> None:
@@ -53,6 +56,7 @@ class FloatRun:
         self.values: dict[int, dict[str, Tensor]] = {}
         self.largest: dict[Buffer | tuple[int, str], float] = {}
         self.whole = dict.fromkeys(network.inputs, True)
+        self.active: dict[int, tuple[int, int]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -107,7 +111,9 @@ class FloatRun:
                 self.view(result).copy_(rows[self.steps - 1].reshape(result.shape))
                 self.note(result.buffer, rows, position)
                 results = []
-            case Linear() | Convolution() | Pool() | Reduce():
+            case Linear() | Convolution() | MatMul() | Pool() | Reduce():
+                if isinstance(operation, Linear):
+                    self._count_active(position, self.view(operation.x))
                 self._layer(operation)
                 results = [operation.result]
             case _:
@@ -116,7 +122,20 @@ class FloatRun:
         for array in results:
             self.note(array.buffer, self.view(array), position)
 
-    def _layer(self, operation: Linear | Convolution | Pool | Reduce) -> None:
+    def is_dense(self, position: int) -> bool:
+        """Tell whether most inputs of a linear layer were not zero."""
+        active, all_of_them = self.active.get(position, (0, 0))
+        return 2 * active > all_of_them
+
+    def _count_active(self, position: int, x: Tensor) -> None:
+        active, all_of_them = self.active.get(position, (0, 0))
+        self.active[position] = active + int(x.count_nonzero()), all_of_them + x.numel()
+
+    def _layer(self, operation: Linear | Convolution | MatMul | Pool | Reduce) -> None:
+        if isinstance(operation, MatMul):
+            y = self.view(operation.a) @ self.view(operation.b)
+            self._write(operation.result, y)
+            return
         x = self.view(operation.x)
         match operation:
             case Linear(_, weight, bias, result):
@@ -138,7 +157,11 @@ class FloatRun:
                 y = most if function else total / (self._count(x, axes) if kind == "mean" else 1)
             case _:
                 assert_never(operation)
-        self.memory[result.buffer][result.offset : result.offset + y.numel()] = y.reshape(-1)
+        self._write(result, y)
+
+    def _write(self, array: Array, values: Tensor) -> None:
+        end = array.offset + values.numel()
+        self.memory[array.buffer][array.offset : end] = values.reshape(-1)
 
     def _count(self, x: Tensor, axes: tuple[int, ...]) -> int:
         return math.prod(x.shape[a] for a in axes)

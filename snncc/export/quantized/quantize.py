@@ -172,7 +172,9 @@ class _Quantizer:
                 return self.reduction(position, operation)
             case floats.Lookup():
                 return self.lookup(position, operation)
-            case floats.MatMul() | floats.Softmax() | floats.Normalize():
+            case floats.MatMul():
+                return self.matmul(position, operation)
+            case floats.Softmax() | floats.Normalize():
                 name = type(operation).__name__.lower()
                 raise NoWholeFormError(f"the operation '{name}' has no form in whole numbers")
             case _:
@@ -194,7 +196,7 @@ class _Quantizer:
 
     def move(self, position: int, source: Array, result: Array) -> nodes.Move:
         """Return a copy that brings numbers to the fraction of where they go."""
-        if source.buffer.home is Home.WEIGHT:
+        if source.buffer in self.known and source.buffer.home is Home.WEIGHT:
             raise NoWholeFormError("it returns a parameter, or keeps one as a state")
         made = self.format(source.buffer)
         there = self.write(position, result.buffer, made)
@@ -209,19 +211,36 @@ class _Quantizer:
         made = Format(self.seen_fraction(result.buffer), *self.range, exact=False)
         y = self.write(position, result.buffer, made)
         groups = operation.groups if isinstance(operation, floats.Convolution) else 1
+        dense = isinstance(operation, floats.Linear) and self.seen.is_dense(position)
         weights = self.seen.view(operation.weight)
         shaped = weights.reshape(groups, -1, weights.shape[-1])
         bias = None if operation.bias is None else self.seen.view(operation.bias)
         keep = (result.buffer.name, self.constant)
-        product = quantize_product(shaped, bias, (x, y), self.arithmetic, keep)
+        given = (shaped, bias, (x, y), self.arithmetic, keep)
+        product = quantize_product(*given, is_dense=dense)
         if int(product.shift.values.min(initial=0)) < 2 - self.arithmetic.state_bits:
             raise NoWholeFormError("its outputs are far smaller than its weights")
         if isinstance(operation, floats.Linear):
-            return nodes.Linear(operation.x, product, result, *operation.weight.shape)
-        return nodes.Convolution(
-            operation.x, product, result, operation.stride, operation.padding,
-            operation.dilation, operation.groups, operation.kernel,
-        )  # fmt: skip
+            return nodes.Linear(operation, product)
+        return nodes.Convolution(operation, product)
+
+    def matmul(self, position: int, operation: floats.MatMul) -> nodes.MatMul:
+        """Return a product of matrices; one of counts is a count."""
+        if Home.WEIGHT in (operation.a.buffer.home, operation.b.buffer.home):
+            raise NoWholeFormError("it multiplies matrices of which one is a parameter")
+        a, b = self.format(operation.a.buffer), self.format(operation.b.buffer)
+        ends = [x * y * operation.a.shape[-1] for x in (a.low, a.high) for y in (b.low, b.high)]
+        low, high, fraction = min(ends), max(ends), a.fraction + b.fraction
+        result = operation.result
+        if not (a.exact and b.exact):
+            low, high = self.range
+            fraction = min(self.seen_fraction(result.buffer), fraction)
+        made = Format(fraction, low, high, a.exact and b.exact)
+        shift = a.fraction + b.fraction - self.write(position, result.buffer, made).fraction
+        reached = max(map(abs, ends)) + (1 << max(shift, 0))
+        if reached >= 1 << 63:
+            raise NoWholeFormError("the sums of a product of two matrices exceed 64 bits")
+        return nodes.MatMul(operation, shift, 32 if reached < 1 << 31 else 64)
 
     def reduction(
         self, position: int, operation: floats.Pool | floats.Reduce
@@ -252,11 +271,10 @@ class _Quantizer:
             raise NoWholeFormError("its inputs are far smaller than other values of its result")
         if isinstance(operation, floats.Pool):
             divisors = tuple(d * divided for d in operation.divisors)
-            windows, is_max = operation.windows, operation.is_max
-            return nodes.Pool(operation.x, result, windows, is_max, divisors, left, sum_bits)
-        axes, shape = operation.axes, operation.x.shape
-        size = math.prod(shape[axis] for axis in axes) if kind == "mean" else 1
-        return nodes.Reduce(kind, operation.x, axes, result, left, size * divided, sum_bits)
+            return nodes.Pool(operation, divisors, left, sum_bits)
+        sizes = (operation.x.shape[axis] for axis in operation.axes)
+        size = math.prod(sizes) if kind == "mean" else 1
+        return nodes.Reduce(operation, left, size * divided, sum_bits)
 
     def pointwise(self, position: int, operation: floats.Pointwise) -> nodes.Pointwise | None:
         """Return lets in whole numbers; a first draft tells which values are potentials."""
