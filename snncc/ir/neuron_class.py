@@ -22,6 +22,7 @@ class Role(Enum):
     ADAPTATION = "adaptation"
     REFRACTORY = "refractory counter"
     PARTNER = "coupled state"
+    PAST = "earlier input"  # that a decay depends on
     SPIKE = "spike of the step before"
     SUM = "running sum"
     LAST = "last value"

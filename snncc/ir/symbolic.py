@@ -3,8 +3,8 @@
 sympy is an oracle here: expressions go in, answers come out, and no expression comes back.  An
 expression becomes a quotient of two polynomials over the rationals, in which every float is the
 exact rational that it is.  What is not rational (``exp``, ``floor``, a comparison) is a variable of
-its own, one for each distinct expression.  So the answers "equal", "constant" and "of degree n" are
-proofs; their opposites only say that there is no such proof.
+its own, one for each distinct expression; ``expm1(x)`` is ``exp(x) - 1``.  So the answers "equal",
+"constant" and "of degree n" are proofs; their opposites only say that there is no such proof.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _Ring:
         from sympy.polys.domains import QQ
         from sympy.polys.rings import ring
 
-        parts = dict.fromkeys(e for expr in exprs for e in subexpressions(expr))
+        parts = dict.fromkeys(_as_exp(e) for expr in exprs for e in subexpressions(expr))
         self._keys = [e for e in parts if isinstance(e, Var) or _is_opaque(e)]
         if len(self._keys) > MOST_VARIABLES:
             raise UnanswerableError
@@ -110,6 +110,9 @@ class _Ring:
             case Unary(Op.NEG, arg):
                 top, bottom = self.quotient(arg)
                 return -top, bottom
+            case Unary(Op.EXPM1, _):
+                top, bottom = self.quotient(_as_exp(expr))
+                return top - bottom, bottom
             case Binary(Op.POW, base, Const(exponent)):
                 top, bottom = self.quotient(base)
                 power = abs(int(exponent))
@@ -129,6 +132,10 @@ _ARITHMETIC = {
     Op.MUL: lambda a, b, c, d: (a * c, b * d),
     Op.DIV: lambda a, b, c, d: (a * d, b * c),
 }
+
+
+def _as_exp(expr: Expr) -> Expr:
+    return Unary(Op.EXP, expr.arg) if isinstance(expr, Unary) and expr.op is Op.EXPM1 else expr
 
 
 def _is_opaque(expr: Expr) -> bool:

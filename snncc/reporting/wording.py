@@ -47,7 +47,7 @@ class _Speaker:
     def state(self, state: StateClass) -> Iterator[str]:
         """Yield what is told of a state."""
         name = self.step.symbols[state.name].base
-        if state.role in (Role.LAST, Role.SPIKE):
+        if state.role in (Role.LAST, Role.PAST, Role.SPIKE):
             yield name
             return
         if state.role is Role.REFRACTORY:
@@ -117,7 +117,8 @@ class _Speaker:
             early = ", before the input counts" if spike.is_early else ""
             yield f"fires {only} {condition}{adaptive}{early}"
         elif spike.potential is not None:
-            yield f"{self.spell(spike.potential)}, rounded"
+            named = None if spike.compared is None else self.named(spike.compared)
+            yield f"{named or self.spell(spike.potential)}, rounded"
         yield "no surrogate" if spike.surrogate is None else f"gradient {spike.surrogate}"
 
     def named(self, let: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,25 +50,38 @@ def test_statistics(written: str) -> None:
         assert torch.equal(model.norm.running_var, twin.norm.running_var)
 
 
-class NormOfPart(nn.Module):
-    """Normalises a part of each step, whose size is computed."""
+PARTS: dict[str, tuple[type[nn.Module], Callable[[Tensor], Tensor]]] = {
+    "bound": (nn.BatchNorm2d, lambda x: x[..., : x.shape[-1] // 2]),
+    "index": (nn.BatchNorm1d, lambda x: x[:, :, x.shape[2] // 2]),
+    "index from the end": (nn.BatchNorm1d, lambda x: x[..., -(x.shape[-1] // 2)]),
+    "index in a tensor": (nn.BatchNorm1d, lambda x: x[:, :, torch.tensor(1)]),
+    "diagonal": (nn.BatchNorm1d, lambda x: x.diagonal(dim1=2, dim2=3)),
+    "windows": (nn.BatchNorm2d, lambda x: x.unfold(3, x.shape[3] // 2, 1)[:, :, 0]),
+    "index and bound": (nn.BatchNorm1d, lambda x: x[:, :, x.shape[2] - 1, : x.shape[3] - 1]),
+}
 
-    def __init__(self) -> None:
+
+class NormOfPart(nn.Module):
+    """Normalises a part of each step, whose place is computed."""
+
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(4)
+        norm, self.part = PARTS[kind]
+        self.norm = norm(4)
 
     def forward(self, x: Tensor) -> Tensor:
         v, out = torch.zeros(()), []
         for x_t in x:
-            v = 0.5 * v + self.norm(x_t[..., : x_t.shape[-1] // 2])
+            v = 0.5 * v + self.norm(self.part(x_t))
             out.append(v)
         return torch.stack(out)
 
 
-@pytest.mark.parametrize("sizes", [(4, 3, 4, 5, 6), (3, 1, 4, 8, 8), (2, 2, 4, 1, 9)])
-def test_statistics_of_a_part(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("sizes", [(4, 3, 4, 5, 6), (3, 1, 4, 8, 8), (2, 2, 4, 2, 9)])
+def test_statistics_of_a_part(kind: str, sizes: tuple[int, ...]) -> None:
     """Torch adds up a part in another order than a copy of it, so the part is no copy here."""
-    model, twin = NormOfPart(), NormOfPart()
+    model, twin = NormOfPart(kind), NormOfPart(kind)
     fast = snncc.compile(twin)
     for batch in (sizes[1], sizes[1] + 2):
         x = torch.randn(sizes[0], batch, *sizes[2:]) + 3.0

@@ -255,7 +255,12 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("graded", looped(graded), {"name": "graded LIF (P2 reset)", "amount": "0.5"}),
     ("clipped", looped(clipped), {"name": "graded LIF (P2 reset)", "reset": Reset.CLIP}),
     ("quantized", looped(graded_quantized), {"name": "graded LIF (P2 reset)"}),
-    ("gated", looped(gated), {"name": "gated LIF without reset", "varies": Decay.INPUT}),
+    ("gated", looped(gated), {"name": "dynamic decay", "varies": Decay.INPUT}),
+    (
+        "dynamic",
+        neurons.DynamicDecay(4, kernel_size=3),
+        {"name": "dynamic decay", "varies": Decay.INPUT, "roles": "MEMBRANE PAST"},
+    ),
     ("fused", looped(fused_reset, 2), {"reset": Reset.HARD, "is_delayed": True, "amount": "0.0"}),
     (
         "delayed",

@@ -40,6 +40,7 @@ class Value:
 Emit = Callable[..., torch.fx.Node]
 Rule = Callable[[Emit, torch.fx.Node, list[Any], dict[str, Any]], torch.fx.Node | Rejection]
 
+_WHOLE = frozenset({torch.int8, torch.int16, torch.int32, torch.int64})  # uint8 is a mask
 MAPPED = Rejection("mapped", "no rule applies it to all steps at once")
 
 
@@ -171,16 +172,23 @@ def _getitem(
     index = args[1]
     if "shape" not in node.args[0].meta:  # type: ignore[union-attr]
         return emit(operator.getitem, args[0].node, index)  # of an operator with several results
-    if _stacked([index]) or not isinstance(index, int | slice | tuple):
-        return MAPPED
-    parts = index if isinstance(index, tuple) else (index,)
-    if not all(isinstance(p, int | slice) or p is None or p is Ellipsis for p in parts):
-        return MAPPED
-    if any(_stacked([p.start, p.stop, p.step]) for p in parts if isinstance(p, slice)):
+    parts, written = (i if isinstance(i, tuple) else (i,) for i in (index, node.args[1]))
+    known = [_basic_part(*pair) for pair in zip(parts, written, strict=True)]
+    if any(isinstance(part, Rejection) for part in known):
         return MAPPED
     # As views: norms add in the order of the layout, which is not that of copies.
-    known = [slice(*plain([p.start, p.stop, p.step])) if isinstance(p, slice) else p for p in parts]
     return emit(operator.getitem, args[0].node, (slice(None), *known))
+
+
+def _basic_part(part: Any, written: Any) -> Any:
+    """Return a part of an index that makes a view of all steps, given how one step writes it."""
+    if isinstance(part, slice):
+        bounds = [part.start, part.stop, part.step]
+        return MAPPED if _stacked(bounds) else slice(*plain(bounds))
+    if isinstance(part, Value):  # torch takes a whole number in a tensor for the number
+        is_number = part.rank == 0 and not part.stacked
+        return part.node if is_number and written.meta.get("dtype") in _WHOLE else MAPPED
+    return part if isinstance(part, int) or part is None or part is Ellipsis else MAPPED
 
 
 def _gather(
@@ -305,6 +313,14 @@ POINTWISE = (
     torch.conj, torch.angle, norm_ops.norm_scale, norm_ops.norm_shift,
 )  # fmt: skip
 
+# Operators whose second argument is a dim, or several.
+ALONG_A_DIM = (
+    torch.unsqueeze, torch.squeeze, torch.select, torch.narrow, torch.unflatten,
+    torch.Tensor.unfold, torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, torch.cumsum,
+    torch.cumprod, torch.flip, torch.max, torch.min, torch.argmax, torch.argmin, torch.all,
+    torch.any, torch.sort,
+)  # fmt: skip
+
 RULES: Mapping[Any, Rule] = {
     F.linear: _linear,
     **dict.fromkeys(FOLDED, _folded),
@@ -318,26 +334,10 @@ RULES: Mapping[Any, Rule] = {
     torch.permute: _permute,
     torch.transpose: _shift_dims(1, 2),
     torch.movedim: _shift_dims(1, 2),
-    torch.unsqueeze: _shift_dims(1),
-    torch.squeeze: _shift_dims(1),
-    torch.select: _shift_dims(1),
-    torch.softmax: _shift_dims(1),
-    torch.log_softmax: _shift_dims(1),
-    F.softmax: _shift_dims(1),
-    F.log_softmax: _shift_dims(1),
-    torch.cumsum: _shift_dims(1),
-    torch.cumprod: _shift_dims(1),
-    torch.flip: _shift_dims(1),
+    torch.diagonal: _shift_dims(2, 3),
+    **dict.fromkeys(ALONG_A_DIM, _shift_dims(1)),
     torch.roll: _shift_dims(2),
-    torch.narrow: _shift_dims(1),
-    torch.max: _shift_dims(1),
-    torch.min: _shift_dims(1),
-    torch.argmax: _shift_dims(1),
-    torch.argmin: _shift_dims(1),
-    torch.all: _shift_dims(1),
-    torch.any: _shift_dims(1),
     torch.topk: _shift_dims(2),
-    torch.sort: _shift_dims(1),
     torch.Tensor.expand: _expand,
     torch.Tensor.repeat: _expand,
     torch.einsum: _einsum,

@@ -71,12 +71,15 @@ def _spike(step: Step, spike: Spike, states: list[StateClass]) -> SpikeClass:
     found = SpikeClass(spike.name, spike.kind, spike.levels, surrogate=surrogate)
     counted = next((d for d in sorted(spike.decisions) if d.startswith("#")), None)
     if counted is not None:
-        rounded = step.wholes[counted].arg
+        rounded = step.without_idle(step.wholes[counted].arg)
         inside = [e for e in subexpressions(rounded) if not isinstance(e, Const)]
-        charges = ((s, e) for s in states for e in inside if s.charge and equal(e, s.charge))
+        # From the outside in: a charge is itself made of what other states hold.
+        outer = reversed(inside)
+        charges = ((s, e) for e in outer for s in states if s.charge and equal(e, s.charge))
         membrane, _ = next(charges, (None, None))
         name = None if membrane is None else membrane.name
-        return replace(found, potential=rounded, membrane=name)
+        compared = _named(step, step.wholes[counted].arg)
+        return replace(found, potential=rounded, compared=compared, membrane=name)
     readings = list(sides(step, spike))
     for potential, comparison, threshold in readings:
         membrane = _membrane(step, spike, potential, threshold, states)
@@ -143,6 +146,8 @@ class _Roles:
             for name, decision in step.decisions.items()
             if name in step.decisions_in(step.value(spike.name))
         }
+        decays = [s.decay for s in states if s.decay is not None]
+        self.gating = {name for decay in decays for name in names_read(decay)}
         thresholds = [s.threshold for s in spikes if s.threshold is not None and s.membrane]
         self.thresholds = {name for e in thresholds for name in names_read(e)}
         self.membranes = {s.membrane for s in spikes if s.membrane is not None}
@@ -171,6 +176,8 @@ class _Roles:
             return Role.SPIKE
         if state.name in self.membranes:
             return Role.MEMBRANE
+        if state.name in self.step.past_inputs & self.gating:
+            return Role.PAST
         if self.counts_down(state):
             return Role.REFRACTORY
         if state.name in self.thresholds or self.is_raised(state):

@@ -71,9 +71,10 @@ def _variation(update: Update, decay: Expr, drive: Expr) -> Decay:
     value = constant(decay)
     if value is not None:
         return {0.0: Decay.NONE, 1.0: Decay.UNIT}.get(value, Decay.CONSTANT)
-    if read & update.names or update.step.decisions_in(decay):
+    past = update.step.past_inputs
+    if read & update.names - past or update.step.decisions_in(decay):
         return Decay.STATE
-    if read & update.inputs:
+    if read & (update.inputs | past):
         driven_by = update.inputs & {*names_read(drive)}
         return Decay.INPUT if driven_by and driven_by <= read else Decay.STEP
     return Decay.LANE

@@ -44,7 +44,7 @@ def _name_of(neuron: NeuronClass, membrane: StateClass) -> str:
         name = "Izhikevich" if name == "quadratic IF" else f"{name} with {how}"
     name = _with_currents(name, currents)
     if membrane.reset is Reset.NONE:
-        name += " without reset"
+        name = "dynamic decay" if name == "gated LIF" else f"{name} without reset"
     if Role.REFRACTORY in roles:
         name += " with refractory period"
     return name

@@ -7,6 +7,7 @@ arithmetic that algebra can judge, once for each outcome.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,17 @@ class Step:
         """Return what a decision is about: the comparison, or the rounding."""
         return self.decisions.get(decision) or self.wholes[decision]
 
+    @functools.cached_property
+    def past_inputs(self) -> frozenset[str]:
+        """The states that hold inputs of earlier steps, or functions of them, and nothing else."""
+        recurrence = self.recurrence
+        known = {*recurrence.step_inputs, *recurrence.lane_inputs}
+        reads = {s.name: {*names_read(self.value(s.update))} for s in recurrence.states}
+        found: set[str] = set()
+        while more := {name for name, read in reads.items() if read <= known | found} - found:
+            found |= more
+        return frozenset(found)
+
     def outcomes(self, decisions: Iterable[str]) -> Iterator[Outcome]:
         """Yield every outcome of some decisions; whole numbers stay open.
 
@@ -78,6 +90,17 @@ class Step:
             raise TooLargeError
         for bits in itertools.product((False, True), repeat=len(names)):
             yield dict(zip(names, map(Const, bits), strict=True))
+
+    def without_idle(self, expr: Expr) -> Expr:
+        """Return an expression without the decisions on which its value does not depend."""
+        for name in sorted(d for d in self.decisions_in(expr) if d.startswith("?")):
+            others = self.decisions_in(expr) - {name}
+            if all(
+                equal(*(simplified(expr, {**outcome, name: Const(v)}) for v in (False, True)))
+                for outcome in self.outcomes(others)
+            ):
+                expr = simplified(expr, {name: Const(False)})
+        return expr
 
     def decisions_in(self, expr: Expr) -> frozenset[str]:
         """Return the decisions that an expression reads."""

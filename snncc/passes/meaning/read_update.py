@@ -17,7 +17,7 @@ from snncc.passes.meaning.affine import ZERO, join, simplified
 from snncc.passes.meaning.find_spikes import Spike, firing
 from snncc.passes.meaning.read_step import OPPOSITE, Outcome, Step
 
-FALSE, TRUE = Const(False), Const(True)
+TRUE = Const(True)
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,13 @@ class Update:
 
 def read_update(step: Step, state: State, spikes: tuple[Spike, ...], history: History) -> Update:
     """Return the update of a state, and the decisions through which spikes act on it."""
-    expr = _without_idle(step, step.value(state.update))
+    expr = step.without_idle(step.value(state.update))
     now = step.decisions_in(expr) & {d for s in spikes for d in s.decisions}
     reset_by = now or step.decisions_in(expr) & {*history.twins}
     if not reset_by:
         # The states that hold a spike count as states like any other where another spike acts.
         marks = {name: _mark(name, spike) for name, spike in history.memories.items()}
-        expr = _without_idle(step, simplified(expr, marks))
+        expr = step.without_idle(simplified(expr, marks))
         reset_by = frozenset(d for d in step.decisions_in(expr) if "!" in d)
     return Update(step, state, expr, spikes, history, reset_by)
 
@@ -152,18 +152,6 @@ def read_update(step: Step, state: State, spikes: tuple[Spike, ...], history: Hi
 def _mark(name: str, spike: Spike) -> Expr:
     """Return a state that holds a spike as a decision, or as the number that it is."""
     return Unary(Op.FLOAT, Var(f"?!{name}")) if spike.kind is Values.BINARY else Var(f"#!{name}")
-
-
-def _without_idle(step: Step, expr: Expr) -> Expr:
-    """Return an expression without the decisions on which its value does not depend."""
-    for name in sorted(d for d in step.decisions_in(expr) if d.startswith("?")):
-        others = step.decisions_in(expr) - {name}
-        if all(
-            equal(*(simplified(expr, {**outcome, name: value}) for value in (FALSE, TRUE)))
-            for outcome in step.outcomes(others)
-        ):
-            expr = simplified(expr, {name: FALSE})
-    return expr
 
 
 def _is_attached(expr: Expr, names: Set[str]) -> bool:
