@@ -318,6 +318,28 @@ class Gated(Recurrent):
         return torch.stack(out)
 
 
+class Cells(Recurrent):
+    """Recurrent cells of torch around neurons, in one circle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTMCell(N, N), nn.GRUCell(N, N)
+        self.rnn = nn.RNNCell(N, N, bias=False, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = c = g = r = v = s = self.zeros(x)
+        out = []
+        for x_t in x:
+            h, c = self.lstm(x_t + r, (h, c))
+            v = 0.75 * v + h + x_t
+            s = self.fire(v - 0.5)
+            v = v - 0.5 * s
+            g = self.gru(s, g)
+            r = self.rnn(g, r)
+            out.append(s)
+        return torch.stack(out), c, r
+
+
 class Stepped(Recurrent):
     """Numbers that differ from step to step, with the recurrent product at the end of the step."""
 

@@ -2,8 +2,9 @@
 
 A handler runs the user's call for real and records what it means.  Functions fall into kinds, each
 a module of `snncc.frontend.operators`: pure operators (`meaning`), in-place operators (`in_place`),
-copies and questions (`copies`), factories (`factories`), random numbers (`draws`) and indexing
-(`indexing`).  What cannot be recorded is in `snncc.frontend.departures`.
+copies and questions (`copies`), factories (`factories`), random numbers (`draws`), indexing
+(`indexing`) and recurrent cells (`cells`).  What cannot be recorded is in
+`snncc.frontend.departures`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from snncc.frontend import departures
 from snncc.frontend.operators import copies, draws, factories, in_place, indexing, varying
+from snncc.frontend.operators.cells import ARGUMENTS, CELLS
 from snncc.frontend.operators.invocation import Call, Invocation
 from snncc.frontend.operators.meaning import KNOWN_TARGETS, Meaning, is_random, meaning_of
 from snncc.frontend.operators.outputs import record
@@ -49,6 +51,8 @@ def handler_of(function: Callable[..., Any]) -> Handler:
     for table in _TABLES:
         if name in table:
             return table[name]
+    if name in CELLS:
+        return _cell_handler(CELLS[name])
     if name.startswith(departures.OPTIMIZER_PREFIXES) and name.endswith("_"):
         return departures.refuse_training
     if name.startswith(("get:", "set:", "is_")) and name not in REWRITES:
@@ -80,6 +84,18 @@ def _out_of_place(name: str) -> str | None:
     if name.endswith("_") and not name.endswith("__"):
         return name[:-1]
     return None
+
+
+def _cell_handler(cell: Callable[..., Any]) -> Handler:
+    """Return the handler of a cell, which is recorded as the calls that it consists of."""
+
+    def handler(recorder: Recorder, call: Invocation) -> Any:
+        def do(part: Callable[..., Any], *args: Any) -> Any:
+            return handle(recorder, Invocation(part, args, {}))
+
+        return cell(do, *(call.argument(n, name) for n, name in enumerate(ARGUMENTS)))
+
+    return handler
 
 
 def _pure_handler(meaning: Meaning, is_drawn: bool) -> Handler:

@@ -58,6 +58,7 @@ CASES = {
     "winner": Case(models.Winner),
     "refractory": Case(models.Refractory),
     "gates": Case(models.Gated, exact=False),
+    "cells": Case(models.Cells, exact=False),
     "numbers of steps": Case(models.Stepped),
     "batch first, backwards": Case(models.BatchFirst, lambda T, B: (B, T, N)),
 }

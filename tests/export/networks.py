@@ -231,6 +231,29 @@ class Peeled(nn.Module):
         return spikes, spikes.sum(0), spikes.mean(0), v
 
 
+class Cells(nn.Module):
+    """Recurrent cells of torch, one after another; the last one reads spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTMCell(6, 5), nn.GRUCell(5, 7, bias=False)
+        self.rnn = nn.RNNCell(7, 4)
+
+    def forward(self, x):
+        batch = x.shape[1]
+        h, c, g, v, r = (torch.zeros(batch, n) for n in (5, 5, 7, 7, 4))
+        out = []
+        for x_t in x:
+            h, c = self.lstm(x_t, (h, c))
+            g = self.gru(h, g)
+            v = 0.5 * v + g
+            s = SPIKE(v - 0.25)
+            v = v - 0.25 * s
+            r = self.rnn(s, r)
+            out.append(r)
+        return torch.stack(out), c
+
+
 NETWORKS = {
     "dense": Exported(Dense, (9, 2, 30), {}),
     "conv": Exported(Conv, (9, 1, 2, 9, 8), {}, exact=False),
@@ -242,6 +265,7 @@ NETWORKS = {
     "static": Exported(Static, (2, 6), {}),
     "gated": Exported(Gated, (60, 2, 7), {}),
     "peeled": Exported(Peeled, (9, 2, 6), {}),
+    "cells": Exported(Cells, (9, 2, 6), {}, exact=False),
 }
 
 

@@ -111,6 +111,7 @@ DYNAMIC = {
     "static": ["batch"],
     "gated": ["time", "batch"],
     "peeled": ["time", "batch"],
+    "cells": ["time", "batch"],
 }
 
 

@@ -146,23 +146,23 @@ def test_adjoint_is_the_gradient(make: Any) -> None:
 
 
 def test_nothing_to_fuse_stays_a_loop_that_is_refused() -> None:
-    """A loop of library cells alone has no elementwise part."""
+    """A loop of products alone has no elementwise part."""
 
-    class Cells(nn.Module):
+    class Products(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.cell = nn.LSTMCell(N, N)
+            self.back = nn.Parameter(torch.eye(N))
 
         def forward(self, x: Tensor) -> Tensor:
-            h = c = torch.zeros(x.shape[1], N)
+            h = torch.zeros(x.shape[1], N)
             out = []
             for x_t in x:
-                h, c = self.cell(x_t, (h, c))
+                h = torch.addmm(x_t, h, self.back)
                 out.append(h)
             return torch.stack(out)
 
     with pytest.raises(snncc.UnsupportedError, match="cannot be part of a neuron kernel"):
-        snncc.compile(Cells())(leaf(5, 3, N))
+        snncc.compile(Products())(leaf(5, 3, N))
 
 
 def test_cheapest_basis_weighs_storing_against_computing_again() -> None:
