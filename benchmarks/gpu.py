@@ -7,8 +7,9 @@ typer); pytest for the tests, SpikingJelly for its share.  What is not there is 
 results say so.  Pure Python packages can be carried as wheels: ``--wheels FOLDER`` unpacks them.
 
 Each part is a process of its own with a share of the time; what it measured is in a file before it
-goes on, so that one which takes too long is stopped and loses only what it did not reach.  Results
-are written below ``benchmarks/results``, and ``python -m benchmarks.report`` makes tables of them.
+goes on, so that one which takes too long, or fails, loses only what it did not reach.  Results are
+written after each part, below ``benchmarks/results``, or all into one file where ``--together`` or
+``$OUT`` says so; ``--split FILE`` takes that apart.  ``python -m benchmarks.report`` makes tables.
 ``--rehearse`` runs all parts at tiny sizes on the CPU, in Triton's interpreter, to show that every
 line of it works: its times mean nothing.
 """
@@ -16,12 +17,14 @@ line of it works: its times mean nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.part:
         _run_part(arguments)
         return 0
+    if arguments.split:
+        content = json.loads(arguments.split.read_text())
+        print(f"results: {_write(content, arguments)}")
+        return 0
     if not arguments.rehearse and not torch.cuda.is_available():
         print("There is no GPU here. '--rehearse' runs everything on the CPU, at tiny sizes.")
         return 2
@@ -89,16 +96,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         print(f"There is no part '{unknown[0]}'; there are: {', '.join(PARTS)}.")
         return 2
+    results: dict[str, Record] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        results = _run_all(names, arguments, Path(scratch))
-    folder = _write(results, arguments)
+        machine = describe_device(rehearsal=arguments.rehearse)
+        for name, result in _run_all(names, arguments, Path(scratch)):
+            results[name] = {"benchmark": f"gpu_{name}", "machine": machine} | result
+            where = _write(results, arguments)
     failed = [name for name, result in results.items() if result["failed"]]
     for name, result in results.items():
         _show(name, result["records"])
     for claim in (claim for claim in CLAIMS if claim.part in results):
         figure = claim.figure(_measured(results[claim.part]["records"]))
         print(f"{claim.text}: {figure or 'not measured'}")
-    print(f"\nresults: {folder}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    print(f"\nresults: {where}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 
@@ -109,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
     result.add_argument("--machine", help="name of the folder of results; default: the device")
     result.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    together = os.environ.get("OUT") and Path(os.environ["OUT"]) / "gpu.json"
+    result.add_argument("--together", type=Path, default=together, help="one file for all results")
+    result.add_argument("--split", type=Path, help="such a file, to take apart into results")
     result.add_argument("--wheels", type=Path, help="a folder of wheels of pure Python packages")
     result.add_argument("--part", help=argparse.SUPPRESS)
     result.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -117,19 +130,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_all(
     names: Sequence[str], arguments: argparse.Namespace, scratch: Path
-) -> dict[str, Record]:
+) -> Iterator[tuple[str, Record]]:
     """Run parts one after another, each within its share and what others left over."""
     start = time.monotonic()
     paths = [str(ROOT), *_unpack(arguments.wheels, scratch / "wheels")]
     scale = min(1.0, arguments.seconds / sum(PARTS[name].seconds for name in names))
     due = 0.0
-    results: dict[str, Record] = {}
     for name in names:
         due += PARTS[name].seconds * scale
         share = due - (time.monotonic() - start)
         print(f"{name}: up to {share:.0f} s", flush=True)
-        results[name] = _run_child(name, share, arguments, (scratch, paths))
-    return results
+        yield name, _run_child(name, share, arguments, (scratch, paths))
 
 
 def _run_child(
@@ -149,16 +160,12 @@ def _run_child(
         environment["TRITON_INTERPRET"] = "1"
     kept = scratch / (name if PARTS[name].fresh else "kernels")
     environment |= {"TRITON_CACHE_DIR": f"{kept}/triton", "SNNCC_CACHE_DIR": f"{kept}/snncc"}
-    start, error = time.monotonic(), ""
+    start = time.monotonic()
     try:
-        done = subprocess.run(
-            command, env=environment, cwd=ROOT, text=True, stderr=subprocess.PIPE,
-            timeout=max(seconds, 2.0), check=False,
-        )  # fmt: skip
-        error = done.stderr[-2000:] if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        error = ""
-    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        error = _run(command, environment, max(seconds, 2.0), scratch / f"{name}.log")
+    except OSError as problem:
+        error = str(problem)
+    records = list(_read(file))
     if not (records and records[-1].get("complete")):
         reason = error.strip().splitlines()[-1][:200] if error else "stopped: its time was over"
         records.append({"case": "the rest", "variant": "", "skipped": reason})
@@ -166,6 +173,36 @@ def _run_child(
     if error:
         print(error)
     return {"seconds": time.monotonic() - start, "failed": bool(error), "records": records}
+
+
+def _run(command: Sequence[str], environment: dict[str, str], seconds: float, log: Path) -> str:
+    """Run a command for so long at most; return the end of what it says if it fails.
+
+    What it has started ends with it: tests that run on would slow down the next part.
+    """
+    with log.open("w+") as errors:
+        child = subprocess.Popen(
+            command, env=environment, cwd=ROOT, stderr=errors, start_new_session=True
+        )
+        try:
+            status = child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            status = 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if not status:
+        return ""
+    text = log.read_text(errors="replace").strip()[-2000:]
+    return text or f"it ended with status {status}"
+
+
+def _read(file: Path) -> Iterator[Record]:
+    """Yield the records that a part has written; the last line may be cut off."""
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def _run_part(arguments: argparse.Namespace) -> None:
@@ -233,15 +270,18 @@ def _unpack(folder: Path | None, into: Path) -> list[str]:
 
 
 def _write(results: dict[str, Record], arguments: argparse.Namespace) -> Path:
-    """Write a file for each part and return their folder."""
-    machine = describe_device(rehearsal=arguments.rehearse)
-    default = "rehearsal" if arguments.rehearse else machine["device"]
+    """Write a file for each part, or one for all; return their folder, or the file."""
+    if arguments.together and not arguments.split:
+        file: Path = arguments.together
+        file.write_text(json.dumps(results, indent=1) + "\n")
+        return file
+    machine = next(iter(results.values()))["machine"]
+    default = "rehearsal" if machine["rehearsal"] else machine["device"]
     name = re.sub(r"[^a-z0-9]+", "-", (arguments.machine or default).lower()).strip("-")
     folder: Path = arguments.results / name
     folder.mkdir(parents=True, exist_ok=True)
     for part, result in results.items():
-        content = {"benchmark": f"gpu_{part}", "machine": machine} | result
-        (folder / f"gpu_{part}.json").write_text(json.dumps(content, indent=1) + "\n")
+        (folder / f"gpu_{part}.json").write_text(json.dumps(result, indent=1) + "\n")
     return folder
 
 

@@ -330,6 +330,46 @@ def test_emit_c(run: Callable[..., tuple[int, str, str]]) -> None:
     assert files == ["neuron1_backward.c", "neuron1_inference.c"]
 
 
+LOOP = """
+import torch
+from tests.recurrent_models import OwnSpikes
+
+def factory():
+    return OwnSpikes().bfloat16(), (torch.rand(5, 64, 6).bfloat16().requires_grad_(),)
+"""
+
+
+def test_emit_steps_of_a_loop(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """The fused steps of a recurrent loop are kernels like others: forward, training, reverse."""
+    pytest.importorskip("triton")
+    (tmp_path / "loop.py").write_text(LOOP)
+    status, _, err = run("emit", "loop.py:factory", "--output", "kernels", "--target", "triton")
+    rows = json.loads(Path("kernels/resources.json").read_text())
+
+    assert status == 0, err
+    assert [row["kernel"].split("_", 3)[3] for row in rows] == [
+        "forward_step1",
+        "training_step1",
+        "backward_step1_adjoint",
+    ]
+    assert {row["spilled_bytes"] for row in rows} == {0}
+    # Two products and the potential are read, the next potential and the spike are written.
+    assert rows[0]["loaded_bytes_per_neuron_step"] == 6
+    assert rows[0]["stored_bytes_per_neuron_step"] == 4
+    assert all(Path(f"kernels/{row['kernel']}.{s}").exists() for row in rows for s in ("py", "ptx"))
+
+
+def test_emit_steps_of_a_loop_in_c(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """C kernels of steps are written as they are, too."""
+    (tmp_path / "loop.py").write_text(LOOP.replace(".bfloat16()", ""))
+    status, _, err = run("emit", "loop.py:factory", "--output", "kernels", "--target", "c")
+
+    assert status == 0, err
+    assert len(list(Path("kernels").glob("*_step1*.c"))) == 3
+
+
 def test_emit_for_no_gpu(run: Callable[..., tuple[int, str, str]]) -> None:
     """An architecture that does not exist is an error."""
     pytest.importorskip("triton")

@@ -15,6 +15,12 @@ from benchmarks.device.clock import Clock, OutOfTimeError
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture(autouse=True)
+def no_folder(monkeypatch):
+    """No other place for results than the arguments name."""
+    monkeypatch.delenv("OUT", raising=False)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -58,11 +64,42 @@ def test_the_whole_in_processes_of_its_own(tmp_path, capfd):
 
 def test_a_part_that_takes_too_long_is_stopped(tmp_path):
     """What it measured until then is kept, and the rest is listed as left out."""
-    gpu.main(["--rehearse", "--parts", "values", "--results", str(tmp_path), "--seconds", "2"])
+    together = tmp_path / "gpu.json"
+    gpu.main(["--rehearse", "--parts", "values", "--together", str(together), "--seconds", "2"])
+    gpu.main(["--split", str(together), "--results", str(tmp_path)])
     result = json.loads((tmp_path / "rehearsal" / "gpu_values.json").read_text())
 
-    assert result["seconds"] < 60
     assert "skipped" in result["records"][-1]
+
+
+def test_a_part_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
+    """It is listed as failed with its last words, and what others measured is in their files."""
+    written = []
+
+    def run(command, environment, seconds, log):
+        part = command[command.index("--part") + 1]
+        written.append([path.name for path in tmp_path.glob("rehearsal/*")])
+        if part == "bandwidth":
+            return "Traceback\nRuntimeError: out of memory"
+        file = gpu.Path(command[command.index("--file") + 1])
+        file.write_text('{"case": "a", "variant": "b"}\n{"complete": true}\n{"cut')
+        return ""
+
+    monkeypatch.setattr(gpu, "_run", run)
+    code = gpu.main(["--rehearse", "--parts", "values,bandwidth,tests", "--results", str(tmp_path)])
+    results = {
+        path.stem: json.loads(path.read_text()) for path in tmp_path.glob("rehearsal/*.json")
+    }
+
+    assert code == 1
+    assert [len(names) for names in written] == [0, 1, 2]
+    assert {name: result["failed"] for name, result in results.items()} == {
+        "gpu_values": False,
+        "gpu_bandwidth": True,
+        "gpu_tests": False,
+    }
+    (left_out,) = results["gpu_bandwidth"]["records"]
+    assert left_out["skipped"] == "RuntimeError: out of memory"
 
 
 def test_time_is_required():

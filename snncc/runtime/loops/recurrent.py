@@ -26,6 +26,7 @@ from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import Fill, TimeLoop
 from snncc.options import GPU_TARGETS, TargetName
 from snncc.runtime.binaries.cache import CACHE, KernelCache
+from snncc.runtime.gpu.calls import Machine
 from snncc.runtime.gpu.step_kernel import GpuStepKernel
 from snncc.runtime.loops.plan import LoopPlan, Machinery, device_of
 from snncc.runtime.loops.run import run_loop
@@ -48,11 +49,13 @@ class StepTarget:
         num_threads: Threads of a kernel on the CPU; None means ``torch.get_num_threads()`` at each
             call.
         cache: Where kernels for the CPU are kept.
+        machine: What kernels for a GPU are sized for; None is the device of the tensors.
     """
 
     name: TargetName = "c"
     num_threads: int | None = None
     cache: KernelCache = CACHE
+    machine: Machine | None = None
 
     def machinery(self, operands: Sequence[Any]) -> Machinery:
         """Return what runs the steps of a loop with these operands."""
@@ -66,7 +69,7 @@ class StepTarget:
         if not machinery.on_gpu:
             return StepKernel(step, self.cache)
         language = CudaTarget() if self.name == "cuda" else TritonTarget()
-        return GpuStepKernel(step, language, machinery.device)
+        return GpuStepKernel(step, language, machinery.device, self.machine)
 
 
 class CompiledLoop:

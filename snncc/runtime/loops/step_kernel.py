@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from snncc.codegen.base import FloatType, Job, KernelSpec, Role
+from snncc.codegen.base import FloatType, Job, KernelSource, KernelSpec, Role
 from snncc.codegen.c.target import CTarget
 from snncc.codegen.lower import lower
 from snncc.ir.program import NeuronProgram
@@ -63,7 +63,7 @@ class StepKernel:
     def __init__(self, call: StepCall, cache: KernelCache) -> None:
         self.call = call
         self._cache = cache
-        self._loaded: dict[frozenset[str], LoadedKernel] = {}
+        self._loaded: dict[frozenset[str], tuple[KernelSource, LoadedKernel]] = {}
 
     def bind(self, operands: Mapping[str, Operand], threads: int) -> BoundStep:
         """Bind the kernel to operands.
@@ -81,7 +81,7 @@ class StepKernel:
         if copied:
             fitting = {n: o.spread(lanes) if n in copied else o for n, o in operands.items()}
             return replace(self.bind(fitting, threads), copied=copied)
-        kernel = self._load(uniform_names(placed))
+        source, kernel = self._load(uniform_names(placed))
         schedule = make_schedule(kernel.signature, layout, threads)
         arguments = kernel.signature.arguments
         written = Placed(None, layout.place_step(), False)
@@ -90,17 +90,17 @@ class StepKernel:
         ]
         values, slots = pack_sizes(layout, schedule, seen)
         named = dict(zip((a.value for a in arguments), slots, strict=True))
-        return BoundStep(kernel.function, lanes, tuple(values), named)
+        return BoundStep(source, kernel.function, lanes, tuple(values), named)
 
-    def _load(self, uniform: frozenset[str]) -> LoadedKernel:
-        kernel = self._loaded.get(uniform)
-        if kernel is None:
+    def _load(self, uniform: frozenset[str]) -> tuple[KernelSource, LoadedKernel]:
+        found = self._loaded.get(uniform)
+        if found is None:
             dtype = FloatType.FLOAT64 if self.call.dtype is torch.float64 else FloatType.FLOAT32
             spec = KernelSpec(Job.INFERENCE, dtype, uniform)
             source = CTarget().emit(lower(NeuronProgram(self.call.recurrence), spec))
-            kernel = LoadedKernel(self._cache.load(source), source.signature)
-            self._loaded[uniform] = kernel
-        return kernel
+            found = source, LoadedKernel(self._cache.load(source), source.signature)
+            self._loaded[uniform] = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ class BoundStep:
     """A step bound to sizes and strides.
 
     Attributes:
+        source: The text of the kernel.
         function: The kernel.
         lanes: The lanes that it computes.
         values: Its argument structure without addresses.
@@ -115,6 +116,7 @@ class BoundStep:
         copied: Inputs that have to be given as contiguous copies of all lanes.
     """
 
+    source: KernelSource
     function: Function
     lanes: Sizes
     values: tuple[int, ...]
