@@ -44,6 +44,11 @@ The ONNX models are exported from the same network and run by onnxruntime: step 
 and the whole sequence in one call.
 An empty call takes and returns what a step does and computes nothing: what is above is the step.
 """
+WHOLE_NUMBERS = """C libraries of two networks at batch one, on one thread, compiled with -O3 for any x86-64: floats,
+and [whole numbers](export.md#whole-numbers).
+"Spikes differ" counts, among all spikes and silences of the example, those of the PyTorch model
+that the library does not have.
+"""
 PARALLEL = """One layer of 64 neurons without reset, one sample, forward and backward.
 """
 FORMS = """Training steps of one layer, from one lane to many: fused time, chunks of time side by
@@ -93,6 +98,7 @@ def main() -> None:
             ("recurrent", RECURRENT),
             ("compile_time", COMPILE),
             ("latency", LATENCY),
+            ("whole_numbers", WHOLE_NUMBERS),
             ("parallel", PARALLEL),
             ("forms", FORMS),
             ("hard_reset", HARD_RESET),
@@ -199,6 +205,7 @@ COLUMNS = {
     **{f"wrong_at_decay_{d}": f"wrong, decay {d}" for d in (0.25, 0.5, 0.9, 0.99, 1.0)},
     "ns_per_neuron_step": "ns a neuron-step",
     "fused_over_this": "fused / this",
+    "float_over_this": "float / this",
     "estimated_ms": "estimated ms",
     "chosen_over_best_mean": "chosen / best, mean",
     "chosen_over_best_worst": "chosen / best, worst",
@@ -206,6 +213,10 @@ COLUMNS = {
     "again": "again",
     "state_bytes": "state B",
     "weight_bytes": "weights B",
+    "work_bytes": "work B",
+    "code_bytes": "code B",
+    "spikes": "spikes",
+    "spikes_differ": "spikes differ",
     "archive_bytes": "archive B",
     "first_step_ms": "first step ms",
     "capture_ms": "capture ms",

@@ -23,6 +23,7 @@ from benchmarks import (
     parallel,
     recurrent,
     sweeps,
+    whole_numbers,
 )
 
 
@@ -139,6 +140,17 @@ def test_latency_of_a_step_is_measured(capsys):
         "C library",
     ]
     assert rows[-1]["weight_bytes"] > 4 * 700 * 128
+
+
+def test_whole_numbers_are_timed_beside_floats(capsys):
+    """Each arithmetic has a time and sizes, and the network fires."""
+    rows = whole_numbers.main(["--quick", "--case", "1"])
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert [row["variant"] for row in rows] == ["float", "int8", "int16"]
+    assert rows[1]["weight_bytes"] < rows[2]["weight_bytes"] < rows[0]["weight_bytes"]
+    assert all(row["step_us"] > 0 for row in rows)
+    assert 0 < rows[0]["rate"] < 0.5
 
 
 def test_latency_compares_the_same_spikes():
