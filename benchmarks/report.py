@@ -44,10 +44,10 @@ The ONNX models are exported from the same network and run by onnxruntime: step 
 and the whole sequence in one call.
 An empty call takes and returns what a step does and computes nothing: what is above is the step.
 """
-WHOLE_NUMBERS = """C libraries of two networks at batch one, on one thread, compiled with -O3 for any x86-64: floats,
-and [whole numbers](export.md#whole-numbers).
-"Spikes differ" counts, among all spikes and silences of the example, those of the PyTorch model
-that the library does not have.
+WHOLE_NUMBERS = """C libraries of two networks at batch one, on one thread, compiled with -O3 for
+any x86-64: in floats, and in [whole numbers](export.md#whole-numbers).
+"Spikes that differ" are those of the model that a library does not have, or the other way round,
+among all spikes and silences of the example, "spikes".
 """
 PARALLEL = """One layer of 64 neurons without reset, one sample, forward and backward.
 """
@@ -216,7 +216,6 @@ COLUMNS = {
     "work_bytes": "work B",
     "code_bytes": "code B",
     "spikes": "spikes",
-    "spikes_differ": "spikes differ",
     "archive_bytes": "archive B",
     "first_step_ms": "first step ms",
     "capture_ms": "capture ms",
