@@ -196,7 +196,7 @@ class _Quantizer:
 
     def move(self, position: int, source: Array, result: Array) -> nodes.Move:
         """Return a copy that brings numbers to the fraction of where they go."""
-        if source.buffer in self.known and source.buffer.home is Home.WEIGHT:
+        if source.buffer.home is Home.WEIGHT:
             raise NoWholeFormError("it returns a parameter, or keeps one as a state")
         made = self.format(source.buffer)
         there = self.write(position, result.buffer, made)
