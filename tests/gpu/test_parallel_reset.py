@@ -11,8 +11,6 @@ from snncc.ir.nodes import ParallelReset
 from snncc.ir.program import NeuronProgram, Restart
 from snncc.passes.parallel.parallelize_reset import restart_of
 from snncc.runtime.forms.parallel_reset import ParallelResetNeuron
-from snncc.runtime.gpu.binaries import compile_offline
-from tests.gpu.offline import empty, engine
 from tests.neuron_programs import lif
 
 
@@ -44,21 +42,3 @@ def test_equals_one_run_over_all_steps(lanes, target):
         for run in (layer.run, layer.serial.run)
     ]
     assert torch.equal(*gradients)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("triton_cache")
-@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
-def test_kernels_stay_in_registers(arch):
-    """Guesses and chunks are kernels like others, of one neuron and a thousand chunks."""
-    restart = chunked().restart
-    assert restart is not None
-    for program, inputs in (
-        (restart.guess, [empty(64, 1, 1024), empty(1, 1)]),
-        (restart.chunk, [empty(128, 1, 1024), empty(1, 1), empty(1, 1024)]),
-    ):
-        call = engine(program, arch).plan(inputs, None, training=False).call
-        binary = compile_offline(call.kernel.source, call.variant, arch)
-
-        assert binary.spilled == 0
-        assert binary.accesses.local == 0

@@ -4,14 +4,7 @@ import pytest
 import torch
 
 import snncc
-from snncc.ir.chunked_scan import ChunkedScan
-from snncc.ir.program import NeuronProgram
 from snncc.nn import LI, LIF, DynamicDecay
-from snncc.passes.gradients.differentiate import differentiate
-from snncc.passes.scans.alone import adjoint_alone
-from snncc.passes.scans.chunked import chunked_scan
-from snncc.runtime.gpu.binaries import compile_offline
-from tests.gpu.offline import empty, engine, program_of
 
 pytestmark = [
     # Triton 3.6 turns arrays of one element into numbers in a way that NumPy deprecates.
@@ -33,23 +26,3 @@ def test_values(name, target):
 
     report = snncc.verify(NEURONS[name], fast, x)
     assert report.ok, report
-
-
-@pytest.mark.parametrize("neuron", [LI(0.9, learnable=True, shape=(8, 1, 1)), DynamicDecay(8)],
-                         ids=["integrator", "dynamic decay"])  # fmt: skip
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_kernels_stay_in_registers(direction, neuron, triton_cache):
-    """The sweeps over all chunks spill nothing: [steps of a chunk, chunks, lanes]."""
-    forward = program_of(neuron, torch.rand(5, 2, 8, 4, 4)).forward
-    if direction == "backward":
-        forward = adjoint_alone(forward, differentiate(forward))
-    scan = chunked_scan(forward)
-    assert isinstance(scan, ChunkedScan)
-    for part in (scan.summary, scan.apply):
-        tensors = [empty(8, 64, 256).transpose(0, 1) for _ in part.step_inputs]
-        tensors += [empty(8, 256) for _ in part.lane_inputs]
-        call = engine(NeuronProgram(part)).plan(tensors, None, training=False).call
-        binary = compile_offline(call.kernel.source, call.variant, "sm_90")
-
-        assert binary.spilled == 0
-        assert binary.accesses.local == 0
