@@ -27,12 +27,13 @@ from snncc.export.network import Network
 from snncc.export.quantized.choice import Quantization, quantization_of
 from snncc.export.quantized.library import write_quantized
 from snncc.export.replay import require_onnx
-from snncc.export.torch_program import program_files
+from snncc.export.torch_program import Pinned, program_files, resized
 from snncc.export.trace import trace
 from snncc.frontend.state.sources import gather, preserved
 from snncc.interchange.nir_checks import STEP
 from snncc.interchange.to_nir import to_nir
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.loop_call import loop_of
 from snncc.ir.tape import Position, Source, SourceKind, Tape
 from snncc.module import CompiledModule, example_of
 from snncc.version import __version__
@@ -89,11 +90,19 @@ class _Network:
         for source, leaf in zip(self.sources, leaves, strict=True):
             if source.kind is SourceKind.INPUT and source.index is not None:
                 flat[source.index] = leaf
+        return self.serves_call(pytree.tree_unflatten(flat, spec))
+
+    def serves_call(self, arguments: tuple[Any, ...]) -> bool:
+        """Tell whether the network is the same for other arguments."""
         try:
             with torch.no_grad():
-                return self.fast.specialize(*pytree.tree_unflatten(flat, spec)) is self.compiled
+                return self.fast.specialize(*arguments) is self.compiled
         except Exception:  # the model raises what it likes where sizes do not fit
             return False
+
+    def expected(self, arguments: tuple[Any, ...]) -> list[Tensor]:
+        """Return what the PyTorch model returns for some arguments."""
+        return _expected(self.fast, arguments)
 
 
 Writer = Callable[[_Network, Path, str], Bundle]
@@ -186,11 +195,16 @@ def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     program = chunk_program(folded, leaves)
     if program.has_first:
         fast.stream(*example_inputs)  # which compares the first step with the model on one step
-    # With other neurons than the user's the reference is what was compiled.
-    reference = fast if fast.options.mode == "dynamic_decay" else model
-    with torch.no_grad(), preserved(model, example_inputs):
-        outputs = pytree.tree_leaves(reference(*example_inputs))
+    outputs = _expected(fast, example_inputs)
     return _Network(fast, example_inputs, compiled, folded.graph, program, leaves, wanted, outputs)
+
+
+def _expected(fast: CompiledModule, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Return what a model returns; with other neurons than the user's what was compiled counts."""
+    model = fast.program
+    reference = fast if fast.options.mode == "dynamic_decay" else model
+    with torch.no_grad(), preserved(model, arguments):
+        return [y.detach() for y in pytree.tree_leaves(reference(*arguments))]
 
 
 def _write_library(
@@ -265,9 +279,7 @@ def _another(network: _Network, arguments: tuple[Any, ...]) -> Sequence:
                 code="option.arithmetic",
                 hints=["Give examples of the sizes of 'example_inputs' but for the time axis."],
             )
-    with torch.no_grad(), preserved(model, arguments):
-        outputs = pytree.tree_leaves(model(*arguments))
-    return _sequence(network, [x for x, _, _ in pairs], outputs)
+    return _sequence(network, [x for x, _, _ in pairs], network.expected(arguments))
 
 
 def _without(x: Tensor, axis: int | None) -> tuple[int, ...]:
@@ -297,8 +309,32 @@ def _write_onnx(network: _Network, folder: Path, name: str) -> Bundle:
 
 def _write_program(network: _Network, folder: Path, name: str) -> Bundle:
     """Write a program of torch, which needs snncc for its operators."""
-    files = program_files(network.fast, network.example, network.outputs, name)
-    return write_bundle(folder, files, _versions(name, network.steps), PROGRAM)
+    free = _free(network)
+    pinned = Pinned(network.fast, functools.partial(network.fast.run, network.compiled), free)
+    files, dynamic = program_files(pinned, network.expected, network.example, free, name)
+    facts = _versions(name, network.steps) | {"dynamic": list(dynamic)}
+    return write_bundle(folder, files, facts, PROGRAM)
+
+
+def _free(network: _Network) -> dict[str, list[int | None]]:
+    """Return which sizes a network leaves free, and where they are in the arguments."""
+    leaves = pytree.tree_leaves(network.example)
+    kinds = zip(network.sources, network.program.input_axes, strict=True)
+    times = {s.index: axis for s, axis in kinds if s.index is not None}
+    batches = {
+        i: next((d for d in range(leaves[i].dim()) if d != time), None) for i, time in times.items()
+    }
+    is_unrolled = any(loop_of(node) is not None for node in network.graph.nodes)
+    found: dict[str, list[int | None]] = {}
+    for name, places in (("time", {} if is_unrolled else times), ("batch", batches)):
+        sizes = {i: leaves[i].shape[axis] for i, axis in places.items() if axis is not None}
+        size = next(iter(sizes.values()), 1)
+        axes = [places[i] if sizes.get(i) == size else None for i in range(len(leaves))]
+        if size > 1 and network.serves_call(
+            resized(network.example, {name: axes}, {name: size + 1})
+        ):
+            found[name] = axes
+    return found
 
 
 def _write_nir(network: _Network, folder: Path, name: str, dt: float) -> Bundle:

@@ -122,12 +122,14 @@ class CompiledModule(nn.Module):
             return self.program(*args, **kwargs)
         if torch.compiler.is_dynamo_compiling():
             return _call_uncompiled(self, args, kwargs)
-        compiled = self.specialize(*args, **kwargs)
+        return self.run(self.specialize(*args, **kwargs), args, kwargs)
+
+    def run(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a program that serves these arguments."""
         tape = compiled.recording.tape
         values = self._specializations.gather(compiled, args, kwargs)
         if self.options.mode == "serial":
-            stream = self._stream_of(compiled, args, kwargs)
-            outputs = tuple(stream.whole_sequence(args, kwargs))
+            outputs = tuple(self._stream_of(compiled, args, kwargs).whole_sequence(args, kwargs))
         elif torch._C._is_any_autocast_enabled():
             with without_autocast():  # its casts are part of the program
                 outputs = compiled.run(*apart(tape, values))
@@ -300,12 +302,10 @@ def _require_no_autocast() -> None:
         )
 
 
-def _call_outside(fast: CompiledModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return fast.forward(*args, **kwargs)
-
-
 # Dynamo cannot see on what a specialisation depends, so the call is no part of its graph.
-_call_uncompiled: Any = torch.compiler.disable(_call_outside)  # type: ignore[no-untyped-call]
+_call_uncompiled: Any = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    lambda fast, args, kwargs: fast.forward(*args, **kwargs)
+)
 
 
 def _free_name(model: Callable[..., Any], name: str) -> str:

@@ -1,10 +1,8 @@
 """A compiled model as a program of `torch.export`, with the neurons that its operators name.
 
 An archive of torch says which operators a program calls; what the neurons behind them compute lies
-beside it, as plain data.  The loader of torch trusts its archives: it unpickles tensors that are
-marked so, constants and example inputs, evaluates expressions of sizes and guards, and writes names
-into code.  What is written here has no such tensors and expressions, and its names are names; an
-archive that is otherwise is refused before torch sees it.
+beside it, as plain data.  Sizes of inputs are free where the compiled model leaves them free, torch
+can record them as symbols, and the program computes what the model does at some other sizes.
 """
 
 from __future__ import annotations
@@ -12,10 +10,9 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,65 +20,137 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import UnsupportedError
 from snncc.export.arrays import TEST_VECTOR, UntrustedError, archive, compare, read_arrays
+from snncc.export.program_archive import check_archive
 from snncc.ir import validate
 from snncc.ir.plain import from_plain, to_plain
 from snncc.runtime.neuron import find_neuron, key_of
 from snncc.runtime.operators import Neuron
 
-_OPERATOR = "torch.ops.snncc.neuron_forward.default"
-# Whole names of what a program may call; parts of an archive that it may have.
-_TARGETS = re.compile(rf"torch\.ops\.aten\.\w+\.\w+|{re.escape(_OPERATOR)}|_operator\.getitem")
-_PARTS = re.compile(
-    r"data/weights/(weight_\d+|model_weights_config\.json)"
-    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
-    r"|data/sample_inputs/model\.pt|models/model\.json|archive_format|archive_version"
-    r"|\.data/version|\.data/serialization_id|\.format_version|\.storage_alignment|byteorder|version"
-)
-# Operators of no use to a network: they open files, or trust the indices that they are given.
-_REFUSED = re.compile(r"torch\.ops\.aten\.(from_file|_unsafe\w*)\.\w+")
 _MOST_THREADS = 1 << 12
-# Names in the code that torch writes of a program; all other texts of an archive; containers.
-_NAME = re.compile(r"[^\W\d]\w*")
-_WORD = re.compile(r"[\w.+-]*")
-_NESTED = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+_FEW = (1, 2, 3)  # sizes that torch, or a model, may treat in another way than others
+
+Reference: TypeAlias = Callable[[tuple[Any, ...]], Sequence[Tensor]]
+# For each name of a size, and each leaf of the arguments, the axis that is of this size, or None.
+Axes: TypeAlias = Mapping[str, Sequence[int | None]]
 
 
 def program_files(
-    model: torch.nn.Module, example: tuple[Any, ...], outputs: Sequence[Tensor], name: str
-) -> dict[str, bytes]:
-    """Return the files of a program.
+    model: torch.nn.Module, reference: Reference, example: tuple[Any, ...], free: Axes, name: str
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Return the files of a program, and which sizes are free in it.
 
     Args:
         model: The compiled model, in evaluation mode.
-        example: Its arguments.
-        outputs: What the PyTorch model returns for them.
+        reference: Returns what the PyTorch model makes of some arguments.
+        example: Arguments of it.
+        free: The sizes that the compiled model leaves free.
         name: What the files are called.
 
     Raises:
         UnsupportedError: torch cannot export the model, or exports another one.
     """
-    program = _exported(model, example)
-    pairs = zip(_run(program, example), outputs, strict=True)
-    if not all(compare("", a.numpy(), b.detach().numpy()).is_ok for a, b in pairs):
-        raise _refused(
-            "what it exports computes something else: the model keeps or draws "
-            "values, or a sum in another order moved a spike"
-        )
+    program, names = _program(model, reference, example, free)
     nodes = [n for n in program.graph.nodes if str(n.target).startswith("snncc.neuron_forward")]
     keys = dict.fromkeys(str(node.args[2]) for node in nodes)
     neurons = {key: _described(find_neuron(key)) for key in keys}
     arrays = {f"input_{i}": x for i, x in enumerate(pytree.tree_leaves(example))}
-    arrays |= {f"output_{i}": y for i, y in enumerate(outputs)}
+    arrays |= {f"output_{i}": y for i, y in enumerate(reference(example))}
     files = {
         f"{name}.pt2": _archive(program),
         "neurons.json": json.dumps(neurons, indent=1).encode(),
         TEST_VECTOR: archive(arrays),
     }
+    return files, names
+
+
+def _program(
+    model: torch.nn.Module, reference: Reference, example: tuple[Any, ...], free: Axes
+) -> tuple[Any, tuple[str, ...]]:
+    """Return a program with as many free sizes as there can be, and which they are."""
+    wishes = [tuple(free), *((name,) for name in free if len(free) > 1), ()]
+    for names in wishes:
+        chosen = {name: free[name] for name in names}
+        try:
+            program = _exported(model, example, chosen)
+            check_archive(_archive(program))
+        except (UnsupportedError, UntrustedError) as error:
+            if not names:
+                raise _refused(str(error)) from error
+            continue
+        if all(_agrees(program, reference, args) for args in trials(example, chosen)):
+            return program, names
+    raise _refused(
+        "what it exports computes something else: the model keeps or draws "
+        "values, or a sum in another order moved a spike"
+    )
+
+
+def trials(example: tuple[Any, ...], free: Axes) -> Iterator[tuple[Any, ...]]:
+    """Yield an example, and the same in other sizes."""
+    yield example
+    more = {name: _size(example, axes) + 1 for name, axes in free.items()}
+    for few in _FEW if free else ():
+        yield resized(example, free, dict.fromkeys(free, few))
+    for few in _FEW[:1] if len(free) > 1 else ():
+        for name in free:
+            yield resized(example, free, more | {name: few})
+    if free:
+        yield resized(example, free, more)
+
+
+def resized(example: tuple[Any, ...], free: Axes, sizes: Mapping[str, int]) -> tuple[Any, ...]:
+    """Return arguments in other sizes: their rows, some of them repeated or left out."""
+    leaves, spec = pytree.tree_flatten(example)
+    for name, size in sizes.items():
+        for i, axis in enumerate(free[name]):
+            if axis is not None:
+                rows = torch.arange(size) % leaves[i].shape[axis]
+                leaves[i] = leaves[i].index_select(axis, rows)
+    arguments: tuple[Any, ...] = pytree.tree_unflatten(leaves, spec)
+    return arguments
+
+
+def _size(example: tuple[Any, ...], axes: Sequence[int | None]) -> int:
+    pairs = zip(pytree.tree_leaves(example), axes, strict=True)
+    return next(int(x.shape[axis]) for x, axis in pairs if axis is not None)
+
+
+def _agrees(program: Any, reference: Reference, arguments: tuple[Any, ...]) -> bool:
+    """Tell whether a program computes what the model does; what either refuses is no difference."""
     try:
-        check_archive(files[f"{name}.pt2"])
-    except UntrustedError as error:
-        raise _refused(str(error)) from error
-    return files
+        expected = reference(arguments)
+        found = _run(program, arguments)
+    except Exception:  # the model raises what it likes, and torch
+        return True
+    return len(found) == len(expected) and all(
+        compare("", a.numpy(), b.numpy()).is_ok for a, b in zip(found, expected, strict=True)
+    )
+
+
+class Pinned(torch.nn.Module):
+    """A module that is another one, but for what its call runs.
+
+    Args:
+        module: The other one.
+        call: What is run on the arguments.
+        free: Sizes of the arguments that are equal in every call.
+    """
+
+    def __init__(self, module: torch.nn.Module, call: Callable[..., Any], free: Axes) -> None:
+        super().__init__()
+        for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[shared] = module.__dict__[shared]
+        self.__dict__["_call"], self.__dict__["_free"] = call, free
+
+    def forward(self, *args: Any) -> Any:
+        """Run what was chosen; comparing sizes makes them one symbol, where they are symbols."""
+        leaves = pytree.tree_leaves(args)
+        for axes in self.__dict__["_free"].values():
+            pairs = zip(leaves, axes, strict=True)
+            first, *others = (x.shape[axis] for x, axis in pairs if axis is not None)
+            if any(size != first for size in others):
+                raise ValueError("inputs have different numbers of steps, or of samples")
+        return self.__dict__["_call"](args, {})
 
 
 def _described(neuron: Neuron) -> dict[str, Any]:
@@ -115,12 +184,37 @@ def _neuron_of(key: str, plain: Mapping[str, Any]) -> Neuron:
     return Neuron(program, target=target, num_threads=threads)
 
 
-def _exported(model: torch.nn.Module, example: tuple[Any, ...]) -> Any:
+def _exported(model: torch.nn.Module, example: tuple[Any, ...], free: Axes) -> Any:
+    """Return the program, whose sizes of these names are free."""
+    leaves, spec = pytree.tree_flatten(example)
+    dims: list[dict[int, Any] | None] = [{} if isinstance(x, Tensor) else None for x in leaves]
+    for axes in free.values():
+        for each, axis in zip(dims, axes, strict=True):
+            if each is not None and axis is not None:
+                each[axis] = torch.export.Dim.AUTO
+    shapes = (pytree.tree_unflatten(dims, spec),) if free else None
     try:
         with torch.no_grad():
-            return torch.export.export(model, example)
+            program = torch.export.export(model, example, dynamic_shapes=shapes)
     except Exception as error:  # torch raises what it likes
         raise _refused(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    if free and not _is_free(program, dims):
+        raise _refused("a size that is to be free is none")
+    return program
+
+
+def _is_free(program: Any, dims: Sequence[Mapping[int, Any] | None]) -> bool:
+    """Tell whether sizes are free, each on its own: torch checks no bound of several at a call."""
+    names = set(program.graph_signature.user_inputs)
+    places = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    shapes = [node.meta["val"].shape for node in places if hasattr(node.meta["val"], "shape")]
+    wanted = [each for each in dims if each is not None]
+    bounds = [g for g in program._guards_code if re.search("[<>]", g) and g.count(".size()") > 1]
+    return not bounds and all(
+        isinstance(shape[axis], torch.SymInt)
+        for shape, each in zip(shapes, wanted, strict=True)
+        for axis in each
+    )
 
 
 def _refused(reason: str) -> UnsupportedError:
@@ -144,112 +238,6 @@ def _archive(program: Any) -> bytes:
     archive = io.BytesIO()
     torch.export.save(program, archive)
     return archive.getvalue()
-
-
-def check_archive(data: bytes) -> bytes:
-    """Check that reading an archive neither unpickles nor evaluates anything.
-
-    Returns:
-        An archive of the parts that were checked, so that no other reader can find others in it.
-
-    Raises:
-        UntrustedError: It would, or its program calls something unknown.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            _check_entries(entries)
-            contents = {entry.filename: archive.read(entry) for entry in entries}
-        for name, content in contents.items():
-            if name.endswith(".json"):
-                contents[name] = _checked_part(name.partition("/")[2], content.decode()).encode()
-    except (
-        zipfile.BadZipFile,
-        LookupError,
-        TypeError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-    ) as error:
-        raise UntrustedError(f"its archive cannot be read: {error}") from error
-    checked = io.BytesIO()
-    with zipfile.ZipFile(checked, "w") as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
-    return checked.getvalue()
-
-
-def _check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
-    """Check what parts an archive has, before any is read."""
-    parts = {entry.filename.partition("/")[2]: entry for entry in entries}
-    unknown = [part for part in parts if _PARTS.fullmatch(part) is None]
-    if unknown or len(parts) < len(entries):
-        raise UntrustedError(f"its archive holds '{(unknown or ['a name twice'])[0]}'")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise UntrustedError("its archive is compressed")
-    if parts["data/sample_inputs/model.pt"].file_size:
-        raise UntrustedError("its archive holds pickled example inputs")
-
-
-def _checked_part(part: str, text: str) -> str:
-    """Check a part of an archive that says what is to be read and run; return what torch may read.
-
-    Raises:
-        UntrustedError: It would have torch unpickle or evaluate something.
-        ValueError: It is no JSON.
-    """
-    data = json.loads(text)
-    for key, value in list(_pairs(data)):
-        if key == "metadata" and isinstance(value, dict):
-            value.clear()  # where the author wrote what: names and texts of any kind
-    for key, value in _pairs(data):
-        if key == "use_pickle" and value is not False:
-            raise UntrustedError(f"'{part}' asks for unpickling")
-        if key in ("expr_str", "as_expr") or (key == "guards_code" and value):
-            raise UntrustedError(f"'{part}' holds an expression that is evaluated")
-        if key == "target" and (not _TARGETS.fullmatch(str(value)) or _REFUSED.match(str(value))):
-            raise UntrustedError(f"its program calls '{str(value)[:80]}'")
-        if key in ("in_spec", "out_spec") and value:
-            _check_spec(key, value)
-        elif key not in ("as_string", "as_strings"):
-            _check_words(key, value)
-    return json.dumps(data)
-
-
-def _check_words(key: str, value: Any) -> None:
-    """Check the texts of a pair: torch writes names into code, which it runs."""
-    texts = [text for text in (*_items(value), key) if isinstance(text, str)]
-    is_name = key in ("name", "forward_arg_names")
-    wrong = [t for t in texts if (_NAME if is_name else _WORD).fullmatch(t) is None]
-    if wrong:
-        raise UntrustedError(f"its program has a name {wrong[0][:80]!a}")
-
-
-def _check_spec(key: str, text: str) -> None:
-    """Check what arguments or results are nested in; torch writes keywords into code."""
-    pairs = list(_pairs(json.loads(text)))
-    unknown = [v for k, v in pairs if k == "type" and v not in _NESTED]
-    if unknown:
-        raise UntrustedError(f"its program has arguments in a {str(unknown[0])[:80]!a}")
-    contexts = [json.loads(v) for k, v in pairs if k == "context" and isinstance(v, str)]
-    for context in contexts if key == "in_spec" else ():
-        _check_words("name", context)
-
-
-def _items(value: Any) -> list[Any]:
-    """Return the items of a list, or the value alone."""
-    return value if isinstance(value, list) else [value]
-
-
-def _pairs(value: Any) -> Any:
-    """Yield all keys of nested data with their values."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield key, item
-            yield from _pairs(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _pairs(item)
 
 
 def load_files(folder: Path, name: str) -> Any:

@@ -245,7 +245,7 @@ class TripLength:
         Raises:
             UnsupportedError: There is no step at all.
         """
-        length = int(x.shape[self.dim]) + self.offset
+        length = x.shape[self.dim] + self.offset
         if length < 1:
             raise UnsupportedError(
                 "The time axis of the input has no step.",

@@ -17,7 +17,7 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 def is_traced(tensors: Sequence[Tensor]) -> bool:
     """Tell whether operators are recorded or transformed rather than run."""
-    if _is_recorded():
+    if is_recorded():
         return True
     refuse_transforms(tensors)
     return any(type(tensor) not in _PLAIN or tensor.is_meta for tensor in tensors)
@@ -37,7 +37,7 @@ def refuse_transforms(values: Any) -> None:
             hints=["Export it: snncc.export(fast, folder, format='pt2' or 'onnx' or 'c', ...)."],
         )
     is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    if _is_recorded() or not (is_transformed or forward_ad._current_level >= 0):
+    if is_recorded() or not (is_transformed or forward_ad._current_level >= 0):
         return
     tensors = [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
     unpack: Any = forward_ad.unpack_dual
@@ -49,6 +49,6 @@ def refuse_transforms(values: Any) -> None:
         )
 
 
-def _is_recorded() -> bool:
+def is_recorded() -> bool:
     """Tell whether torch records operators, transforms among them."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0

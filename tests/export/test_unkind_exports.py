@@ -22,7 +22,7 @@ from snncc.errors import BundleError, OptionError
 from snncc.export.arrays import UntrustedError, compare
 from snncc.export.bundle import ONNX, write_bundle
 from snncc.export.names import is_library_name, parameter_name
-from snncc.export.torch_program import check_archive
+from snncc.export.program_archive import check_archive, is_size
 
 STRICT = ("-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wshadow")
 X = torch.rand(5, 1, 3)
@@ -139,6 +139,23 @@ def test_an_example_says_what_a_call_is(tmp_path, example):
         snncc.export(snncc.compile(Rate()), tmp_path / "b", example_inputs=example)
 
     assert error.value.code == "option.example"
+
+
+def test_only_arithmetic_of_sizes_is_evaluated():
+    """What torch would evaluate as a size is sums, products and quotients of sizes."""
+    size = "Symbol('s7', positive=True, integer=True)"
+    for text in (
+        size,
+        "Integer(-4)",
+        f"Add(Mul(Integer(3), {size}), FloorDiv({size}, Integer(2)))",
+    ):
+        assert is_size(text)
+    for text in (
+        *("", "#", "s7", "9", 3, "Symbol('x', positive=True, integer=True)", f"{size}.evalf()"),
+        *(f"Pow({size}, Integer(9))", f"Add({size}), print()", f"Add({size}", f"Add({size}) "),
+        *("__import__('os')", f"Mul(#, {size})", "Add(" * 999 + size + ")" * 999),
+    ):
+        assert not is_size(text)
 
 
 def test_what_is_no_bundle_is_kept(tmp_path):

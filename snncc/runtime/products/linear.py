@@ -25,7 +25,7 @@ from snncc.runtime.loops.row_plan import Factors, float_type, multiply_rows
 from snncc.runtime.products.order import Multiplication, find_chunk
 from snncc.runtime.products.outer import outer_product
 from snncc.runtime.products.skipping import Costs
-from snncc.runtime.tracing import is_traced
+from snncc.runtime.tracing import is_recorded, is_traced
 
 # Measured on two cores with AVX-512, with 800 to 25,600 rows of 40 to 700 values.
 _COSTS = Costs(kept=1.2, each=24, call=3e7)
@@ -36,9 +36,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     swapped = x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
     rows = x.transpose(0, 1) if swapped else x
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    is_small = x.nbytes < memory.SMALLEST
     if (
-        is_small
+        is_recorded()  # where sizes may be symbols
+        or x.nbytes < memory.SMALLEST
         or not rows.is_cpu
         or not rows.is_contiguous()
         or is_traced(tensors)
