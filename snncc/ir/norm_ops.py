@@ -1,8 +1,8 @@
-"""What a batch norm in evaluation mode is made of, once it is folded into its neighbours.
+"""What batch norms are made of: once they are folded, and for gradients of loops around them.
 
-With ``r = sqrt(var + eps)`` such a norm is, channel by channel, ``scale x + shift``::
+In evaluation mode a norm is, channel by channel and with ``r = sqrt(var + eps)``::
 
-    scale = gamma / r        shift = beta - scale mean
+    scale x + shift          scale = gamma / r          shift = beta - scale mean
 
 Each coefficient is computed in float64 and rounded once, so that it is as near to the norm as its
 type allows, whatever eps, the sign of gamma or the size of the variance.
@@ -10,7 +10,10 @@ type allows, whatever eps, the sign of gamma or the size of the variance.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -70,6 +73,59 @@ def norm_shift(
 ) -> Tensor:
     """Return what a norm adds, channel by channel."""
     return folded_bias(None, mean, var, gamma, beta, eps)
+
+
+def normalized(  # noqa: PLR0913 - the parameters of a norm
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `torch.nn.functional.batch_norm` does in training, and its statistics.
+
+    These are the mean of each channel and one over its deviation.
+    """
+    if x.numel() <= x.shape[1]:  # refused if it is one value, without statistics if it is none
+        y = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+        return y, *x.new_zeros((2, x.shape[1]))
+    cudnn: Any = torch.backends.cudnn
+    y, mean, deviation, *_ = torch._batch_norm_impl_index(
+        x, weight, bias, mean, var, training, momentum, eps, cudnn.enabled
+    )
+    return y, mean, deviation
+
+
+def norm_gradient(  # noqa: PLR0913 - the arguments of torch's own
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    deviation: Tensor,
+    eps: float,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the input, the weight and the bias of a norm in training.
+
+    Args:
+        g: The cotangent of the result.
+        x: The input.
+        weight: The weight, or None for ones.
+        mean: The mean of each channel.
+        deviation: One over the deviation of each channel.
+        eps: What the norm adds to a variance.
+        wanted: Which of the gradients are needed.
+    """
+    if not x.numel():
+        zero = mean.new_zeros(mean.shape)
+        return tuple(z if w else None for z, w in zip((x, zero, zero), wanted, strict=True))
+    found: tuple[Tensor | None, ...] = torch.ops.aten.native_batch_norm_backward(
+        g.expand(x.shape), x, weight, None, None, mean, deviation, True, eps, wanted
+    )
+    return found
 
 
 def _scale(var: Tensor, gamma: Tensor | None, eps: float) -> Tensor:

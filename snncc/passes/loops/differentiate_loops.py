@@ -5,8 +5,9 @@ With the step ``y[t] = f(x[t], y[t-1], W)`` the cotangents obey, from the last s
     g[t] = gy[t] + (df/dy[t-1])^T g[t+1]       gx[t] = (df/dx)^T g[t]
 
 so the reverse of a loop is a loop.  Each part of the body gives one part of the reverse body:
-a fused step its adjoint as a fused step, a product the product with the transposed weights, and
-any other operator the gradient that autograd knows for it, noted at each step of forward.
+a fused step its adjoint as a fused step, a product the product with the transposed weights, a norm
+the gradient of a norm, any other operator the gradient that autograd knows for it, noted at each
+step of forward.
 Gradients of weights need no loop: they are one product over all steps (`product_rules`).
 
 Every carry becomes carries of the reverse loop, one for each place that reads it: their sum is
@@ -31,11 +32,13 @@ from snncc.ir.adjoint_ops import fit_gradient, fit_lanes, fit_sequence, in_last_
 from snncc.ir.interpret import HALVES
 from snncc.ir.local_gradient import LocalGradient
 from snncc.ir.loop_call import LoopAdjoint, LoopCall
+from snncc.ir.norm_ops import norm_gradient
 from snncc.ir.numerics import Numerics
 from snncc.ir.step_call import StepCall, output_name, step_inputs
 from snncc.ir.time_loop import Fill, TimeLoop
 from snncc.passes.loops.builder import LoopBuilder, of_type
 from snncc.passes.loops.find_gradients import find_gradients
+from snncc.passes.loops.norm_rules import Norm
 from snncc.passes.loops.product_rules import Product
 from snncc.passes.loops.reverse_step import Demand, reverse_step
 from snncc.passes.loops.training_loop import TrainingLoop
@@ -124,6 +127,7 @@ class _Adjoint:
         self.given: dict[tuple[Unit, Node], Node] = {}
         self.waiting: list[tuple[Node, Source]] = []
         self.carried: dict[Node, list[Node]] = {}
+        self.small: set[Node] = set()
         self.add_results()
         self.add_carries()
         for unit in reversed(self.units):
@@ -195,6 +199,8 @@ class _Adjoint:
             self.reverse_step(unit, unit.step)
         elif unit.product is not None:
             self.reverse_product(unit, unit.product)
+        elif unit.norm is not None:
+            self.reverse_norm(unit, unit.norm)
         else:
             self.reverse_operators(unit)
 
@@ -259,6 +265,22 @@ class _Adjoint:
             self.give(unit, product.x, gradient, product.x.meta["shape"])
         if any(weight in self.active for weight in product.weights):
             self.products.append((product, self.reverse.result(g, stacked=True)))
+
+    def reverse_norm(self, unit: Unit, norm: Norm) -> None:
+        """Emit the gradient of a norm, from the statistics that it took."""
+        statistics = self.training.statistics(self.reverse, unit)
+        x, weight = (
+            None if node is None else self.training.value_of(self.reverse, node)
+            for node in (norm.x, norm.weight)
+        )
+        wanted = tuple(node in self.active for node in norm.differentiable)
+        g = self.total(norm.node)
+        call = self.reverse.emit(norm_gradient, g, x, weight, *statistics, norm.eps, wanted)
+        for position, node in enumerate(norm.differentiable):
+            if node is not None and node in self.active:
+                gradient = self.reverse.emit(operator.getitem, call, position)
+                self.give(unit, node, gradient, node.meta["shape"])
+                self.small |= {gradient} if position else set()
 
     def reverse_operators(self, unit: Unit) -> None:
         """Ask autograd for the gradient of the operators between steps and products."""
@@ -341,7 +363,12 @@ class _Adjoint:
         return self.given[source] if isinstance(source, tuple) else source
 
     def accumulate(self, term: Node) -> int:
-        """Sum a gradient over all steps and return the position of the result."""
+        """Sum a gradient over all steps and return the position of the result.
+
+        A small one is kept at each step instead, for one sum over all of them.
+        """
+        if term in self.small:
+            return self.reverse.result(term, stacked=True)
         place = self.reverse.carry("sum", Fill(0.0))
         total = self.reverse.emit(torch.add, term, place)
         self.reverse.set_update(place, total)

@@ -16,13 +16,16 @@ import torch.fx
 
 from snncc.ir.adjoint_ops import collected
 from snncc.ir.local_gradient import Noted
+from snncc.ir.norm_ops import normalized
 from snncc.ir.step_call import StepCall, output_name, step_inputs
 from snncc.ir.time_loop import Result, TimeLoop
 from snncc.passes.loops.builder import LoopBuilder, of_type, renamed
+from snncc.passes.loops.norm_rules import Norm
 from snncc.passes.loops.units import Unit
 from snncc.passes.scalars.half_types import half_of
 
 Node = torch.fx.Node
+_KEPT = ("where", "impure")  # what is known of an operator, whatever it returns
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,15 @@ class NoteKey:
     unit: Unit
 
 
-Key: TypeAlias = ValueKey | LetKey | NoteKey
+@dataclass(frozen=True, slots=True)
+class StatisticKey:
+    """The mean (1) that a norm took, or one over the deviation (2), at every step."""
+
+    unit: Unit
+    position: int
+
+
+Key: TypeAlias = ValueKey | LetKey | NoteKey | StatisticKey
 
 
 class TrainingLoop:
@@ -153,6 +164,12 @@ class TrainingLoop:
         place = reverse.step("note", self.keep(NoteKey(unit)))
         return place, self.leaves(unit), self.roots(unit)
 
+    def statistics(self, reverse: LoopBuilder, unit: Unit) -> list[Node]:
+        """Return the statistics that a norm took in the reverse body."""
+        names = ("mean", "deviation")
+        keys = [StatisticKey(unit, position) for position, _ in enumerate(names, 1)]
+        return [reverse.step(n, self.keep(key)) for n, key in zip(names, keys, strict=True)]
+
     def leaves(self, unit: Unit) -> tuple[Node, ...]:
         """Return the inputs of a unit that have gradients."""
         return tuple(n for n in unit.inputs if n in self.active)
@@ -193,6 +210,8 @@ class _Copy:
         for unit in training.units:
             if NoteKey(unit) in training.kept:
                 self.copy_noted(unit)
+            elif unit.norm is not None and StatisticKey(unit, 1) in training.kept:
+                self.copy_norm(unit, unit.norm)
                 continue
             for node in unit.nodes:
                 self.copy(node)
@@ -242,6 +261,17 @@ class _Copy:
             self.copies[node] = self.create(operator.getitem, (call, position), {}, node)
         last = len(unit.outputs)
         self.lets[NoteKey(unit)] = self.body.call_function(operator.getitem, (call, last))
+
+    def copy_norm(self, unit: Unit, norm: Norm) -> None:
+        """Run a norm such that its statistics are results, too."""
+        args = torch.fx.node.map_arg(norm.node.args, self.copies.__getitem__)
+        call = self.body.call_function(normalized, args)
+        call.meta.update({k: v for k, v in norm.node.meta.items() if k in _KEPT})
+        self.copies[norm.node] = self.create(operator.getitem, (call, 0), {}, norm.node)
+        self.copies[norm.node].meta.pop("impure", None)
+        for position in (1, 2):
+            value = self.body.call_function(operator.getitem, (call, position))
+            self.lets[StatisticKey(unit, position)] = value
 
     def result(self, key: Key) -> Result:
         if isinstance(key, ValueKey):

@@ -19,7 +19,7 @@ from snncc.ir.step_call import StepCall, step_inputs
 from snncc.runtime.binaries.cache import CACHE, KernelCache
 from snncc.runtime.gpu.step_kernel import BoundGpuStep, GpuStepKernel
 from snncc.runtime.loops.row_loop import find_rows
-from snncc.runtime.loops.sketch import OUT, LoopSketch
+from snncc.runtime.loops.sketch import OUT, LoopSketch, has_several
 from snncc.runtime.loops.step_kernel import BoundStep, Operand, StepKernel
 from snncc.runtime.loops.storage import ADDRESSES, ALIGNMENT, TENSORS, in_order, is_aligned
 
@@ -145,7 +145,7 @@ class LoopPlan:
     def is_array(self, value: Node) -> bool:
         """Tell whether a value is written into rows of an array of ours."""
         producer = self.sketch.producer(value)
-        if isinstance(producer.target, StepCall):
+        if has_several(producer):
             return True
         is_product = producer.target in OUT and len(self.sizes(value)) == 2 and not producer.kwargs
         return is_product and (not self.on_gpu or self._has_aligned_rows(value))

@@ -13,14 +13,16 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from snncc.ir.norm_ops import normalized
 from snncc.ir.step_call import StepCall, step_inputs
 from snncc.ir.time_loop import Fill
 from snncc.runtime import memory
 from snncc.runtime.launch import with_lanes
+from snncc.runtime.loops.norm_steps import norm_into
 from snncc.runtime.loops.plan import LoopPlan, Supply
 from snncc.runtime.loops.row_loop import row_product
 from snncc.runtime.loops.row_plan import packed
-from snncc.runtime.loops.sketch import OUT
+from snncc.runtime.loops.sketch import OUT, SEVERAL
 from snncc.runtime.loops.step_kernel import Addresses
 from snncc.runtime.loops.storage import Cells, Items, Read, Rows, allocate_ring, in_order
 
@@ -49,10 +51,7 @@ class _Call:
     def run(self) -> list[Any]:
         """Run all steps and return the results."""
         for call in self.sketch.calls:
-            values = [call]
-            if isinstance(call.target, StepCall):
-                values = list(self.sketch.outputs(call).values())
-            for value in values:
+            for value in self.sketch.values(call):
                 self.cells[value] = self.allocate(value)
         for carry in self.sketch.carries:
             self.initials[carry] = self.start(carry)
@@ -137,6 +136,8 @@ class _Call:
         """Return the functions that make a call at step k."""
         if isinstance(call.target, StepCall):
             return self.prepare_step(call, call.target)
+        if call.target in SEVERAL:
+            return [self.prepare_several(call)]
         cells = self.cells[call]
         if isinstance(cells, Items):
             args, kwargs = self.reader(call.args), self.reader(call.kwargs)
@@ -148,6 +149,19 @@ class _Call:
             return [_call_into(into, self.reader(first, in_place=True), weights, rows)]
         reads = [self.reader(operand, in_place=True) for operand in call.args]
         return [lambda k: into(*[read(k) for read in reads], out=rows[k])]
+
+    def prepare_several(self, call: Node) -> Run:
+        """Return the function that writes the results of an operator into their rows."""
+        rows: dict[int, list[Tensor]] = {}
+        for value in self.sketch.values(call):
+            cells, position = self.cells[value], value.args[1]
+            assert isinstance(cells, Rows)
+            assert isinstance(position, int)
+            rows[position] = cells.tensors()
+        reads = [self.reader(operand, in_place=True) for operand in call.args]
+        if call.target is normalized:
+            return norm_into(reads, [rows.get(i) for i in range(3)])
+        return _copied(call.target, reads, rows)
 
     def prepare_step(self, call: Node, step: StepCall) -> list[Run]:
         """Return the copies that a fused step needs, and its launches."""
@@ -328,6 +342,17 @@ def _call_into(into: Any, x: Read, weights: list[Any], rows: list[Tensor]) -> Ru
 
     def run(k: int) -> None:
         into(x(k), *weights, out=rows[k])
+
+    return run
+
+
+def _copied(target: Any, reads: list[Read], rows: dict[int, list[Tensor]]) -> Run:
+    """Return a call of an operator whose results are copied into rows."""
+
+    def run(k: int) -> None:
+        results = target(*[read(k) for read in reads])
+        for position, places in rows.items():
+            places[k].copy_(results[position])
 
     return run
 

@@ -1,8 +1,8 @@
 """What a recurrent loop does at each step, and who reads which value when: all that needs no sizes.
 
-The calls of the body are of three kinds: fused steps, operators that can write into a buffer of
-ours (`OUT`), and operators that return a new tensor.  A carry is no value of its own: reading it at
-step k is reading its update at step k - 1.
+The calls of the body are of three kinds: fused steps, operators that can write into buffers of ours
+(`OUT`, `SEVERAL`), and operators that return a new tensor.  A carry is no value of its own: reading
+it at step k is reading its update at step k - 1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.ir.local_gradient import Noted
+from snncc.ir.norm_ops import norm_gradient, normalized
 from snncc.ir.step_call import StepCall, output_name
 from snncc.ir.time_loop import TimeLoop
 
@@ -40,6 +41,10 @@ OUT: dict[Any, Callable[..., Any]] = {
 }
 
 
+# Operators with several results, each of which is written into a buffer.
+SEVERAL = (normalized, norm_gradient)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A node as it is read: the value ``base`` of ``delay`` steps before, or what carries start as.
@@ -58,7 +63,7 @@ class LoopSketch:
     Attributes:
         loop: The loop.
         fixed: Nodes that have the same value at all steps.
-        calls: What runs at each step, in order; outputs of fused steps belong to their call.
+        calls: What runs at each step, in order; several results belong to their call.
     """
 
     def __init__(self, loop: TimeLoop) -> None:
@@ -87,13 +92,17 @@ class LoopSketch:
         return found
 
     def is_output(self, node: Node) -> bool:
-        """Tell whether a node is an output of a fused step."""
+        """Tell whether a node is a result of a fused step, or of another call with several."""
         source = node.args[0] if node.target is operator.getitem else None
-        return isinstance(source, Node) and isinstance(source.target, StepCall)
+        return isinstance(source, Node) and has_several(source)
 
     def outputs(self, call: Node) -> dict[str, Node]:
         """Return the outputs of a fused step that exist, by their names in the step."""
         return {output_name(output): output for output in call.users}
+
+    def values(self, call: Node) -> list[Node]:
+        """Return what a call computes."""
+        return list(call.users) if has_several(call) else [call]
 
     def producer(self, value: Node) -> Node:
         """Return the call that computes a value."""
@@ -156,6 +165,11 @@ class LoopSketch:
     def is_impure(self) -> bool:
         """Tell whether a step draws random numbers or changes a buffer."""
         return any(is_impure(n) for n in self.loop.body.nodes)
+
+
+def has_several(call: Node) -> bool:
+    """Tell whether a call has several results that lie in buffers."""
+    return isinstance(call.target, StepCall) or call.target in SEVERAL
 
 
 def is_impure(node: Node) -> bool:
