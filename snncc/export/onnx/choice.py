@@ -27,7 +27,7 @@ def choice(
     """
     graphs, results = [], []
     for branch, name in zip(branches, ("then", "else"), strict=True):
-        inner = Lowering(low.graph.inner(), low.dtype, low.count, one_step=low.one_step)
+        inner = low.inside(low.graph.inner(), one_step=low.one_step)
         values = branch(inner)
         if not all(isinstance(value, Value) for value in values):
             raise low.refusal("it returns something that is no tensor")

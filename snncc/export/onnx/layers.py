@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
+from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.values import Value
 from snncc.export.tensor_operators import items
 from snncc.ir import sequence_ops
-
-if TYPE_CHECKING:
-    from snncc.export.onnx.lowering import Lowering
 
 Handler: TypeAlias = Callable[..., Any]
 Samples: TypeAlias = tuple[Any, ...]

@@ -8,35 +8,32 @@ alone is computed here, once, and becomes a constant.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.fx
 from torch import Tensor
 
 from snncc.errors import UnsupportedError
-from snncc.export.onnx import neurons, operators
 from snncc.export.onnx.expressions import Lanes, Shapes, Term
 from snncc.export.onnx.graph import GraphWriter
 from snncc.export.onnx.values import Value, known_value, map_values, values_in
-from snncc.ir import sequence_ops
-from snncc.ir.custom_gradient import CustomGradient
-from snncc.ir.loop_call import LoopCall
-from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Var
-from snncc.ir.step_call import StepCall
-from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import is_bool
 from snncc.passes.base import Rejection
 from snncc.passes.scalars.expressions import expression_of, literal, operands
-from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
+from snncc.passes.scalars.scalar_ops import Scope
+
+# Writes one operator; gets the lowering, the operator, and its arguments.
+Write: TypeAlias = Callable[["Lowering", Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Lowering:
     """Writes the operators of one graph.
 
     Attributes:
+        write: What writes an operator: `dispatch.write_operator`.
         graph: Where the nodes go.
         dtype: The type of all floats.
         count: How many sample sizes there are.
@@ -44,14 +41,15 @@ class Lowering:
     """
 
     def __init__(
-        self, graph: GraphWriter, dtype: torch.dtype, count: int, *, one_step: bool
+        self, write: Write, graph: GraphWriter, dtype: torch.dtype, count: int, *, one_step: bool
     ) -> None:
-        self.graph, self.dtype, self.count, self.one_step = graph, dtype, count, one_step
+        self.write, self.graph, self.dtype = write, graph, dtype
+        self.count, self.one_step = count, one_step
         self.node: torch.fx.Node | None = None
 
-    def inside(self, graph: GraphWriter) -> Lowering:
+    def inside(self, graph: GraphWriter, *, one_step: bool = False) -> Lowering:
         """Return what writes a graph inside of this one."""
-        child = Lowering(graph, self.dtype, self.count, one_step=False)
+        child = Lowering(self.write, graph, self.dtype, self.count, one_step=one_step)
         child.node = self.node
         return child
 
@@ -99,33 +97,7 @@ class Lowering:
             with torch.no_grad():
                 real = target(*map_values(_known, args), **map_values(_known, kwargs))
             return self.wrapped(real)
-        if isinstance(target, _COMPOSED):
-            return self.composed(target, args, kwargs)
-        if target in operators.STRUCTURAL:
-            return operators.STRUCTURAL[target](self, *args, **kwargs)
-        samples = self.sampled(target, args, kwargs)
-        if target in operators.HANDLERS:
-            return self.made(samples, operators.HANDLERS[target](self, samples, *args, **kwargs))
-        if target in SCALAR_OPS or isinstance(target, CustomGradient):
-            return self.elementwise(samples, target, args, kwargs)
-        name = getattr(target, "__name__", str(target))
-        raise self.refusal(f"the operator '{name}' has no form in ONNX")
-
-    def composed(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Write a target that has an inside of its own."""
-        match target:
-            case NeuronCall():
-                return neurons.neuron(self, target.program.forward, args)
-            case StepCall():
-                return neurons.step(self, target.recurrence, args)
-            case LoopCall():
-                return neurons.loop(self, target.forward, args)
-            case TimeLoop():
-                return neurons.loop(self, target, args)
-            case sequence_ops.TripLength():
-                return operators.trip_length(self, target, *args)
-            case _:
-                return operators.folded(self, target, args, kwargs)
+        return self.write(self, target, args, kwargs)
 
     def sampled(
         self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -283,11 +255,6 @@ class Lowering:
             notes=[reason],
             hints=["Export in evaluation mode, or write that part with other operators."],
         )
-
-
-_COMPOSED = (
-    NeuronCall, StepCall, LoopCall, TimeLoop, sequence_ops.Folded, sequence_ops.TripLength
-)  # fmt: skip
 
 
 def _known(value: Value) -> Any:

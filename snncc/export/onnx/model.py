@@ -15,6 +15,7 @@ from torch import Tensor
 from snncc.errors import UnsupportedError
 from snncc.export.one_step import after_a_step, begun, in_line, starts_of
 from snncc.export.onnx.choice import choice
+from snncc.export.onnx.dispatch import write_operator
 from snncc.export.onnx.graph import IR_VERSION, OPSET, TYPES, GraphWriter, plain_name
 from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.values import Value, copied, known_value
@@ -268,7 +269,7 @@ class _Work:
 
     def lowering(self, *, one_step: bool) -> Lowering:
         """Return what writes operators."""
-        return Lowering(self.graph, self.dtype, self.count, one_step=one_step)
+        return Lowering(write_operator, self.graph, self.dtype, self.count, one_step=one_step)
 
     def info(self, name: str, samples: Sequence[Tensor]) -> onnx.ValueInfoProto:
         """Return a value's type and shape; a dynamic dim has a symbol, or is unknown."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from onnx import helper
@@ -11,6 +11,7 @@ from onnx import helper
 from snncc.codegen.prepare import find_live, prepare
 from snncc.export.onnx.expressions import Lanes, Shapes, Term
 from snncc.export.onnx.graph import TYPES, GraphWriter
+from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.values import Value
 from snncc.ir import sequence_ops
 from snncc.ir.neuron_call import NeuronCall
@@ -19,9 +20,6 @@ from snncc.ir.printer import print_recurrence
 from snncc.ir.program import NeuronProgram
 from snncc.ir.step_call import StepCall
 from snncc.ir.time_loop import Fill, TimeLoop
-
-if TYPE_CHECKING:
-    from snncc.export.onnx.lowering import Lowering
 
 
 def neuron(low: Lowering, forward: Recurrence, args: tuple[Any, ...]) -> list[Value]:

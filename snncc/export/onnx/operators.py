@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
 from snncc.export.onnx.layers import LAYERS
+from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.values import Value, known_value
 from snncc.export.tensor_operators import items
 from snncc.frontend.operators import canonical
 from snncc.ir import sequence_ops
-
-if TYPE_CHECKING:
-    from snncc.export.onnx.lowering import Lowering
 
 Handler: TypeAlias = Callable[..., Any]
 Samples: TypeAlias = tuple[Any, ...]
