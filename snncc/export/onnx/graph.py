@@ -27,7 +27,7 @@ OPERATORS = frozenset(
         *("Conv", "Cos", "Div", "Equal", "Exp", "Expand", "Floor", "Gather", "Gemm", "Greater"),
         *("GreaterOrEqual", "Identity", "If", "LayerNormalization", "Less", "LessOrEqual", "Log"),
         *("LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or", "Pow"),
-        *("ArgMax", "ArgMin"),
+        *("ArgMax", "ArgMin", "CumSum", "Einsum", "Gelu"),
         *("Range", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape"),
         *("Round", "Scan", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Sqrt"),
         *("Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where", "Xor"),

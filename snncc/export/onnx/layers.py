@@ -1,4 +1,4 @@
-"""What products, pooling, norms and reductions are in ONNX.
+"""What products, pooling and reductions are in ONNX.
 
 A handler gets the lowering, the result for each of the sample sizes and the operator's arguments,
 and returns the name of the result or what stands for it.
@@ -6,7 +6,6 @@ and returns the name of the result or what stands for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -229,81 +228,28 @@ def _softmax(operator: str) -> Handler:
     return handle
 
 
-def _batch_norm(  # noqa: PLR0913 - the signature of torch
-    low: Lowering,
-    samples: Samples,
-    x: Value,
-    mean: Value | None,
-    var: Value | None,
-    weight: Value | None = None,
-    bias: Value | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *_: Any,
+def _einsum(low: Lowering, samples: Samples, equation: Any, *operands: Any) -> str:
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str):
+        raise low.refusal("an 'einsum' whose subscripts are no text")
+    return low.graph.node("Einsum", *(low.use(x) for x in operands), equation=equation)
+
+
+def _cumulative_sum(
+    low: Lowering, samples: Samples, x: Value, dim: int, *, dtype: torch.dtype | None = None
 ) -> str:
-    """Write a norm in evaluation mode."""
-    if training or mean is None or var is None:
-        raise low.refusal("a batch norm in training mode, or without running statistics")
-    channels = mean.size(0)
-    scale = _or_filled(low, weight, channels, 1.0)
-    shift = _or_filled(low, bias, channels, 0.0)
-    statistics = (low.use(mean), low.use(var))
-    return low.graph.node("BatchNormalization", low.use(x), scale, shift, *statistics, epsilon=eps)
+    if x.dtype is not low.dtype or dtype not in (None, low.dtype):
+        raise low.refusal(f"a cumulative sum of {x.dtype}")
+    return low.graph.node("CumSum", low.use(x), low.number(dim % x.rank))
 
 
-def _or_filled(low: Lowering, parameter: Value | None, size: Any, fill: float) -> str:
-    """Return the name of a parameter, or of a constant where there is none."""
-    if parameter is not None:
-        return low.use(parameter)
-    return low.graph.constant(torch.full(torch.Size(items(size, 1)), fill, dtype=low.dtype))
-
-
-def _layer_norm(  # noqa: PLR0913 - the signature of torch
-    low: Lowering,
-    samples: Samples,
-    x: Value,
-    normalized_shape: Any,
-    weight: Value | None = None,
-    bias: Value | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Value:
-    sizes = tuple(normalized_shape)
-    affine = [_or_filled(low, weight, sizes, 1.0), *([] if bias is None else [low.use(bias)])]
-    is_bare = low.one_step and bool(x.bare) and len(sizes) < x.rank
-    name = low.graph.node(
-        "LayerNormalization", x.bare if is_bare else low.use(x), *affine,
-        axis=-len(sizes), epsilon=eps,
-    )  # fmt: skip
+def _gelu(low: Lowering, samples: Samples, x: Value, approximate: str = "none") -> Value:
+    if x.dtype is not torch.float32:
+        raise low.refusal("a 'gelu' in other than single precision, which runtimes lack")
+    is_bare = low.one_step and bool(x.bare)
+    name = low.graph.node("Gelu", x.bare if is_bare else low.use(x), approximate=approximate)
     return Value(samples, bare=name) if is_bare else Value(samples, name)
-
-
-def _group_norm(  # noqa: PLR0913 - the signature of torch
-    low: Lowering,
-    samples: Samples,
-    x: Value,
-    num_groups: int,
-    weight: Value | None = None,
-    bias: Value | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Any:
-    """Write a norm of groups as the norm of a last axis that holds a group."""
-    sizes = x.shapes[0][1:]
-    if any(not x.is_static(d) for d in range(1, x.rank)):
-        raise low.refusal("a group norm of channels whose size varies")
-    inside = math.prod(sizes) // num_groups
-    graph = low.graph
-    rows = graph.node("Reshape", low.use(x), graph.integers([-1, num_groups, inside]))
-    ones = graph.constant(torch.ones(inside, dtype=low.dtype), "ones")
-    normal = graph.node("LayerNormalization", rows, ones, axis=-1, epsilon=eps)
-    value: Any = Value(samples, graph.node("Reshape", normal, graph.integers([-1, *sizes])))
-    for function, parameter in ((torch.mul, weight), (torch.add, bias)):
-        if parameter is not None:
-            shape = (-1, *(1,) * (x.rank - 2))
-            value = low.apply(function, (value, low.apply(torch.reshape, (parameter, shape))))
-    return value
 
 
 LAYERS: Mapping[Any, Handler] = {
@@ -338,12 +284,11 @@ LAYERS: Mapping[Any, Handler] = {
     torch.min: _reduction("ReduceMin"),
     torch.argmax: _extreme_place("ArgMax"),
     torch.argmin: _extreme_place("ArgMin"),
+    torch.einsum: _einsum,
+    torch.cumsum: _cumulative_sum,
+    F.gelu: _gelu,
     torch.softmax: _softmax("Softmax"),
     F.softmax: _softmax("Softmax"),
     torch.log_softmax: _softmax("LogSoftmax"),
     F.log_softmax: _softmax("LogSoftmax"),
-    F.batch_norm: _batch_norm,
-    torch.batch_norm: _batch_norm,
-    F.layer_norm: _layer_norm,
-    F.group_norm: _group_norm,
 }

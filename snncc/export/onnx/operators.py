@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from snncc.export.onnx.layers import LAYERS
 from snncc.export.onnx.lowering import Lowering
+from snncc.export.onnx.norms import NORMS
 from snncc.export.onnx.values import Value, known_value
 from snncc.export.tensor_operators import items
 from snncc.frontend.operators import canonical
@@ -360,6 +361,7 @@ def _shift_time(low: Lowering, samples: Samples, x: Value, initial: Any) -> Valu
 
 HANDLERS: Mapping[Any, Handler] = {
     **LAYERS,
+    **NORMS,
     torch.reshape: _reshape,
     torch.flatten: _reshape,
     torch.unflatten: _reshape,
