@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 import torch
+from onnx import TensorProto
 
 from snncc.export.onnx.graph import GraphWriter
 from snncc.ir.nodes import Binary, Const, Detach, Expr, Let, Op, Select, Unary, Var
@@ -166,7 +167,19 @@ def _log_sigmoid(lanes: Lanes, x: Term) -> Term:
     return lanes.node("Sub", lanes.node("Min", x, lanes.write(Const(0.0))), tail)
 
 
+def _rounded(half: int) -> Callable[[Lanes, Term], Term]:
+    """Return the writer of a rounding to a half type."""
+
+    def write(lanes: Lanes, x: Term) -> Term:
+        narrow = lanes.graph.node("Cast", x.name, to=half)
+        return Term(lanes.graph.cast(narrow, lanes.dtype), x.shapes)
+
+    return write
+
+
 _COMPOSED: Mapping[Op, Callable[[Lanes, Term], Term]] = {
+    Op.FLOAT16: _rounded(TensorProto.FLOAT16),
+    Op.BFLOAT16: _rounded(TensorProto.BFLOAT16),
     Op.EXPM1: _expm1,
     Op.LOG1P: _log1p,
     Op.LOGSIGMOID: _log_sigmoid,
