@@ -6,6 +6,7 @@ fuzz` draws new ones.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,12 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Build kernels into a fresh cache, so that no test depends on what an earlier run left."""
-    folder = tmp_path_factory.mktemp("kernels")
+    """Build kernels into a fresh cache, so that no test depends on what an earlier run left.
+
+    Processes that run tests side by side share it: a kernel of several tests is built once.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "kernels"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SNNCC_CACHE_DIR", str(folder))
         yield folder

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,13 +58,16 @@ ONLY_IN = {
 FILE_LINES = 400
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the name of every module that a file imports, wherever in the file."""
+@functools.cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Return the name of every module that a file imports, wherever in the file."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            found.append(node.module)
+    return tuple(found)
 
 
 def part_of(path: Path) -> str:

@@ -1,15 +1,11 @@
-"""What lowering, emission and the runtime pass to one another, and the interface of a target."""
+"""What lowering, emission and the runtime pass to one another."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from snncc.ir.nodes import Rank
-
-if TYPE_CHECKING:
-    from snncc.codegen.kernel_ir import Kernel
 
 
 class FloatType(Enum):
@@ -204,13 +200,3 @@ class KernelSource:
     anonymous: str
     signature: Signature
     flags: tuple[str, ...]
-
-
-class Target(Protocol):
-    """A language that kernels are written in."""
-
-    name: ClassVar[str]
-
-    def emit(self, kernel: Kernel) -> KernelSource:
-        """Write a kernel in this language."""
-        ...

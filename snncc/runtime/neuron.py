@@ -14,10 +14,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from snncc.codegen.base import KernelSource, KernelSpec, Target
+from snncc.codegen.base import KernelSource, KernelSpec
 from snncc.codegen.c.target import CTarget
 from snncc.codegen.cuda.target import CudaTarget
 from snncc.codegen.lower import lower, saved_values
+from snncc.codegen.target import Target
 from snncc.codegen.triton.target import TritonTarget
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.ir import interpret

@@ -58,7 +58,7 @@ def assert_same(design: Design, target: str, seed: int) -> None:
         torch.testing.assert_close(b, a.expand_as(b), rtol=bound, atol=bound * max(scale, 1.0))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(designs, st.integers(0, 1000))
 def test_generated_network_on_c(design: Design, seed: int) -> None:
     """The C kernels compute what the serial code computes."""

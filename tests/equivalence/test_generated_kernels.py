@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,9 +34,9 @@ def draw_inputs(
     return steps + [draw(*shapes[i % 3]) for i, _ in enumerate(recurrence.lane_inputs)]
 
 
-@pytest.mark.parametrize("place", [Place.SCRATCH, Place.MEMORY], ids=lambda p: p.value)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=30)
 @given(
+    st.sampled_from([Place.SCRATCH, Place.MEMORY]),
     recurrences(),
     st.integers(1, 5),
     st.sampled_from([(1,), (3,), (2, 3), (2, 3, 5), (70,)]),

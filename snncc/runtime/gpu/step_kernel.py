@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snncc.codegen.base import FloatType, Job, KernelSpec, Role, Target
+from snncc.codegen.base import FloatType, Job, KernelSpec, Role
 from snncc.codegen.lower import lower
+from snncc.codegen.target import Target
 from snncc.ir.nodes import Rank
 from snncc.ir.program import NeuronProgram
 from snncc.ir.step_call import StepCall
