@@ -26,7 +26,7 @@ from snncc.nn import LI, LIF, CubaLIF
 from snncc.passes.neurons import neuron_nodes
 from snncc.passes.parallel.parallelize_reset import restart_of, with_backward_scan
 from snncc.passes.parallel.parallelize_scan import scan_programs
-from snncc.runtime.costs.forms import Sizes, reset_layer, reset_work, trained_reset_layer
+from snncc.runtime.costs.forms import Sizes, reset_layer, reset_work
 from snncc.runtime.costs.scan_work import best_cut, scan_work
 from snncc.runtime.costs.work import PRICES, Work, fused_work, kernel_work, prices_of, step_work
 from snncc.runtime.forms.chosen import run_again
@@ -59,6 +59,8 @@ QUICK_SIZES = [(64, 1), (128, 8)]
 # Lanes of all chunks together, of which the cuts follow.
 WIDTHS = (64, 512, 4096)
 SHORTEST_CHUNK = 8
+# Passes over all sizes, of which the quietest counts for each case.
+PASSES = 3
 
 
 def program_of(model: nn.Module) -> NeuronProgram:
@@ -102,7 +104,7 @@ def reset_layers(
     if program.restart is None or reset_work(program, sizes) is None:
         return {}
     layers = {"parallel reset": reset_layer(program, {})}
-    scanned = trained_reset_layer(program, {})
+    scanned = reset_layer(program, {}, scans=True)
     if scanned.is_scanned((x,), None):
         layers["parallel reset, backward scan"] = scanned
     return layers
@@ -179,6 +181,22 @@ def measure(T: int, lanes: int, budget: harness.Budget) -> list[Record]:
     return records
 
 
+def quieter(first: Sequence[Record], second: Sequence[Record]) -> list[Record]:
+    """Return of each case the pass in which it took less: what disturbs a run only adds to it."""
+    passes: dict[str, list[list[Record]]] = {}
+    for records in (first, second):
+        for case in dict.fromkeys(r["case"] for r in records):
+            passes.setdefault(case, []).append([r for r in records if r["case"] == case])
+    # All variants of a case took turns, so that they are kept together.
+    kept = (min(each, key=_typical) for each in passes.values())
+    return [row for rows in kept for row in rows]
+
+
+def _typical(records: Sequence[Record]) -> float:
+    """Return the logarithm of the times of a case, on average."""
+    return sum(math.log(r["median_ms"]) for r in records) / len(records)
+
+
 def fit(records: Sequence[Record]) -> dict[str, float]:
     """Return the price of each kind of work, in seconds, at least zero.
 
@@ -236,9 +254,14 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     arguments = parser.parse_args(argv)
     sizes = QUICK_SIZES if arguments.quick else SIZES
     records: list[Record] = []
-    for number, (T, lanes) in enumerate(sizes):
-        if arguments.case in (None, number):
-            records += measure(T, lanes, harness.budget(arguments))
+    for _ in range(1 if arguments.quick else PASSES):
+        found = [
+            row
+            for number, (T, lanes) in enumerate(sizes)
+            if arguments.case in (None, number)
+            for row in measure(T, lanes, harness.budget(arguments))
+        ]
+        records = quieter(records, found)
     prices = fit(records)
     for record in records:
         record["estimated_ms"] = estimated(record, prices)
@@ -250,8 +273,8 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
         known = json.loads(PRICES.read_text()) if PRICES.exists() else {}
         known["c"] = prices
         PRICES.write_text(json.dumps(known, indent=1) + "\n")
-    found = {"case": "all", "variant": "choice by estimates", "prices": prices, **quality}
-    stem = harness.write("forms", [*records, found], arguments)
+    choice = {"case": "all", "variant": "choice by estimates", "prices": prices, **quality}
+    stem = harness.write("forms", [*records, choice], arguments)
     print(f"results: {stem.with_suffix('.json')}")
     return records
 

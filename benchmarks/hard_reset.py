@@ -116,8 +116,11 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
         rows = harness.run_case("benchmarks.hard_reset", number, arguments)
         harness.show(rows[0]["case"], rows, COLUMNS)
         records += rows
-    stem = harness.write("hard_reset", records, arguments)
-    print(f"results: {stem.with_suffix('.json')}")
+    training = [row for row in records if row["case"].endswith("training")]
+    forward = [row for row in records if row not in training]
+    for name, rows in (("hard_reset", forward), ("hard_reset_training", training)):
+        stem = harness.write(name, rows, arguments)
+        print(f"results: {stem.with_suffix('.json')}")
     return records
 
 

@@ -53,10 +53,13 @@ PARALLEL = """One layer of 64 neurons without reset, one sample, forward and bac
 """
 FORMS = """Training steps of one layer, from one lane to many: fused time, chunks of time side by
 side (backward; forward too where no spike changes a state), and parallel resets.
-"Estimated" is what mode `auto` expects at prices that were fitted on these very runs.
+"Estimated" is what mode `auto` expects at prices that were fitted on these very runs: for
+each case the one of three passes that took least.
 """
-HARD_RESET = """One layer of LIF neurons with a decay of 0.9 and hard reset, one sample: forward,
-and training steps, in which backward runs by chunks where its sizes say that this pays.
+HARD_RESET_TRAINING = """Training steps of that layer; backward runs by chunks as well where
+its sizes say that this pays. "Backward scan" is mode `scan`, whose forward is fused time here.
+"""
+HARD_RESET = """One layer of LIF neurons with a decay of 0.9 and hard reset, one sample, forward.
 Chunks of time at once, over the same kernels in one run over all steps; "again" tells how many
 chunks had to run again, and how many steps in serial order after that.
 """
@@ -107,6 +110,7 @@ def main() -> None:
             ("parallel", PARALLEL),
             ("forms", FORMS),
             ("hard_reset", HARD_RESET),
+            ("hard_reset_training", HARD_RESET_TRAINING),
             ("sweeps", SWEEPS),
         ):
             file = folder / f"{name}.json"

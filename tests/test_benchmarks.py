@@ -280,3 +280,15 @@ def test_forms_are_timed_and_priced(capsys, tmp_path):
     assert all(row["median_ms"] > 0 for row in rows)
     assert '"rows"' in capsys.readouterr().out
     assert list(tmp_path.rglob("forms-quick.json"))
+
+
+def test_of_several_passes_the_quietest_counts():
+    """A case is kept whole, with the pass in which its variants took least."""
+
+    def of(case, *times):
+        variants = zip("ab", times, strict=True)
+        return [{"case": case, "variant": v, "median_ms": ms} for v, ms in variants]
+
+    first, second = of("x", 1.0, 9.0) + of("y", 2.0, 3.0), of("x", 2.0, 3.0) + of("y", 2.0, 4.0)
+
+    assert forms.quieter(first, second) == of("x", 2.0, 3.0) + of("y", 2.0, 3.0)

@@ -12,7 +12,7 @@ from tests.compatibility.case import Case
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "compatibility"
 
 
-FORMS_FILE = RESULTS / "forms.json"
+FORMS_FILE = RESULTS / "parallel_modes.json"
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from snncc.ir.nodes import ParallelReset
@@ -161,16 +162,19 @@ def sweeps_work(program: NeuronProgram, sizes: Sizes) -> Work:
     return fused_work(program, steps, lanes, threads, training=sizes.training) + again
 
 
-def reset_layer(program: NeuronProgram, options: Mapping[str, Any]) -> ParallelResetNeuron:
-    """Return the layer of a program in parallel-reset form, with the options of `Neuron`."""
-    forward = replace(program.forward, form=ParallelReset())
-    return ParallelResetNeuron(replace(program, forward=forward, scan=None), **options)
+def reset_layer(
+    program: NeuronProgram, options: Mapping[str, Any], *, scans: bool = False
+) -> ParallelResetNeuron:
+    """Return the layer of a program in parallel-reset form.
 
-
-def trained_reset_layer(program: NeuronProgram, options: Mapping[str, Any]) -> ParallelResetNeuron:
-    """Return the same with a backward scan."""
-    forward = replace(program.forward, form=ParallelReset(backward=True))
-    return ParallelResetNeuron(replace(program, forward=forward), **options)
+    Args:
+        program: The neuron, with what its forms run.
+        options: Those of `Neuron`.
+        scans: Whether its backward sweep may be a scan.
+    """
+    forward = replace(program.forward, form=ParallelReset(backward=scans))
+    scan = program.scan if scans else None
+    return ParallelResetNeuron(replace(program, forward=forward, scan=scan), **options)
 
 
 # In order: of forms that take equally long the first is chosen.
@@ -178,7 +182,7 @@ FORMS = (
     ExactForm("fused time", _fused, lambda program, options: Neuron(program, **options)),
     ExactForm("fused time, backward scan", _backward_scan, ScanNeuron.of),
     ExactForm("parallel reset", _parallel_reset, reset_layer),
-    ExactForm("parallel reset, backward scan", _trained_reset, trained_reset_layer),
+    ExactForm("parallel reset, backward scan", _trained_reset, partial(reset_layer, scans=True)),
 )
 
 
