@@ -108,7 +108,7 @@ class Arithmetic(nn.Module):
 
 
 class Joined(nn.Module):
-    """Concatenation of values of different scales, a transposed view, extremes over time."""
+    """Values of different scales joined, a transposed view, extremes, loose operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +119,7 @@ class Joined(nn.Module):
         seen = []
         for t in range(x.shape[0]):
             y = self.layer(x[t].transpose(1, 2).reshape(x.shape[1], 6))
+            y = torch.maximum(torch.floor(y), torch.abs(y))
             joined = torch.cat([y * 100, x[t][:, :, 0], (y > 0)[:, :1].float()], 1)
             v = 0.5 * v + joined
             seen.append(v)

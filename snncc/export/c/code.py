@@ -13,6 +13,7 @@ from typing import assert_never
 from snncc.codegen.base import FloatType
 from snncc.codegen.c.expressions import C_TYPE, c_names, dialect, literal
 from snncc.codegen.prepare import find_bools
+from snncc.export.c.functions import fixed_names
 from snncc.export.c.parts import Parts, Places, in_order, taken
 from snncc.export.loops import Loops, loops_over
 from snncc.export.network import (
@@ -58,7 +59,7 @@ class Writer:
     def __post_init__(self) -> None:
         self.float_type = FloatType.FLOAT64 if self.network.is_double else FloatType.FLOAT32
         self.real = C_TYPE[self.float_type]
-        self.parts = Parts(self.memory, self.prefix, self.real)
+        self.parts = Parts(self.memory, self.prefix, self.real, taken=fixed_names())
 
     def step(self) -> list[str]:
         """Return the statements of one step; the functions that they need are in `parts`."""

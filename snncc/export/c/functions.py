@@ -106,6 +106,11 @@ static void PREFIX_normalize(const REAL *x, REAL *y, int groups, int size, REAL 
 }
 
 
+def fixed_names() -> set[str]:
+    """Return the names, without the prefix, of all functions that a library may have."""
+    return {*_FUNCTIONS, *NESTS, "eight"}
+
+
 def fixed_part(used: Iterable[str], prefix: str, real: str) -> str:
     """Return the functions that a library uses.
 

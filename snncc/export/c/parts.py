@@ -61,7 +61,7 @@ class Parts:
         number: The C type of what buffers hold.
         functions: The functions and tables that the step needs.
         used: What it needs of those that every library has.
-        names: The names of functions that are taken.
+        taken: The names that no function of an operation may have, without the prefix.
         sums: For each type of sums how many an operation needs besides its buffers.
     """
 
@@ -70,7 +70,7 @@ class Parts:
     number: str
     functions: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
     sums: dict[str, int] = field(default_factory=dict)
 
     def base(self, array: Array) -> str:
@@ -128,7 +128,7 @@ class Parts:
             homes: For each argument its parameter and what is given for it.
             body: Its statements.
         """
-        full = self._fresh(f"{self.prefix}_{name}")
+        full = f"{self.prefix}_{self._fresh(name)}"
         parameters = ", ".join(parameter for parameter, _ in homes)
         lines = [f"static void {full}({parameters})", "{", *indented(body), "}"]
         if comment:
@@ -139,8 +139,8 @@ class Parts:
     def _fresh(self, name: str) -> str:
         """Return a function name that is not taken."""
         numbered = (f"{name}_{i}" for i in itertools.count(2))
-        found = next(n for n in itertools.chain([name], numbered) if n not in self.names)
-        self.names.add(found)
+        found = next(n for n in itertools.chain([name], numbered) if n not in _OWN | self.taken)
+        self.taken.add(found)
         return found
 
     def moved(
@@ -190,6 +190,11 @@ class Parts:
         return Reduction(outer.numel, over, through, inner.numel, value, target)
 
 
+# What the templates of a library name, without the prefix.
+_OWN = {
+    *("init", "reset", "step", "run", "weights", "parameters", "number"),
+    *("check_weights", "checksum", "word"),
+}
 _BYTES = {"float": 4, "double": 8, "int32_t": 4, "int64_t": 8}
 
 

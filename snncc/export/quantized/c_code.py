@@ -12,7 +12,7 @@ from snncc.export.c.parts import Parts, in_order
 from snncc.export.loops import Loops, loops_over
 from snncc.export.memory import Memory
 from snncc.export.network import Array, Buffer, Steps
-from snncc.export.quantized.c_functions import fixed_part
+from snncc.export.quantized.c_functions import fixed_names, fixed_part
 from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (
     Apply,
@@ -55,7 +55,7 @@ class Writer:
         )
         a = network.arithmetic
         self.state, self.wide = f"int{a.state_bits}_t", f"int{a.wide_bits}_t"
-        self.parts = Parts(self.memory, prefix, self.state)
+        self.parts = Parts(self.memory, prefix, self.state, taken=fixed_names())
 
     def step(self) -> list[str]:
         """Return the statements of one step."""

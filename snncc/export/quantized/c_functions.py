@@ -210,6 +210,12 @@ class _Wanted:
         return [*found, _Wanted("narrow", 64, False)] if self.name == "scale" else found
 
 
+def fixed_names() -> set[str]:
+    """Return the names, without the prefix, of all functions that a library may have."""
+    endings = ("", "32", "64", "_spikes32", "_spikes64")
+    return {f"{n}{end}" for n in (*_FUNCTIONS, *NESTS, "eight", *_LAYERS) for end in endings}
+
+
 def fixed_part(used: Iterable[str], prefix: str, arithmetic: Arithmetic) -> str:
     """Return the functions that a library uses.
 
