@@ -25,12 +25,14 @@ class StreamState:
             the values for states that the program's ``start`` graph gives.
         dtype: Of states that are always tensors their type; None for the carries of a loop.
         where: The user's line.
+        along: The axis along which it holds the rows of several steps, if it does.
     """
 
     name: str
     start: Fill | int
     dtype: torch.dtype | None
     where: Location | None = None
+    along: int | None = None
 
 
 @dataclass(eq=False)
@@ -48,6 +50,8 @@ class ChunkProgram:
         input_axes: For each placeholder of the sequence graph its time axis, or None.
         output_axes: For each of its outputs the time axis, or None where it is one value for the
             sequence so far.
+        output_leads: For each of its outputs how many rows stand before those of the chunk along
+            its time axis: before the first chunk they are a part of the output.
         length: How many steps the model takes, where that is a number of its own; else 0.
         counts: Whether the network uses the number of steps so far, as a mean over time does.
         has_first: Whether the first step is another program than the others.
@@ -59,6 +63,7 @@ class ChunkProgram:
     states: tuple[StreamState, ...]
     input_axes: tuple[int | None, ...]
     output_axes: tuple[int | None, ...]
+    output_leads: tuple[int, ...]
     length: int
     counts: bool
     has_first: bool = False

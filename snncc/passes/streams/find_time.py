@@ -21,7 +21,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from snncc.frontend.operators.canonical import draw, numel, size
+from snncc.frontend.operators.canonical import draw, full, numel, size
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
@@ -32,6 +32,7 @@ from snncc.passes.streams.time_runs import (
     Environment,
     ShortRuns,
     call_node,
+    is_loop,
     run_short,
     takes_as_length,
 )
@@ -60,19 +61,24 @@ class Time:
         dim: Of ALONG values the axis.
         factor: Size of the axis for each step: B where [T, B] is flattened.
         inner: Whether the steps are the inner part of that axis, as where [B, T] is flattened.
+        lead: Rows that stand before that of the first step, as where a sequence is padded.
     """
 
     kind: Kind
     dim: int = 0
     factor: int = 1
     inner: bool = False
+    lead: int = 0
 
     def step(self, value: Tensor, t: int, steps: int) -> Tensor:
-        """Return step ``t`` of a value with ``steps`` steps, its time axis kept."""
+        """Return step ``t`` of a value with ``steps`` steps, its time axis kept.
+
+        The rows just before stand in front of it, as many as lead the value.
+        """
         if self.inner:
             index = [slice(None)] * self.dim + [slice(t, None, steps)]
             return value[tuple(index)]
-        return value.narrow(self.dim, t * self.factor, self.factor)
+        return value.narrow(self.dim, t * self.factor, self.factor + self.lead)
 
 
 TIMELESS, FIRST, PREFIX, LENGTH, TUPLE = map(
@@ -89,12 +95,14 @@ class TimeMap:
         times: The time of each node.
         dtypes: The type of each node that is a tensor, or whose first result is.
         length: How many steps the graph takes, where that is a number of its own; else 0.
+        makers: The nodes that put rows in front of the first step.
     """
 
     graph: torch.fx.Graph
     times: dict[torch.fx.Node, Time]
     dtypes: dict[torch.fx.Node, torch.dtype]
     length: int = 0
+    makers: frozenset[torch.fx.Node] = frozenset()
 
 
 def find_time(
@@ -119,6 +127,7 @@ class _Analysis:
         self.graph = short.graph
         self.runs = short.runs
         self.found: dict[torch.fx.Node, Time] = {}
+        self.makers: set[torch.fx.Node] = set()
 
     def times(self) -> TimeMap | Rejection:
         """Return the time of every node, or why some node has none."""
@@ -132,7 +141,7 @@ class _Analysis:
             self.found[node] = time
         dtypes = {n: _dtype(v) for n, v in self.runs[3].items()}
         known = {n: d for n, d in dtypes.items() if d is not None}
-        return TimeMap(self.graph, self.found, known, self.short.length)
+        return TimeMap(self.graph, self.found, known, self.short.length, frozenset(self.makers))
 
     def time(self, node: torch.fx.Node) -> Time | Rejection:
         small, large = self.runs[2][node], self.runs[3][node]
@@ -150,7 +159,8 @@ class _Analysis:
             return self.without_axis(node, kinds)
         if Kind.PREFIX in kinds:
             return Rejection("mixes-time", "needs the whole sequence before its first step")
-        return self.along(node, grown[0], large.shape[grown[0]] - small.shape[grown[0]])
+        factor = large.shape[grown[0]] - small.shape[grown[0]]
+        return self.along(node, grown[0], factor, small.shape[grown[0]] - 2 * factor)
 
     def several(self, node: torch.fx.Node, kinds: set[Kind]) -> Time | Rejection:
         if Kind.PREFIX in kinds and isinstance(node.target, NeuronCall | TimeLoop | LoopCall):
@@ -188,28 +198,48 @@ class _Analysis:
         source = node.args[0]
         return isinstance(source, torch.fx.Node) and is_last(node, self.found[source])
 
-    def along(self, node: torch.fx.Node, dim: int, factor: int) -> Time | Rejection:
+    def along(self, node: torch.fx.Node, dim: int, factor: int, lead: int) -> Time | Rejection:
         """Return the time of a value with a time axis, if its operator treats the steps apart."""
-        choices = [Time(Kind.ALONG, dim, factor, inner) for inner in (False, True)]
+        if lead < 0 or (lead and factor != 1):
+            return Rejection("mixes-time", "leaves steps out")
+        choices = [Time(Kind.ALONG, dim, factor, inner, lead) for inner in (False, True)]
         choices = choices[: 1 if factor == 1 else 2]
         if _is_structural(node):
             return choices[0]
         if node.meta.get("impure") and not self.draws_alone(node):
             reason = "draws random numbers, or updates statistics, for the whole sequence"
             return Rejection("mixes-time", reason)
-        env, steps = self.randomized(node), 3
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # numbers may be drawn for all steps at once
-                whole = _evaluate(node, env)
-                torch.manual_seed(0)
-                parts = [_evaluate(node, self.sliced(env, t)) for t in range(steps)]
+            whole, parts = self.evaluated(node)
         except FAILURES:
             return _mixing(node)
         for choice in choices:
-            if all(_same(choice.step(whole, t, steps), parts[t]) for t in range(steps)):
+            if all(_same(choice.step(whole, t, 3), part) for t, part in enumerate(parts)):
                 return choice
+        if lead and self.may_lead(node):
+            rows = [whole.narrow(dim, t + lead, 1) for t in range(3)]
+            if all(_same(row, part.narrow(dim, lead, 1)) for row, part in zip(rows, parts, strict=True)):
+                self.makers.add(node)
+                return choices[0]
         return _mixing(node)
+
+    def evaluated(self, node: torch.fx.Node) -> tuple[Tensor, list[Tensor]]:
+        """Return the value of a node for three steps at once, and for each of them alone."""
+        env = self.randomized(node)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # numbers may be drawn for all steps at once
+            whole = _evaluate(node, env)
+            torch.manual_seed(0)
+            return whole, [_evaluate(node, self.sliced(env, t)) for t in range(3)]
+
+    def may_lead(self, node: torch.fx.Node) -> bool:
+        """Tell whether the rows that a node puts in front are known before the first step."""
+        if node.target is torch.cat:
+            return self.found[node.args[0][0]].kind in (Kind.TIMELESS, Kind.FIRST)  # type: ignore[index]
+        before = [node]
+        for each in before:
+            before += [n for n in each.all_input_nodes if n not in before]
+        return not any(n.meta.get("impure") or is_loop(n) for n in before)
 
     def draws_alone(self, node: torch.fx.Node) -> bool:
         """Tell whether a node draws numbers and no other does, so that their order is its own."""
@@ -272,6 +302,8 @@ def _evaluate(node: torch.fx.Node, env: Environment) -> Any:
     return call_node(node, env)
 
 
+# Operators that may put rows in front of the first step.
+MAKERS = frozenset({torch.cat, torch.nn.functional.pad, full})
 STRUCTURAL = frozenset(
     {sequence_ops.shift_time, sequence_ops.numbers_until, sequence_ops.steps_until}
 )

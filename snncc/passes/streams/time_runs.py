@@ -15,6 +15,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from snncc.errors import UnsupportedError
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import loop_of
 from snncc.ir.neuron_call import NeuronCall
@@ -71,7 +72,10 @@ def run_short(
 
 
 # What operators raise when sizes do not fit: this axis was not the time axis.
-FAILURES = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError)
+FAILURES = (
+    *(RuntimeError, IndexError, ValueError, TypeError, ArithmeticError),
+    UnsupportedError,
+)
 
 
 def _visited_axes(graph: torch.fx.Graph) -> set[tuple[int, int]]:
@@ -153,7 +157,7 @@ def _with_length(
             if not _is_time(node, moving):
                 continue
             if node.target.offset:
-                return Rejection("trip", "a loop does not visit every step of its input")
+                continue  # of what has rows in front of the first step
             if node not in moving:
                 # The length is that of a parameter with a value for each step.
                 seen.add(node.args[0].meta["shape"][node.target.dim])
@@ -199,7 +203,7 @@ def _from_inputs(graph: torch.fx.Graph, inputs: Sequence[bool]) -> set[torch.fx.
     places = [n for n in graph.nodes if n.op == "placeholder"]
     seeds = [n for n, is_input in zip(places, inputs, strict=True) if is_input]
     found = _reached(graph, seeds)
-    loops = [n for n in graph.nodes if _is_loop(n)]
+    loops = [n for n in graph.nodes if is_loop(n)]
     return found if any(n in found for n in loops) else set(graph.nodes)
 
 
@@ -221,7 +225,8 @@ def _with_their_loops(graph: torch.fx.Graph, moving: set[torch.fx.Node]) -> set[
     return moving | {node for node in graph.nodes if node.meta.get("loop") in loops}
 
 
-def _is_loop(node: torch.fx.Node) -> bool:
+def is_loop(node: torch.fx.Node) -> bool:
+    """Tell whether a node is a neuron, or another loop over time."""
     return isinstance(node.target, NeuronCall) or loop_of(node) is not None
 
 
@@ -316,5 +321,6 @@ def call_node(node: torch.fx.Node, env: Environment) -> Any:
 
 
 def _require_whole(x: Tensor, dim: int, start: int, stride: int, length: int) -> None:
-    if start != 0 or stride != 1 or x.shape[dim] != length:
+    rows = x.shape[dim] - length  # that stand before the first step
+    if stride != 1 or not 0 <= start <= rows:
         raise ValueError("the loop does not visit every step in order")

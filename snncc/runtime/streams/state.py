@@ -121,15 +121,18 @@ def restarted(
     _require_alike(program)
     result = []
     for known, value, start in zip(program.states, states, starts(), strict=True):
+        first = start.value if isinstance(start, Fill) else start
+        if isinstance(value, Tensor) and known.along is not None:  # samples are another axis
+            value, first = value.movedim(known.along, -1), first.movedim(known.along, -1)
         if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(mask):
             raise LaunchError(
                 f"The state '{known.name}' has no axis of {len(mask)} samples.",
                 code="launch.stream-mask",
                 hints=[MASK.hint],
             )
-        first = start.value if isinstance(start, Fill) else start
         rows = mask.reshape(-1, *(1,) * (value.dim() - 1))
-        result.append(torch.where(rows, torch.as_tensor(first, dtype=value.dtype), value))
+        mixed = torch.where(rows, torch.as_tensor(first, dtype=value.dtype), value)
+        result.append(mixed if known.along is None else mixed.movedim(-1, known.along))
     return result
 
 

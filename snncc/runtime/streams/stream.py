@@ -105,7 +105,7 @@ class Stream:
         """Take one step and return its outputs without their time axes."""
         if self._states is None or not self._is_settled:
             parts = zip(self._advance(leaves, 1), self._program.output_axes, strict=True)
-            return [x if axis is None else x.squeeze(axis) for x, axis in parts]
+            return [x if axis is None else x.select(axis, -1) for x, axis in parts]
         self._require_same_sizes(leaves)
         with torch.no_grad():
             if self._static is None or not self._static.fits(self._states, leaves):
@@ -149,15 +149,14 @@ class Stream:
         leaves = self._interface.collect(args, kwargs)
         axes = self._program.input_axes
         along = [(i, a) for i, a in enumerate(axes) if a is not None]
-        history: list[Sequence[Any]] = []
-        for t in range(leaves[along[0][0]].shape[along[0][1]] if along else self._program.length):
-            step = list(leaves)
-            for i, axis in along:
-                step[i] = leaves[i].narrow(axis, t, 1)
-            history.append(self._step(step))
+        length = leaves[along[0][0]].shape[along[0][1]] if along else self._program.length
+        first = self._advance(self._between(leaves, 0, 1), 1)
+        later = [self._step(self._between(leaves, t, t + 1)) for t in range(1, length)]
         return [
-            history[-1][i] if axis is None else torch.stack([seen[i] for seen in history], axis)
-            for i, axis in enumerate(self._program.output_axes)
+            (later[-1][i] if later else x)
+            if axis is None
+            else torch.cat([x, *(seen[i].unsqueeze(axis) for seen in later)], axis)
+            for i, (x, axis) in enumerate(zip(first, self._program.output_axes, strict=True))
         ]
 
     def reset(self, mask: Tensor | None = None) -> None:
@@ -253,7 +252,18 @@ class Stream:
         self._states = list(results[self._outputs :])
         self._is_settled = True
         self.steps += steps
-        return results[: self._outputs]
+        return self._own_rows(results[: self._outputs], steps)
+
+    def _own_rows(self, outputs: Sequence[Any], steps: int) -> Sequence[Any]:
+        """Return outputs without the rows before those of a chunk, unless it is the first."""
+        leads = self._program.output_leads
+        if self.steps == steps or not any(leads):
+            return outputs
+        axes = self._program.output_axes
+        return [
+            x.narrow(axis, lead, steps) if lead and axis is not None else x
+            for x, lead, axis in zip(outputs, leads, axes, strict=True)
+        ]
 
     def _advance_from_first(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
         """Take a first step that is another program, and then those that follow."""
