@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.arguments import Check, shown
-from snncc.compilation.pipeline import Compiled, chunk_program
+from snncc.compilation.chunk_programs import chunk_program, require_row_a_step
+from snncc.compilation.pipeline import Compiled
 from snncc.errors import OptionError
 from snncc.export.bundle import CUDA, NIR, ONNX, PROGRAM, Bundle, write_bundle
 from snncc.export.c.footprint import footprint
@@ -193,6 +194,7 @@ def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     wanted = _wanted(tape)
     folded = fast.without_norms(compiled, leaves)
     program = chunk_program(folded, leaves)
+    require_row_a_step(program)
     if program.has_first:
         fast.stream(*example_inputs)  # which compares the first step with the model on one step
     outputs = _expected(fast, example_inputs)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from snncc.compilation.pipeline import Compiled, chunk_program
+from snncc.compilation.chunk_programs import chunk_program
+from snncc.compilation.pipeline import Compiled
 from snncc.compilation.runnable import with_kernels
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.frontend.state.results import returned, written

@@ -72,14 +72,53 @@ def warms_up(x):
     return torch.stack(out), v
 
 
-SEQUENCES = [begins_with_first, sized_by_first, forgets_its_input, detaches_at_times, warms_up]
+def delayed_input(x):
+    """Each neuron sees its input by as many steps late as its number."""
+    padded = nn.functional.pad(x, (0, 0, 0, 0, 3, 0))
+    v, out = torch.zeros_like(x[0]), []
+    for t in range(len(x)):
+        late = torch.stack([padded[t + 3 - n, :, n] for n in range(4)], -1)
+        v, s = lif(v, late)
+        out.append(s)
+    return torch.stack(out)
+
+
+def filtered(x):
+    """A causal filter over time, in front of the neurons and behind them."""
+    taps = torch.tensor([[[0.5, 0.25, 1.0]]]).expand(4, 1, 3)
+
+    def convolve(x):
+        rows = nn.functional.pad(x.permute(1, 2, 0), (2, 0))
+        return nn.functional.conv1d(rows, taps, groups=4).permute(2, 0, 1)
+
+    s, v = run(convolve(x), torch.zeros_like(x[0]))
+    return convolve(s), v
+
+
+def records_from_the_start(x):
+    """Records begin with the state before the first step, and show it to the step after."""
+    v = torch.full_like(x[0], 0.5)
+    seen, spikes = [v], [torch.zeros_like(v)]
+    for x_t in x:
+        v, s = lif(v, x_t)
+        seen.append(v)
+        spikes.append(s)
+    every, spikes = torch.stack(seen), torch.stack(spikes)
+    return every, spikes[1:], every[1:] - every[:-1], spikes[:-1]
+
+
+SEQUENCES = [
+    *(begins_with_first, sized_by_first, forgets_its_input, detaches_at_times, warms_up),
+    *(delayed_input, filtered, records_from_the_start),
+]
 
 
 def rows_of(stream, x, cuts):
     """Return what a stream gives for a sequence that is cut: one step alone, or a chunk."""
     axes, parts = stream._program.output_axes, []
+    leads = any(stream._program.output_leads)
     for part in x.split(cuts):
-        if len(part) > 1:
+        if len(part) > 1 or (leads and stream.steps == 0):
             parts.append(pytree.tree_leaves(stream.chunk(part)))
         else:
             rows = zip(pytree.tree_leaves(stream(part[0])), axes, strict=True)
@@ -144,6 +183,30 @@ def test_one_sample_starts_anew_where_the_first_step_gives_sizes_alone():
     s, v = rows_of(stream, x, [1] * STEPS)
     assert torch.equal(s, torch.where(mask[:, None], again[0], goes_on[0][STEPS:]))
     assert torch.equal(v, torch.where(mask[:, None], again[1], goes_on[1]))
+
+
+def test_rows_before_the_first_step_are_given_with_a_chunk():
+    x = dyadic(STEPS, 3, 4)
+    stream = snncc.compile(records_from_the_start).stream(x)
+    every = records_from_the_start(x)[0]
+    assert torch.equal(every[1], stream(x[0])[0])
+    stream.reset()
+    assert torch.equal(every[:2], stream.chunk(x[:1])[0])
+    assert torch.equal(every[2:], stream.chunk(x[1:])[0])
+
+
+@pytest.mark.parametrize("model", [delayed_input, filtered])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_one_sample_forgets_the_rows_before(model, batch):
+    """A delay of three steps with a batch of three is no reason to mix them up."""
+    x, mask = dyadic(STEPS, batch, 4), torch.arange(batch) == 1
+    stream = snncc.compile(model).stream(x)
+    stream.chunk(x)
+    stream.reset(mask)
+    again, goes_on = model(x), model(torch.cat([x, x]))
+    expected, longer = (y[0] if isinstance(y, tuple) else y for y in (again, goes_on))
+    actual = rows_of(stream, x, [1] * STEPS)[0]
+    assert torch.equal(actual, torch.where(mask[:, None], expected, longer[STEPS:]))
 
 
 class Shown(nn.Module):

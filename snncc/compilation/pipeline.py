@@ -22,13 +22,12 @@ from snncc.errors import TargetError, UnsupportedError
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import validate as invariants
-from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.graph_function import function_of
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.nodes import FixedPoint, Form, ParallelReset, Scan
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import Place
-from snncc.ir.tape import Position, SourceKind, Tape
+from snncc.ir.tape import Tape
 from snncc.ir.time_loop import TimeLoop
 from snncc.options import GPU_TARGETS, Options, TargetName, settings
 from snncc.passes import Pass, Rejection, passes_for, substituting
@@ -36,8 +35,7 @@ from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.passes.dynamic_decay.substitute_dynamic_decay import SubstituteDynamicDecay
 from snncc.passes.folding.fold_norms import FoldNorms
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
-from snncc.passes.neurons import copy_graph, neuron_nodes
-from snncc.passes.streams.stream_steps import stream_steps
+from snncc.passes.neurons import neuron_nodes
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
 from snncc.runtime.costs.work import prices_of
@@ -260,69 +258,6 @@ def target_of(options: Options, leaves: Sequence[Tensor]) -> TargetName:
             hints=["Leave 'target' out, or move model and input with '.to(\"cpu\")'."],
         )
     return chosen
-
-
-def chunk_program(
-    compiled: Compiled, leaves: Sequence[Tensor], *, writes_back: bool = False
-) -> ChunkProgram:
-    """Return the program that runs a compiled model chunk by chunk of time.
-
-    Args:
-        compiled: The compiled model.
-        leaves: The tensors of the recording's sources, of sizes that it serves.
-        writes_back: Whether what the model leaves behind in itself is needed, besides what it
-            returns; without, it may be missing.
-
-    Raises:
-        UnsupportedError: The model relates time steps other than by its states.
-    """
-    tape = compiled.recording.tape
-    inputs = [source.kind is SourceKind.INPUT for source in tape.sources]
-    program = stream_steps(compiled.graph, leaves, inputs)
-    if isinstance(program, Rejection) and not writes_back:
-        program = stream_steps(_returning(compiled.graph, tape), leaves, inputs) or program
-    if isinstance(program, Rejection):
-        raise UnsupportedError(
-            "The model cannot run one time step after another.",
-            code="unsupported.stream",
-            location=program.where,
-            notes=[program.reason],
-            hints=["Call the compiled model on the whole sequence."],
-        )
-    return program
-
-
-def _returning(graph: torch.fx.Graph, tape: Tape) -> torch.fx.Graph:
-    """Return a graph whose outputs are what the model returns, and None for all others."""
-    returned = {leaf.index for leaf in tape.output_leaves if isinstance(leaf, Position)}
-    result = copy_graph(graph)
-    outputs: Any = result.output_node().args[0]
-    result.output_node().args = (
-        tuple(x if i in returned else None for i, x in enumerate(outputs)),
-    )
-    result.eliminate_dead_code()
-    return result
-
-
-def uniform_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
-    """Return the program of a compiled model for any step, the first included.
-
-    Args:
-        compiled: The compiled model.
-        leaves: The tensors of the recording's sources, of sizes that it serves.
-
-    Raises:
-        UnsupportedError: There is none.
-    """
-    program = chunk_program(compiled, leaves)
-    if program.has_first:
-        raise UnsupportedError(
-            "The first step of the model is another program than the others.",
-            code="unsupported.stream",
-            notes=["A graph of NIR is the same at every step."],
-            hints=["Begin with tensors, as 'torch.zeros', where a state is 'None' at first."],
-        )
-    return program
 
 
 def _require_valid(graph: torch.fx.Graph) -> None:

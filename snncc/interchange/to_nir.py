@@ -10,7 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from snncc.compilation.pipeline import uniform_program
+from snncc.compilation.chunk_programs import uniform_program
 from snncc.errors import OptionError
 from snncc.frontend.state.sources import gather
 from snncc.interchange.nir_checks import STEP

@@ -27,6 +27,9 @@ from snncc.passes.streams.first_step import (
 from snncc.passes.streams.open_states import numbered, with_open_states
 
 
+OF_SIZES = "of_sizes"  # key of a node's meta: what it is depends on sizes alone
+
+
 @dataclass
 class Streamer:
     """Copies a graph and gives every state an entrance and an exit."""
@@ -90,7 +93,7 @@ class Streamer:
         inputs = {self.starts.get(n) for n in places if self.source.times[n].kind is Kind.ALONG}
         seen = list(self.start_outputs)
         for node in seen:
-            if node.target not in (size, numel, full_like):
+            if node.target not in (size, numel, full_like) and not node.meta.get(OF_SIZES):
                 seen += [n for n in node.all_input_nodes if n not in seen]
         return not inputs.isdisjoint(seen)
 
@@ -325,7 +328,9 @@ class Streamer:
             rows = [n for n in parts if self.source.times[n].kind is not Kind.ALONG]
             return self.start.call_function(torch.cat, ([*map(self.begin, rows)], time.dim))
         first = (self.begin(node), time.dim, 0, time.lead)
-        return self.start.call_function(torch.narrow, first)
+        rows = self.start.call_function(torch.narrow, first)
+        rows.meta[OF_SIZES] = node.target is torch.nn.functional.pad and node.args[2] == "constant"
+        return rows
 
     def reduces(self, node: torch.fx.Node) -> bool:
         """Tell whether a node reduces the time axis in a way that needs a state."""
@@ -360,11 +365,13 @@ class Streamer:
         return self.call(torch.div, (so_far, self.elapsed), node)
 
     def call(self, target: Any, args: Sequence[Any], like: torch.fx.Node) -> torch.fx.Node:
+        """Add a call that stands for a node, or for a part of it."""
         node = self.graph.call_function(target, tuple(args))
         node.meta.update(where=like.meta.get("where"), dtype=like.meta.get("dtype"))
         return node
 
     def mapped(self, value: Any) -> Any:
+        """Return arguments with the copies of nodes in their places."""
         return torch.fx.node.map_arg(value, self.copies.__getitem__)
 
 

@@ -32,7 +32,6 @@ from snncc.passes.streams.time_runs import (
     Environment,
     ShortRuns,
     call_node,
-    is_loop,
     run_short,
     takes_as_length,
 )
@@ -185,8 +184,8 @@ class _Analysis:
         """Tell whether a node takes the first step of its argument."""
         if node.target is not torch.select or node.args[2] != 0:
             return False
-        source: Any = node.args[0]
-        return self.found[source] == Time(Kind.ALONG, node.args[1])  # type: ignore[arg-type]
+        time = self.found[node.args[0]]  # type: ignore[index]
+        return time.kind is Kind.ALONG and (time.dim, time.factor) == (node.args[1], 1)
 
     def can_go_on(self, node: torch.fx.Node) -> bool:
         """Tell whether a node reduces time in a way that more steps can continue."""
@@ -194,7 +193,8 @@ class _Analysis:
             return True
         reduced = reduced_value(node)
         if reduced is not None:
-            return self.found[reduced].kind is Kind.ALONG
+            time = self.found[reduced]
+            return time.kind is Kind.ALONG and not time.lead
         source = node.args[0]
         return isinstance(source, torch.fx.Node) and is_last(node, self.found[source])
 
@@ -218,7 +218,9 @@ class _Analysis:
                 return choice
         if lead and self.may_lead(node):
             rows = [whole.narrow(dim, t + lead, 1) for t in range(3)]
-            if all(_same(row, part.narrow(dim, lead, 1)) for row, part in zip(rows, parts, strict=True)):
+            if all(
+                _same(row, part.narrow(dim, lead, 1)) for row, part in zip(rows, parts, strict=True)
+            ):
                 self.makers.add(node)
                 return choices[0]
         return _mixing(node)
@@ -239,7 +241,7 @@ class _Analysis:
         before = [node]
         for each in before:
             before += [n for n in each.all_input_nodes if n not in before]
-        return not any(n.meta.get("impure") or is_loop(n) for n in before)
+        return not any(n.meta.get("impure") for n in before)
 
     def draws_alone(self, node: torch.fx.Node) -> bool:
         """Tell whether a node draws numbers and no other does, so that their order is its own."""

@@ -63,6 +63,7 @@ def run_short(
     for axes in (*picked, *_candidates(samples, inputs, seen)):
         try:
             runs = {steps: _run(copy, _sized(samples, axes, steps), steps) for steps in (1, 2, 3)}
+            _require_growing(copy, runs)
         except _StopError as stop:
             stops.append((bool(visited & axes.items()), order[stop.node], stop.node))
             continue
@@ -97,6 +98,23 @@ def _picked_axes(
         for user in place.users if is_input else ():
             if user.target is torch.select and values[i].shape[user.args[1]] == seen:
                 yield {i: user.args[1]}
+
+
+def _require_growing(graph: torch.fx.Graph, runs: dict[int, Environment]) -> None:
+    """Check that what a loop visits grows with the steps, whatever rows stand in front.
+
+    Raises:
+        _StopError: The loop visits a part of what is the same whatever the sequence.
+    """
+    for view in graph.find_nodes(op="call_function", target=sequence_ops.time_view):
+        source, dim, *_ = view.args
+        rows = {env[source].shape[dim] - len(env[view]) for env in runs.values()}
+        if len(rows) > 1:
+            raise _StopError(view)
+    for node in graph.nodes:
+        is_led = isinstance(node.target, sequence_ops.TripLength) and node.target.offset
+        if is_led and any(env[node] != steps for steps, env in runs.items()):
+            raise _StopError(node)
 
 
 class _StopError(Exception):

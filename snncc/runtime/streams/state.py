@@ -121,7 +121,7 @@ def restarted(
     _require_alike(program)
     result = []
     for known, value, start in zip(program.states, states, starts(), strict=True):
-        first = start.value if isinstance(start, Fill) else start
+        first: Any = start.value if isinstance(start, Fill) else start
         if isinstance(value, Tensor) and known.along is not None:  # samples are another axis
             value, first = value.movedim(known.along, -1), first.movedim(known.along, -1)
         if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(mask):

@@ -72,7 +72,8 @@ class StaticStep:
         results = [self._values[n] if isinstance(n, torch.fx.Node) else n for n in outputs]
         axes = program.output_axes
         self._results = [
-            x if axis is None else x.select(axis, -1) for x, axis in zip(results, axes, strict=False)
+            x if axis is None else x.select(axis, -1)
+            for x, axis in zip(results, axes, strict=False)
         ]
         self._keep(results[len(axes) :])
 

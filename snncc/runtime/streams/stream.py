@@ -241,6 +241,7 @@ class Stream:
         self._require_same_sizes(leaves)
         if self._states is None and self._program.has_first:
             return self._advance_from_first(leaves, steps)
+        is_first = self._states is None
         with torch.no_grad(), self._explaining(leaves):
             if self._states is None or self._starts is None:
                 self._begin_at(leaves)
@@ -252,12 +253,13 @@ class Stream:
         self._states = list(results[self._outputs :])
         self._is_settled = True
         self.steps += steps
-        return self._own_rows(results[: self._outputs], steps)
+        outputs = results[: self._outputs]
+        return outputs if is_first else self._own_rows(outputs, steps)
 
     def _own_rows(self, outputs: Sequence[Any], steps: int) -> Sequence[Any]:
-        """Return outputs without the rows before those of a chunk, unless it is the first."""
+        """Return outputs without the rows before those of a chunk that is not the first."""
         leads = self._program.output_leads
-        if self.steps == steps or not any(leads):
+        if not any(leads):
             return outputs
         axes = self._program.output_axes
         return [

@@ -1,0 +1,97 @@
+"""The programs of a compiled model for some of its steps, or why it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from snncc.compilation.pipeline import Compiled
+from snncc.errors import UnsupportedError
+from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.tape import Position, SourceKind, Tape
+from snncc.passes import Rejection
+from snncc.passes.neurons import copy_graph
+from snncc.passes.streams.stream_steps import stream_steps
+
+
+def chunk_program(
+    compiled: Compiled, leaves: Sequence[Tensor], *, writes_back: bool = False
+) -> ChunkProgram:
+    """Return the program that runs a compiled model chunk by chunk of time.
+
+    Args:
+        compiled: The compiled model.
+        leaves: The tensors of the recording's sources, of sizes that it serves.
+        writes_back: Whether what the model leaves behind in itself is needed, besides what it
+            returns; without, it may be missing.
+
+    Raises:
+        UnsupportedError: The model relates time steps other than by its states.
+    """
+    tape = compiled.recording.tape
+    inputs = [source.kind is SourceKind.INPUT for source in tape.sources]
+    program = stream_steps(compiled.graph, leaves, inputs)
+    if isinstance(program, Rejection) and not writes_back:
+        program = stream_steps(_returning(compiled.graph, tape), leaves, inputs) or program
+    if isinstance(program, Rejection):
+        raise UnsupportedError(
+            "The model cannot run one time step after another.",
+            code="unsupported.stream",
+            location=program.where,
+            notes=[program.reason],
+            hints=["Call the compiled model on the whole sequence."],
+        )
+    return program
+
+
+def require_row_a_step(program: ChunkProgram) -> None:
+    """Refuse a program that gives more rows than it takes steps.
+
+    Raises:
+        UnsupportedError: An output begins before the first step.
+    """
+    if any(program.output_leads):
+        raise UnsupportedError(
+            "The model returns a row from before its first step.",
+            code="unsupported.stream",
+            notes=["An export gives one row for each step."],
+            hints=["Return the rows of the steps alone, as in 'out[1:]'."],
+        )
+
+
+def _returning(graph: torch.fx.Graph, tape: Tape) -> torch.fx.Graph:
+    """Return a graph whose outputs are what the model returns, and None for all others."""
+    returned = {leaf.index for leaf in tape.output_leaves if isinstance(leaf, Position)}
+    result = copy_graph(graph)
+    outputs: Any = result.output_node().args[0]
+    result.output_node().args = (
+        tuple(x if i in returned else None for i, x in enumerate(outputs)),
+    )
+    result.eliminate_dead_code()
+    return result
+
+
+def uniform_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:
+    """Return the program of a compiled model for any step, the first included.
+
+    Args:
+        compiled: The compiled model.
+        leaves: The tensors of the recording's sources, of sizes that it serves.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    program = chunk_program(compiled, leaves)
+    require_row_a_step(program)
+    if program.has_first:
+        raise UnsupportedError(
+            "The first step of the model is another program than the others.",
+            code="unsupported.stream",
+            notes=["A graph of NIR is the same at every step."],
+            hints=["Begin with tensors, as 'torch.zeros', where a state is 'None' at first."],
+        )
+    return program
