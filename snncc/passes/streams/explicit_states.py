@@ -26,7 +26,6 @@ from snncc.passes.streams.first_step import (
 )
 from snncc.passes.streams.open_states import numbered, with_open_states
 
-
 OF_SIZES = "of_sizes"  # key of a node's meta: what it is depends on sizes alone
 
 
