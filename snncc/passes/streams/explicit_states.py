@@ -324,11 +324,11 @@ class Streamer:
         """Return the rows before the first step, in the start graph."""
         if node.target is torch.cat:
             parts: Any = node.args[0]
-            rows = [n for n in parts if self.source.times[n].kind is not Kind.ALONG]
-            return self.start.call_function(torch.cat, ([*map(self.begin, rows)], time.dim))
+            known = [n for n in parts if self.source.times[n].kind is not Kind.ALONG]
+            return self.start.call_function(torch.cat, ([*map(self.begin, known)], time.dim))
         first = (self.begin(node), time.dim, 0, time.lead)
         rows = self.start.call_function(torch.narrow, first)
-        rows.meta[OF_SIZES] = node.target is torch.nn.functional.pad and node.args[2] == "constant"
+        rows.meta[OF_SIZES] = node.target is torch.nn.functional.pad and "constant" in node.args
         return rows
 
     def reduces(self, node: torch.fx.Node) -> bool:
