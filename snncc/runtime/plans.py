@@ -14,7 +14,7 @@ from snncc.ir.nodes import Rank
 from snncc.ir.program import NeuronProgram
 from snncc.runtime import memory
 from snncc.runtime.backward import BackwardCall, Cotangents, input_ranks, sum_lanes
-from snncc.runtime.launch import Binding, LoadedKernel, as_array, broadcast_sizes, with_lanes
+from snncc.runtime.launch import Binding, LoadedKernel, as_array, broadcast_sizes
 from snncc.runtime.layout import (
     Layout,
     Placed,
@@ -335,8 +335,3 @@ def _see(argument: Argument, layout: Layout, placed: Mapping[str, Placed]) -> Pl
         return Placed(None, strides, False)
     strides = layout.place_step() if argument.rank is Rank.STEP else layout.place_lane()
     return Placed(None, strides, False)
-
-
-def with_time(step: Tensor, layout: Layout) -> Tensor:
-    """Return a step input expanded to all time steps and lanes of a layout."""
-    return with_lanes(step, len(layout.lanes)).expand(layout.steps, *layout.lanes)
