@@ -198,7 +198,17 @@ def _network(fast: CompiledModule, example_inputs: tuple[Any, ...]) -> _Network:
     if program.has_first:
         fast.stream(*example_inputs)  # which compares the first step with the model on one step
     outputs = _expected(fast, example_inputs)
-    return _Network(fast, example_inputs, compiled, folded.graph, program, leaves, wanted, outputs)
+    network = _Network(
+        fast, example_inputs, compiled, folded.graph, program, leaves, wanted, outputs
+    )
+    if not network.steps:
+        raise OptionError(
+            "The example has no time axis that can be told.",
+            code="option.example",
+            notes=["A single step shows no loop over time."],
+            hints=["Give an example of three steps or more."],
+        )
+    return network
 
 
 def _expected(fast: CompiledModule, arguments: tuple[Any, ...]) -> list[Tensor]:

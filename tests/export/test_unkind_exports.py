@@ -21,6 +21,7 @@ import snncc
 from snncc.errors import BundleError, OptionError
 from snncc.export.arrays import UntrustedError, compare
 from snncc.export.bundle import ONNX, write_bundle
+from snncc.export.c.footprint import code_bytes
 from snncc.export.names import is_library_name, parameter_name
 from snncc.export.program_archive import check_archive, is_size
 
@@ -139,6 +140,26 @@ def test_an_example_says_what_a_call_is(tmp_path, example):
         snncc.export(snncc.compile(Rate()), tmp_path / "b", example_inputs=example)
 
     assert error.value.code == "option.example"
+
+
+def _begun(x):
+    v = None
+    for x_t in x:
+        v = x_t if v is None else 0.5 * v + x_t
+    return v
+
+
+def test_one_step_that_shows_no_loop_is_no_example(tmp_path):
+    """Where a first step of its own is all that an example has, nothing is known of the others."""
+    with pytest.raises(OptionError, match="no time axis"):
+        snncc.export(snncc.compile(_begun), tmp_path / "b", example_inputs=(X[:1],))
+
+
+def test_without_room_the_code_is_not_measured(monkeypatch):
+    """A full disk is no reason against a library that is written elsewhere."""
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+
+    assert code_bytes({"a.h": b"", "a.c": b"int a;"}, "a") is None
 
 
 def test_only_arithmetic_of_sizes_is_evaluated():

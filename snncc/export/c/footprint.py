@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -44,16 +45,17 @@ def code_bytes(files: Mapping[str, bytes], name: str) -> int | None:
         compiler = find_compiler()
     except TargetError:
         return None
-    with tempfile.TemporaryDirectory(prefix="snncc-size-") as work:
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix="snncc-size-") as work:
         for ending in (".h", ".c"):
             (Path(work) / f"{name}{ending}").write_bytes(files[f"{name}{ending}"])
         command = [*compiler.command, "-std=c11", "-ffp-contract=off", "-Os", "-c", f"{name}.c"]
         if _output(command, work) is None:
             return None
         printed = _output(["size", f"{name}.o"], work)
-    found = (printed or "").split("\n")[1:2]
-    text = found[0].split()[:1] if found else []
-    return int(text[0]) if text and text[0].isdigit() else None
+        found = (printed or "").split("\n")[1:2]
+        text = found[0].split()[:1] if found else []
+        return int(text[0]) if text and text[0].isdigit() else None
+    return None  # there is no room for it
 
 
 def _output(command: list[str], folder: str) -> str | None:
