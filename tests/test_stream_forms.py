@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import snncc
-from snncc.errors import LaunchError
+from snncc.errors import LaunchError, UnsupportedError
 from snncc.nn import ATan
 
 SPIKE = ATan()
@@ -193,6 +193,13 @@ def test_rows_before_the_first_step_are_given_with_a_chunk():
     stream.reset()
     assert torch.equal(every[:2], stream.chunk(x[:1])[0])
     assert torch.equal(every[2:], stream.chunk(x[1:])[0])
+
+
+def test_export_has_one_row_a_step(tmp_path: Path):
+    fast = snncc.compile(records_from_the_start)
+    with pytest.raises(UnsupportedError) as refusal:
+        snncc.export(fast, tmp_path / "out", format="c", example_inputs=(dyadic(STEPS, 3, 4),))
+    assert "out[1:]" in refusal.value.hints[0]
 
 
 @pytest.mark.parametrize("model", [delayed_input, filtered])

@@ -49,11 +49,16 @@ def follow_steps(graph: torch.fx.Graph, length: torch.fx.Node) -> set[int]:
 
 
 def _made_of(source: Any, steps: int) -> list[torch.fx.Node]:
-    """Return a value and all that it is computed from that has an axis of as many steps."""
+    """Return a value and all that it is computed from that may have an axis of these steps.
+
+    It may be a part of one, where time is folded into the batch.
+    """
     found: list[torch.fx.Node] = [source]
     for node in found:
-        before = (n for n in node.all_input_nodes if steps in (n.meta.get("shape") or ()))
-        found += [n for n in before if n not in found]
+        for before in node.all_input_nodes:
+            sizes = before.meta.get("shape") or ()
+            if before not in found and any(size and size % steps == 0 for size in sizes):
+                found.append(before)
     return found
 
 
