@@ -35,9 +35,7 @@ class CompiledModule(nn.Module):
     ``state_dict()``, ``train()`` and ``eval()`` act on both, and so do its other attributes and
     methods: ``fast.reset()``, ``fast.v``.  The model is recorded at the first call for each
     combination of training flags, dtypes, devices and state; sizes along the time and batch axes
-    are free once a second recording and short trials have shown it.
-
-    ``print(fast)`` shows the plan of each specialisation.
+    are free once a second recording and short trials have shown it.  ``print(fast)`` shows plans.
     """
 
     def __init__(
@@ -144,7 +142,8 @@ class CompiledModule(nn.Module):
         """Return the model as a stream, which takes one time step after another.
 
         The stream starts from the state that the model starts from, and reads the parameters of
-        the model at its start and at each reset.  It never changes the model.
+        the model at its start and at each reset.  It never changes the model, but that in mode
+        ``"online"`` steps have gradients, each of its own, and update running statistics.
 
         Args:
             *args: Example arguments, with the time axis; none, where the model was called before.
@@ -350,7 +349,7 @@ def compile_model(
             hints=["Pass the serial model: 'fast.original'."],
         )
     require_model(model)
-    if options.mode in ("online", "async"):
+    if options.mode == "async":
         raise UnsupportedError(
             f"Mode '{options.mode}' does not exist yet.",
             code="unsupported.mode",

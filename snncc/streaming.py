@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from snncc.compilation.chunk_programs import chunk_program
+from snncc.compilation.chunk_programs import chunk_program, differentiated
 from snncc.compilation.pipeline import Compiled
 from snncc.compilation.runnable import with_kernels
 from snncc.errors import LaunchError, UnsupportedError
@@ -31,7 +31,7 @@ def open_stream(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Stream:
-    """Return a stream at its start.
+    """Return a stream at its start; in mode ``"online"`` its steps have gradients.
 
     Args:
         model: The model.
@@ -47,7 +47,8 @@ def open_stream(
     _refuse_held(tape)
     leaves = [leaf.detach() for leaf in gather(tape, model, args, kwargs)]
     program = chunk_program(compiled, leaves, writes_back=options.mode == "serial")
-    arguments = _Arguments(model, tape, args, kwargs)
+    is_online = options.mode == "online"
+    arguments = _Arguments(model, tape, args, kwargs, is_live=is_online)
     interface = Interface(
         collect=arguments.collect,
         finish=_finisher(tape, model),
@@ -62,8 +63,10 @@ def open_stream(
     )
     if program.has_first:
         arguments.require_same_first(program, interface.finish)
+    if is_online:
+        program = differentiated(program, compiled, options, gather(tape, model, args, kwargs))
     program = replace(program, graph=with_kernels(program.graph, options))
-    return Stream(program, interface)
+    return Stream(program, interface, keeps_gradients=is_online)
 
 
 def _is_same(a: Any, b: Any) -> bool:
@@ -82,10 +85,19 @@ def _another_first(reason: str) -> UnsupportedError:
 
 
 class _Arguments:
-    """Collects the tensors of a program: inputs from the call, all others once at each reset."""
+    """Collects the tensors of a program: inputs from the call, all others once at each reset.
+
+    Those are *live* where steps train the model: with gradients, and its buffers themselves.
+    """
 
     def __init__(
-        self, model: Callable[..., Any], tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        model: Callable[..., Any],
+        tape: Tape,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_live: bool = False,
     ) -> None:
         self._model = model
         self._tape = tape
@@ -98,12 +110,16 @@ class _Arguments:
         ]
         self._written = [i for i, is_written in enumerate(_written(tape)) if is_written]
         self._is_single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        self._is_live = is_live
         self._fixed: list[Tensor] = []
         self.refresh()
 
     def refresh(self) -> bool:
         """Read the parameters and the state of the model anew; tell whether they lie as before."""
         args, kwargs = self._example
+        if self._is_live:
+            self._fixed = gather(self._tape, self._model, args, kwargs)
+            return False
         before = [_place(leaf) for leaf in self._fixed]
         leaves = [leaf.detach() for leaf in gather(self._tape, self._model, args, kwargs)]
         for i in self._written:  # the model keeps its own

@@ -122,7 +122,7 @@ def test_refusals(model: nn.Module, code: str) -> None:
     [
         ({"tagret": "c"}, "option.unknown"),
         ({"target": "fortran"}, "option.target"),
-        ({"mode": "online"}, "unsupported.mode"),
+        ({"mode": "async"}, "unsupported.mode"),
         ({"num_threads": 0}, "option.num-threads"),
     ],
 )

@@ -64,6 +64,21 @@ def test_vowels_are_told_apart_by_four_kinds_of_neurons(capsys):
 
 
 @pytest.mark.slow
+def test_speech_is_learned_online(capsys):
+    """Three rules learn; the steps of a recording keep less for backward than all of them."""
+    pytest.importorskip("aeon", reason="the recordings come with it")
+    import online_speech
+
+    rows = online_speech.main(["--epochs", "3"])
+
+    assert [row.label for row in rows] == list(online_speech.WAYS)
+    assert all(row.losses[-1] < row.losses[0] for row in rows)
+    assert all(row.accuracy > 0.3 for row in rows)
+    assert rows[2].saved < rows[0].saved / 8
+    assert "kept for backward" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_language_model_runs_step_by_step_as_it_does_at_once(capsys):
     """The steps of a stream are the parallel form: the same spikes, logits within the tolerance."""
     import language

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor
 
-from snncc.compilation.pipeline import Compiled
+from snncc.compilation.pipeline import PLACES, Compiled
 from snncc.errors import UnsupportedError
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.tape import Position, SourceKind, Tape
-from snncc.passes import Rejection
+from snncc.options import GPU_TARGETS, Options
+from snncc.passes import Rejection, gradient_passes
 from snncc.passes.neurons import copy_graph
 from snncc.passes.streams.stream_steps import stream_steps
 
@@ -73,6 +75,32 @@ def _returning(graph: torch.fx.Graph, tape: Tape) -> torch.fx.Graph:
     )
     result.eliminate_dead_code()
     return result
+
+
+def differentiated(
+    program: ChunkProgram, compiled: Compiled, options: Options, leaves: Sequence[Tensor]
+) -> ChunkProgram:
+    """Return a program whose steps have gradients, by inputs and parameters but not by states.
+
+    Args:
+        program: The program of a compiled model.
+        compiled: The model.
+        options: How it was compiled.
+        leaves: The tensors of the recording's sources.
+    """
+    kinds = [source.kind for source in compiled.recording.tape.sources]
+    wanted = [
+        leaf.is_floating_point() and (leaf.requires_grad or kind is not SourceKind.BUFFER)
+        for leaf, kind in zip(leaves, kinds, strict=True)
+    ]
+    flags = (False, *(False for _ in program.states), *wanted)
+    graph = program.graph
+    on_gpu = compiled.target in GPU_TARGETS
+    for each in gradient_passes(PLACES[options.storage], flags, on_gpu=on_gpu):
+        after = each.run(graph)
+        assert not isinstance(after, Rejection)  # these always apply
+        graph = after
+    return replace(program, graph=graph)
 
 
 def uniform_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgram:

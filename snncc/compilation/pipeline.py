@@ -27,13 +27,14 @@ from snncc.ir.loop_call import LoopCall
 from snncc.ir.nodes import FixedPoint, Form, ParallelReset, Scan
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import Place
-from snncc.ir.tape import Tape
+from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
 from snncc.options import GPU_TARGETS, Options, TargetName, settings
 from snncc.passes import Pass, Rejection, passes_for, substituting
 from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.passes.dynamic_decay.substitute_dynamic_decay import SubstituteDynamicDecay
 from snncc.passes.folding.fold_norms import FoldNorms
+from snncc.passes.gradients.cut_time import CutTime
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
 from snncc.passes.neurons import neuron_nodes
 from snncc.reporting.layers import plan_of
@@ -44,7 +45,7 @@ from snncc.runtime.neuron import Neuron
 
 HALVES = (torch.float16, torch.bfloat16)
 # Passes that the user asked for: where one does not apply, that is an error.
-_WANTED = (FoldNorms, SubstituteDynamicDecay)
+_WANTED = (CutTime, FoldNorms, SubstituteDynamicDecay)
 PLACES = {"auto": None, "recompute": Place.SCRATCH, "save": Place.MEMORY}
 
 
@@ -170,7 +171,9 @@ def build(
     neurons = [n for n in calls if isinstance(n, Neuron)]
     fixed_points = tuple(n for n in neurons if isinstance(n.program.forward.form, FixedPoint))
     resets = tuple(n for n in calls if isinstance(n, ParallelResetNeuron))
-    notes = ("so few steps run as recorded, operator by operator",) if recording.flat else ()
+    notes: tuple[str, ...] = ()
+    notes += ("so few steps run as recorded, operator by operator",) if recording.flat else ()
+    notes += ("gradients end at the step that they are of",) if options.mode == "online" else ()
     sources, described = recording.tape.sources, _described(recording.tape, leaves)
     plan = plan_of(graph, target, sources, described, notes)
     if dump.folder is not None:
@@ -206,6 +209,7 @@ def sequence_graph(
         on_gpu=target in GPU_TARGETS,
         skip_zeros=options.skip_zeros and target == "c",
         fold_norms=options.fold_norms,
+        cut_time=cutting_time(recording) if options.mode == "online" else None,
     )
     if gates is not None:
         passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
@@ -213,6 +217,12 @@ def sequence_graph(
     if options.mode == "auto":
         graph = select_forms(graph, leaves, target, options.num_threads)
     return graph
+
+
+def cutting_time(recording: Recording) -> CutTime:
+    """Return the pass that ends gradients of a recording at the step that they are of."""
+    kinds = (source.kind for source in recording.rolled.sources)
+    return CutTime(tuple(kind is SourceKind.INPUT for kind in kinds))
 
 
 def _through(

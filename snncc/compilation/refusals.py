@@ -11,6 +11,7 @@ from snncc.ir.tape import Tape
 from snncc.passes import Pass, Rejection
 from snncc.passes.dynamic_decay.substitute_dynamic_decay import SubstituteDynamicDecay
 from snncc.passes.folding.fold_norms import FoldNorms
+from snncc.passes.gradients.cut_time import CutTime
 from snncc.passes.parallel.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.parallel.parallelize_reset import ParallelizeReset
 
@@ -26,6 +27,12 @@ class _Wording:
 
 
 _WORDINGS: dict[type[Pass], _Wording] = {
+    CutTime: _Wording(
+        FormError,
+        "The gradient of the model cannot be cut between its time steps.",
+        code="form.online",
+        hint="Compile it for one step with step=True, or detach its states and use mode='fused'.",
+    ),
     FoldNorms: _Wording(
         UnsupportedError,
         "A batch norm cannot be folded.",

@@ -20,18 +20,16 @@ The comparison has four parts, each run on the user's own input:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from snncc.arguments import Check
-from snncc.compilation.pipeline import Compiled, sequence_graph
+from snncc.compilation.pipeline import Compiled, cutting_time, sequence_graph
 from snncc.compilation.runnable import executable
 from snncc.dump import Dump
 from snncc.equivalence.certificate import (
@@ -43,19 +41,28 @@ from snncc.equivalence.certificate import (
     compare_gradients,
 )
 from snncc.equivalence.folds import compare_folds, moved_spikes
+from snncc.equivalence.observation import (
+    Cotangents,
+    Seen,
+    differentiate,
+    flat,
+    held_by,
+    leaves_of,
+    observe,
+    unwritten,
+)
 from snncc.equivalence.scans import compare_scan
 from snncc.equivalence.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 from snncc.errors import EquivalenceError, OptionError
 from snncc.frontend.precision import without_autocast
-from snncc.frontend.state.objects import opened
 from snncc.frontend.state.results import returned
-from snncc.frontend.state.sources import gather, named_tensors, preserved, walk
+from snncc.frontend.state.sources import gather, preserved
 from snncc.ir import sequence_ops
+from snncc.ir.custom_gradient import run_graph
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Scan
 from snncc.ir.numerics import Numerics
-from snncc.ir.tape import SourceKind
 from snncc.module import CompiledModule, program_of, require_model
 from snncc.options import Options
 from snncc.passes.folding.fold_membrane_norm import INTO_SCALE, INTO_STATE
@@ -106,19 +113,23 @@ def verify(
             hints=["Compare accuracies, or compile with mode='fused' or sweeps='exact'."],
         )
     serial, twin = program_of(model, fast.options), fast.program
-    seeds = _Cotangents(seed)
-    given = [_leaves(m, args, kwargs) for m in (model, fast)]
+    seeds = Cotangents(seed)
+    given = [leaves_of(m, args, kwargs) for m in (model, fast)]
     leaves = given if gradients else [{}, {}]
-    with _unwritten(given[0]):
-        expected = _observe(serial, serial, (args, kwargs), leaves[0], seeds)
-    with _unwritten(given[1]):
-        actual = _observe(fast, twin, (args, kwargs), leaves[1], seeds)
+    with unwritten(given[0]):
+        expected = observe(serial, serial, (args, kwargs), leaves[0], seeds)
+    if fast.options.mode == "online":
+        with unwritten(given[0]):
+            cut = _cut_gradients(compiled, serial, (args, kwargs), leaves[0], seeds)
+        expected = replace(expected, gradients=cut)
+    with unwritten(given[1]):
+        actual = observe(fast, twin, (args, kwargs), leaves[1], seeds)
     values = gather(compiled.recording.tape, twin, args, kwargs)
     with without_autocast(), preserved(twin, args, kwargs), torch.no_grad():
         graph = _with_norms(compiled, values, fast)
         outputs = run_stepwise(as_written(graph), values)
         tape = compiled.recording.tape
-        stepwise = _flat(returned(tape, twin, outputs, args, kwargs), _held(twin, args, kwargs))
+        stepwise = flat(returned(tape, twin, outputs, args, kwargs), held_by(twin, args, kwargs))
     allowed = _structural_tolerance(compiled, expected.outputs)
     comparisons = [*compare_all("structure", "output", expected.outputs, stepwise, allowed)]
     with without_autocast(), preserved(twin, args, kwargs):
@@ -130,7 +141,8 @@ def verify(
     inexact = compiled.plan.numerics is not Numerics.BITWISE
     explained = inexact and all(c.ok for c in comparisons)
     comparisons += [replace(c, explained=explained and not c.within) for c in network]
-    return Report(tuple(comparisons), compiled.plan.numerics, _notes(comparisons))
+    cuts = fast.options.mode == "online" and gradients
+    return Report(tuple(comparisons), compiled.plan.numerics, _notes(comparisons, cuts=cuts))
 
 
 def _option(name: str) -> Check:
@@ -176,7 +188,7 @@ def _products(graph: torch.fx.Graph, values: Sequence[Any]) -> list[Comparison]:
 
 
 def _kernels(
-    compiled: Compiled, values: Sequence[Any], options: Options, seeds: _Cotangents, gradients: bool
+    compiled: Compiled, values: Sequence[Any], options: Options, seeds: Cotangents, gradients: bool
 ) -> list[Comparison]:
     """Compare each neuron and recurrent loop with the reference on the inputs that it has here."""
     runner = {layer.name: layer for layer in layers_of(compiled.graph, compiled.target)}
@@ -207,8 +219,8 @@ def _kernels(
         else:
             found += compare_all("kernel", name, reference, kernel, allowed)
         if gradients:
-            a = _differentiate(reference, {f"{name} {k}": x for k, x in inputs.items()}, seeds)
-            b = _differentiate(kernel, {f"{name} {k}": x for k, x in twins.items()}, seeds)
+            a = differentiate(reference, {f"{name} {k}": x for k, x in inputs.items()}, seeds)
+            b = differentiate(kernel, {f"{name} {k}": x for k, x in twins.items()}, seeds)
             found += compare_gradients("kernel", a, b)
     return found
 
@@ -277,35 +289,28 @@ def _single(node: torch.fx.Node, options: Options) -> Callable[..., tuple[Any, .
     return executable(graph, options)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What one call shows: results, state that is left behind, gradients of the results."""
-
-    outputs: list[Tensor]
-    state: dict[str, Tensor]
-    gradients: dict[str, Tensor]
-
-
-def _observe(
-    run: Callable[..., Any],
+def _cut_gradients(
+    compiled: Compiled,
     program: Callable[..., Any],
     arguments: tuple[tuple[Any, ...], dict[str, Any]],
     leaves: dict[str, Tensor],
-    seeds: _Cotangents,
-) -> _Seen:
-    """Call, and leave the state of the program as it was."""
+    seeds: Cotangents,
+) -> dict[str, Tensor]:
+    """Return the gradients of the serial code, as recorded, with the states of loops detached."""
     args, kwargs = arguments
-    with preserved(program, args, kwargs):
-        outputs = _flat(run(*args, **kwargs), _held(program, args, kwargs))
-        state = {
-            source.name: tensor.detach().clone()
-            for source, tensor in named_tensors(walk(program, args, kwargs))
-            if source.kind is not SourceKind.PARAMETER
-        }
-        return _Seen(outputs, state, _differentiate(outputs, leaves, seeds))
+    tape = compiled.recording.tape
+    recording = compiled.recording
+    graph = cutting_time(recording).run(recording.rolled.graph)
+    assert isinstance(graph, torch.fx.Graph)  # or it would not be compiled
+    with without_autocast(), preserved(program, args, kwargs):
+        outputs = run_graph(graph, gather(tape, program, args, kwargs))
+        results = flat(
+            returned(tape, program, outputs, args, kwargs), held_by(program, args, kwargs)
+        )
+        return differentiate(results, leaves, seeds)
 
 
-def _network(compiled: Compiled, expected: _Seen, actual: _Seen) -> list[Comparison]:
+def _network(compiled: Compiled, expected: Seen, actual: Seen) -> list[Comparison]:
     def allowed(like: Tensor) -> float:
         exact = compiled.plan.numerics is Numerics.BITWISE
         return 0.0 if exact else OUTPUT_TOLERANCE.get(like.dtype, 0.0)
@@ -320,76 +325,13 @@ def _network(compiled: Compiled, expected: _Seen, actual: _Seen) -> list[Compari
     return comparisons + compare_gradients("network", expected.gradients, actual.gradients)
 
 
-class _Cotangents:
-    """Random cotangents that are the same for tensors of the same shape and position."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __call__(self, outputs: list[Tensor]) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(self.seed)
-        return [
-            torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
-            if y.is_floating_point()
-            else torch.zeros_like(y)
-            for y in outputs
-        ]
-
-
-def _differentiate(
-    outputs: list[Tensor], leaves: dict[str, Tensor], seeds: _Cotangents
-) -> dict[str, Tensor]:
-    """Return the gradients of the outputs with respect to named leaves."""
-    pairs = [(y, g) for y, g in zip(outputs, seeds(outputs), strict=True) if y.requires_grad]
-    named = {name: x for name, x in leaves.items() if x.requires_grad}
-    if not pairs or not named:
-        return {}
-    ys, gs = zip(*pairs, strict=True)
-    grads = torch.autograd.grad(ys, list(named.values()), gs, allow_unused=True)
-    return {
-        name: torch.zeros_like(x) if g is None else g
-        for (name, x), g in zip(named.items(), grads, strict=True)
-    }
-
-
-def _leaves(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Tensor]:
-    inputs, _ = pytree.tree_flatten((args, kwargs))
-    leaves = {f"input {i}": x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
-    return leaves | (dict(model.named_parameters()) if isinstance(model, nn.Module) else {})
-
-
-@contextmanager
-def _unwritten(leaves: dict[str, Tensor]) -> Iterator[None]:
-    """Put back what inputs and parameters hold, where a run writes into them."""
-    kept = [x for x in leaves.values() if not x.is_inference()]
-    before = [(x, x._version, x.detach().clone()) for x in kept]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for x, version, value in before:
-                if x._version != version:
-                    x.copy_(value)
-
-
-def _held(program: Callable[..., Any], args: Any, kwargs: Any) -> set[int]:
-    """Return the ids of the objects that hold a model's state, which is compared as such."""
-    return {id(holder.owner) for holder in walk(program, args, kwargs)}
-
-
-def _flat(result: Any, held: set[int]) -> list[Tensor]:
-    """Return the tensors and numbers of a result, as tensors."""
-    leaves = pytree.tree_leaves(opened(result, held))
-    return [torch.as_tensor(x) for x in leaves if isinstance(x, Tensor | int | float)]
-
-
-def _notes(comparisons: list[Comparison]) -> tuple[str, ...]:
+def _notes(comparisons: list[Comparison], *, cuts: bool) -> tuple[str, ...]:
     notes = moved_spikes(comparisons)
     if any(c.explained for c in comparisons):
         notes += [
             "Structure and kernels are exact and the products agree to rounding:",
             "where the network differs, a sum in another order crossed a threshold.",
         ]
+    if cuts:
+        notes += ["Gradients are those of the serial code with its states detached at each step."]
     return tuple(notes)

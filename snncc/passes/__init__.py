@@ -27,7 +27,7 @@ from snncc.passes.simplify_step import SimplifyStep
 from snncc.passes.skip_zeros import SkipZeros
 from snncc.passes.split_results import SplitResults
 
-__all__ = ["Pass", "Rejection", "passes_for", "substituting"]
+__all__ = ["Pass", "Rejection", "gradient_passes", "passes_for", "substituting"]
 
 
 def passes_for(  # noqa: PLR0913 - the choices of a compilation
@@ -38,6 +38,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
     on_gpu: bool = False,
     skip_zeros: bool = False,
     fold_norms: bool = False,
+    cut_time: Pass | None = None,
 ) -> tuple[Pass, ...]:
     """Return the passes of a compilation.
 
@@ -48,9 +49,11 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         on_gpu: Whether the kernels run on a GPU.
         skip_zeros: Whether convolutions may skip the zeros of their input.
         fold_norms: Whether batch norms are folded into weights.
+        cut_time: The pass that ends gradients at the step that they are of, where that is wanted.
     """
     is_fused = not isinstance(form, FixedPoint | ParallelReset)
     return (
+        *(() if cut_time is None else (cut_time,)),
         SeparateDraws(),
         SplitResults(),
         FoldThresholdNorm(fold_norms),
@@ -63,13 +66,18 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         *((FuseReadouts(on_gpu),) if is_fused else ()),
         _set_form(form),
         *((NarrowSpikes(),) if on_gpu and form is None else ()),
-        Differentiate(leaves),
-        DifferentiateLoops(),
-        PlanStorage(place, on_gpu),
+        *gradient_passes(place, leaves, on_gpu=on_gpu),
         *((ParallelizeScan(form.forward),) if isinstance(form, Scan) else ()),
         *((ScanResetAdjoints(),) if isinstance(form, ParallelReset) else ()),
         *((SkipZeros(),) if skip_zeros else ()),
     )
+
+
+def gradient_passes(
+    place: Place | None, leaves: tuple[bool, ...], *, on_gpu: bool = False
+) -> tuple[Pass, ...]:
+    """Return the passes that give neurons and loops their adjoints, as `passes_for` takes them."""
+    return (Differentiate(leaves), DifferentiateLoops(), PlanStorage(place, on_gpu))
 
 
 def _set_form(form: Form | None) -> Pass:

@@ -15,12 +15,14 @@ FACTORIES = frozenset(
         *("tril_indices", "triu_indices", "hann_window", "hamming_window"),
     )
 )
+# Operators that copy every element of a tensor to its place.
+COPIES = frozenset(("cast", "clone", "detach", "contiguous"))
 # Operators that only move or copy values: what they make of a constant is constant.
 MOVES = frozenset(
     (
         *("expand", "repeat", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
         *("select", "narrow", "getitem", "transpose", "permute", "movedim", "flip", "diagonal"),
-        *("cast", "clone", "detach", "contiguous"),
+        *COPIES,
     )
 )
 

@@ -27,7 +27,7 @@ from snncc.frontend.reroll.read import from_tape
 from snncc.frontend.reroll.roll import prune, roll, take_last
 from snncc.frontend.reroll.search import find_loops
 from snncc.frontend.reroll.simplify import simplify
-from snncc.frontend.reroll.symbols import live_classes, sequence
+from snncc.frontend.reroll.symbols import live_classes, place_moves, sequence
 from snncc.ir.tape import Source, Tape
 from snncc.ir.time_loop import TimeLoop
 
@@ -74,11 +74,13 @@ def reroll(tape: Tape, *, values_only: bool = False) -> Rolled:
 def _reroll(tape: Tape, values_only: bool) -> Rolled:
     program = from_tape(tape, values_only=values_only)
     simplify(program)
+    place_moves(program)
     live = live_classes(program)
     program.items = [item for item in program.items if item in live]
     number, pairs = 1, PAIRS
     tried: set[Item] = set()
     while True:
+        place_moves(program)
         numbered = strict = sequence(program)
         loops, unproven = find_loops(strict)
         if not loops and pairs > 0 and complete_second(program, strict, tried):

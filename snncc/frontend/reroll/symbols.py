@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from snncc.frontend.reroll.flat import ARITHMETIC, Program, element, may_stack
-from snncc.frontend.reroll.item import Item, is_floating, operands
+from snncc.frontend.reroll.item import COPIES, FOLLOWING, PLACED, Item, is_floating, operands
 from snncc.ir.tape import SourceKind
 from snncc.ir.time_loop import TimeLoop
 
@@ -121,6 +121,22 @@ def reads_weights(item: Item) -> bool:
 def _is_weight(leaf: Any) -> bool:
     source = leaf.source if isinstance(leaf, Item) else None
     return source is not None and source.kind is SourceKind.PARAMETER
+
+
+def place_moves(program: Program) -> None:
+    """Give a copy of a constant a place where the same statement copies something else, too.
+
+    The first iteration of ``v = v.detach()`` copies the zeros that ``v`` starts as.
+    """
+    statements: dict[int, list[Item]] = {}
+    for item in program.items:
+        if item.operator in COPIES and item.sort == FOLLOWING:
+            statements.setdefault(symbol(program, item), []).append(item)
+    for same in statements.values():
+        floating = [item for item in same if is_floating(item)]
+        if len(floating) < len(same):
+            for item in floating:
+                item.sort = PLACED
 
 
 def live_classes(program: Program) -> set[Item]:

@@ -200,7 +200,7 @@ def rehearse(sketch: LoopSketch, operands: Sequence[Any], length: int) -> dict[s
     if sketch.is_impure():
         # A norm changes its buffers, also where they are slices of one for each step.
         arguments = tuple(x.clone() if isinstance(x, Tensor) else x for x in operands)
-    delay = max(sketch.reading(carry).delay for carry in sketch.carries)
+    delay = max((sketch.reading(carry).delay for carry in sketch.carries), default=0)
     times = list(in_order(length, reverse=loop.reverse))
     carried = loop.initial_values(arguments)
     values: dict[str, Any] = {}

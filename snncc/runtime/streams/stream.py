@@ -3,7 +3,8 @@
 A stream holds the state; the network and its parameters stay those of the model.  Outputs that have
 a time axis are given for the steps just taken, outputs that have none (a sum over time, a last
 potential) for the sequence so far: after the last step they are what the model returns for the
-whole sequence.  Everything runs without gradients.
+whole sequence.  Everything runs without gradients, but for a model in mode ``"online"``: its steps
+have gradients, its states have none.
 """
 
 from __future__ import annotations
@@ -58,20 +59,23 @@ class Interface:
 
 
 class Stream:
-    """Serial inference: ``y_t = stream(x_t)``.
+    """Serial inference: ``y_t = stream(x_t)``; in mode ``"online"`` also training.
 
     Attributes:
         steps: How many steps were taken since the last reset.
     """
 
-    def __init__(self, program: ChunkProgram, interface: Interface) -> None:
+    def __init__(
+        self, program: ChunkProgram, interface: Interface, *, keeps_gradients: bool = False
+    ) -> None:
+        self._keeps_gradients = keeps_gradients
         self._program = program
         self._run: Callable[..., tuple[Any, ...]] = function_of(program.graph)
         self._begin: Callable[..., tuple[Tensor, ...]] = function_of(program.start)
         self._interface = interface
         self._static: StaticStep | None = None
         self._outputs = len(program.output_axes)
-        self._starts: tuple[Tensor, ...] | None = None
+        self._starts: Sequence[Any] | None = None
         self._states: list[Any] | None = None
         self._sizes: tuple[tuple[int, ...], ...] | None = None
         self._is_loaded = False  # until a step was taken from the state that was loaded
@@ -103,7 +107,7 @@ class Stream:
 
     def _step(self, leaves: list[Tensor]) -> Sequence[Any]:
         """Take one step and return its outputs without their time axes."""
-        if self._states is None or not self._is_settled:
+        if self._states is None or not self._is_settled or self._keeps_gradients:
             parts = zip(self._advance(leaves, 1), self._program.output_axes, strict=True)
             return [x if axis is None else x.select(axis, -1) for x, axis in parts]
         self._require_same_sizes(leaves)
@@ -249,8 +253,9 @@ class Stream:
                 self._states = self._initial()
             if self._is_loaded:
                 self._require_fitting(self._states, leaves, steps)
+        with self._gradients(), self._explaining(leaves):
             results = self._run(self.steps + steps, *self._states, *leaves)
-        self._states = list(results[self._outputs :])
+        self._states = self._constants(results[self._outputs :])
         self._is_settled = True
         self.steps += steps
         outputs = results[: self._outputs]
@@ -267,10 +272,21 @@ class Stream:
             for x, lead, axis in zip(outputs, leads, axes, strict=True)
         ]
 
+    def _gradients(self) -> torch.set_grad_enabled:
+        """Return the context of a step."""
+        return torch.set_grad_enabled(self._keeps_gradients and torch.is_grad_enabled())
+
+    def _constants(self, states: Sequence[Any]) -> list[Any]:
+        """Return states without the graph that they were computed in."""
+        if not self._keeps_gradients:
+            return list(states)
+        return [x.detach() if isinstance(x, Tensor) else x for x in states]
+
     def _advance_from_first(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
         """Take a first step that is another program, and then those that follow."""
-        with torch.no_grad(), self._explaining(leaves):
+        with self._gradients(), self._explaining(leaves):
             outputs = self._begin_at(self._between(leaves, 0, 1))
+        self._starts = self._constants(self._starts or ())
         self._states = self._initial()
         self.steps = 1
         if steps == 1:

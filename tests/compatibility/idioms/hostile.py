@@ -330,7 +330,7 @@ class GradientOfLastSteps(Layer):
         return torch.stack(out)
 
 
-@hostile(neurons=3, programs=2, free=False, sizes=((9, 3), (12, 2)), measured=None)
+@hostile(neurons=1, programs=2, free=False, sizes=((9, 3), (12, 2)), measured=None)
 class DetachedEveryThirdStep(Layer):
     """The potential is detached at every third step."""
 
