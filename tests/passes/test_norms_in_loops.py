@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import snncc
 from snncc.ir import norm_ops
 from snncc.ir.local_gradient import LocalGradient
+from snncc.ir.loop_call import LoopCall
 from snncc.nn import ATan
 
 
@@ -175,3 +176,33 @@ def test_sizes_of_batches():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         fast(torch.randn(6, 1, 4))
     assert torch.equal(model.norm.running_mean, before)
+
+
+class Masked(nn.Module):
+    """The potentials of samples that fire act on all: what autograd differentiates at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spike = ATan()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        out = []
+        for x_t in x:
+            v = 0.5 * v + x_t
+            s = self.spike(v - 0.5)
+            v = v + 0.125 * v[s.sum(1) > 1].sum(0)
+            out.append(s)
+        return torch.stack(out)
+
+
+def test_nothing_is_computed_in_vain():
+    """Training computes what autograd differentiates once, with its note."""
+    fast = snncc.compile(Masked(), example_inputs=(torch.randn(6, 5, 4, requires_grad=True),))
+    (compiled,) = fast._specializations
+    loops = [n.target for n in compiled.graph.nodes if isinstance(n.target, LoopCall)]
+    assert loops
+    for training in (loop.adjoint.training for loop in loops):
+        read = {r.node for r in training.results} | {c.update for c in training.carries}
+        calls = [n for n in training.body.nodes if n.op == "call_function"]
+        assert [n.name for n in calls if not n.users and n.name not in read] == []

@@ -212,15 +212,19 @@ class _Copy:
                 self.copy_noted(unit)
             elif unit.norm is not None and StatisticKey(unit, 1) in training.kept:
                 self.copy_norm(unit, unit.norm)
-                continue
-            for node in unit.nodes:
-                self.copy(node)
-            if unit.step is not None:
-                self.add_lets(unit, unit.step)
+            else:
+                self.copy_unit(unit)
         names = {old.name: new.name for old, new in self.copies.items()}
         loop = renamed(training.loop, self.body, names)
         more = tuple(self.result(key) for key in training.added)
         return replace(loop, results=(*loop.results, *more))
+
+    def copy_unit(self, unit: Unit) -> None:
+        """Copy a unit as it is; a step with what is kept of its inside."""
+        for node in unit.nodes:
+            self.copy(node)
+        if unit.step is not None:
+            self.add_lets(unit, unit.step)
 
     def copy(self, node: Node) -> None:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.copies.__getitem__)
