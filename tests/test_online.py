@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import snncc
-from snncc.errors import FormError
+from snncc.errors import FormError, UnsupportedError
 from snncc.nn import HDLIF, LIF, ATan
 
 STEPS = 9
@@ -204,3 +204,20 @@ def test_too_few_steps_to_see_a_loop_are_refused():
     with pytest.raises(FormError) as error:
         fast(torch.rand(1, 4, 5))
     assert error.value.code == "form.online"
+
+
+def test_steps_with_gradients_are_not_made_alike():
+    """A stream that trains does not leave out what tells the gradients of steps apart."""
+
+    def model(x):
+        v, out = torch.zeros_like(x[0]), []
+        for t, x_t in enumerate(x):
+            scaled = x_t.detach() if t % 3 == 0 else x_t
+            v = 0.5 * v + torch.tanh(scaled)
+            out.append(v)
+        return torch.stack(out)
+
+    x = torch.randn(12, 2, 3, requires_grad=True)
+    with pytest.raises(UnsupportedError) as refusal:
+        snncc.compile(model, mode="online").stream(x)
+    assert refusal.value.code == "unsupported.stream"

@@ -116,9 +116,9 @@ class Specializations:
             refusal: What is raised where it would be the same program.
 
         Raises:
-            UnsupportedError: It would be the same program.
+            UnsupportedError: It would be the same program, or steps are to have gradients.
         """
-        if not _detaches(known):
+        if self.options.mode == "online" or not _detaches(known):
             raise refusal
         with RECORDING, memory.passing(), torch.no_grad():
             recording = record(self.program, args, kwargs, values_only=True)

@@ -132,9 +132,19 @@ def call_stepwise(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, 
     steps = []
     for t in range(length):
         at_t = [a[t : t + 1] if s else a for a, s in zip(args, stacked, strict=False)]
-        at_t = [a.clone() if move else a for a, move in zip(at_t, moves, strict=True)]
+        at_t = [_moved(a) if move else a for a, move in zip(at_t, moves, strict=True)]
         steps.append(target(*at_t, *args[len(stacked) :], **kwargs))
     return torch.cat(steps)
+
+
+def _moved(x: Tensor) -> Tensor:
+    """Return a copy in an allocation of its own, its elements as far apart as before.
+
+    A part of a larger value, as the gates of a cell are, has gaps for the serial code as well.
+    """
+    if 0 in x.stride():
+        return x.clone()
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
 def is_product(node: torch.fx.Node) -> bool:

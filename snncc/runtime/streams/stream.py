@@ -246,15 +246,16 @@ class Stream:
         if self._states is None and self._program.has_first:
             return self._advance_from_first(leaves, steps)
         is_first = self._states is None
-        with torch.no_grad(), self._explaining(leaves):
-            if self._states is None or self._starts is None:
-                self._begin_at(leaves)
-            if self._states is None:
-                self._states = self._initial()
-            if self._is_loaded:
-                self._require_fitting(self._states, leaves, steps)
-        with self._gradients(), self._explaining(leaves):
-            results = self._run(self.steps + steps, *self._states, *leaves)
+        with self._explaining(leaves):
+            with torch.no_grad():
+                if self._states is None or self._starts is None:
+                    self._begin_at(leaves)
+                if self._states is None:
+                    self._states = self._initial()
+                if self._is_loaded:
+                    self._require_fitting(self._states, leaves, steps)
+            with self._gradients():
+                results = self._run(self.steps + steps, *self._states, *leaves)
         self._states = self._constants(results[self._outputs :])
         self._is_settled = True
         self.steps += steps

@@ -200,7 +200,7 @@ class LongShortTerm(Explicit):
         return torch.stack(spikes), potential
 
 
-@library(expect="serial part", neurons=0, **STALE)
+@library(neurons=0, **STALE)
 def SLSTM() -> nn.Module:  # noqa: N802
     """A spiking long short-term memory."""
     return LongShortTerm(snn.SLSTM(WIDTH, WIDTH, threshold=0.1), 2)
