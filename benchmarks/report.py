@@ -59,7 +59,8 @@ each case the one of three passes that took least.
 HARD_RESET_TRAINING = """Training steps of that layer; backward runs by chunks as well where
 its sizes say that this pays. "Backward scan" is mode `scan`, whose forward is fused time here.
 """
-HARD_RESET = """One layer of LIF neurons with a decay of 0.9 and hard reset, one sample, forward.
+HARD_RESET = """One layer of LIF neurons with a decay of 0.9 and hard reset, one sample: forward,
+and training steps, in which backward runs by chunks where its sizes say that this pays.
 Chunks of time at once, over the same kernels in one run over all steps; "again" tells how many
 chunks had to run again, and how many steps in serial order after that.
 """
