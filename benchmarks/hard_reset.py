@@ -7,9 +7,9 @@ neuron fires regularly, every phase lasts, and what was run by chunks is run aga
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -107,21 +107,8 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     """Run the benchmark, print the tables and write the results."""
     arguments = harness.parser("Hard resets by chunks of time.").parse_args(argv)
     cases = QUICK_CASES if arguments.quick else CASES
-    if arguments.case is not None:
-        rows = measure(cases[arguments.case], harness.budget(arguments))
-        print(json.dumps({"records": rows}))
-        return rows
-    records: list[Record] = []
-    for number in range(len(cases)):
-        rows = harness.run_case("benchmarks.hard_reset", number, arguments)
-        harness.show(rows[0]["case"], rows, COLUMNS)
-        records += rows
-    training = [row for row in records if row["case"].endswith("training")]
-    forward = [row for row in records if row not in training]
-    for name, rows in (("hard_reset", forward), ("hard_reset_training", training)):
-        stem = harness.write(name, rows, arguments)
-        print(f"results: {stem.with_suffix('.json')}")
-    return records
+    parts = [partial(measure, case, harness.budget(arguments)) for case in cases]
+    return harness.run_parts("hard_reset", parts, arguments, COLUMNS, apart="training")
 
 
 if __name__ == "__main__":

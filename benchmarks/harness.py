@@ -105,6 +105,42 @@ def run_case(module: str, case: int, arguments: argparse.Namespace) -> list[Reco
     return records
 
 
+def run_parts(
+    name: str,
+    parts: Sequence[Callable[[], list[Record]]],
+    arguments: argparse.Namespace,
+    columns: Mapping[str, str],
+    apart: str | None = None,
+) -> list[Record]:
+    """Run each part of a benchmark in a process of its own, print the tables, write the results.
+
+    Args:
+        name: Its module in ``benchmarks``, and the name of the results.
+        parts: What a process runs; in one that was started for a part, that part runs.
+        arguments: The command line.
+        columns: The columns of the tables, and how their values are spelled.
+        apart: Cases that end with this word have results of their own, ``name_apart``.
+    """
+    if arguments.case is not None:
+        rows = parts[arguments.case]()
+        print(json.dumps({"records": rows}))
+        return rows
+    records: list[Record] = []
+    for number in range(len(parts)):
+        rows = run_case(f"benchmarks.{name}", number, arguments)
+        show(
+            rows[0]["case"],
+            rows,
+            {c: how for c, how in columns.items() if any(c in r for r in rows)},
+        )
+        records += rows
+    others = [r for r in records if apart is not None and r["case"].endswith(apart)]
+    results = {name: [r for r in records if r not in others], f"{name}_{apart}": others}
+    for stem in (write(key, rows, arguments) for key, rows in results.items() if rows):
+        print(f"results: {stem.with_suffix('.json')}")
+    return records
+
+
 def interleave(
     variants: Mapping[str, Callable[[], object]],
     budget: Budget,

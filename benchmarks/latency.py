@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,19 +207,8 @@ COLUMNS = {
 def main(argv: Sequence[str] | None = None) -> list[Record]:
     """Run the benchmark, print the tables and write the results."""
     arguments = harness.parser("One step of inference at batch one.").parse_args(argv)
-    names = list(DENSITIES)
-    if arguments.case is not None:
-        rows = measure(names[arguments.case], harness.budget(arguments))
-        print(json.dumps({"records": rows}))
-        return rows
-    records: list[Record] = []
-    for number, name in enumerate(names):
-        rows = harness.run_case("benchmarks.latency", number, arguments)
-        harness.show(name, rows, COLUMNS)
-        records += rows
-    stem = harness.write("latency", records, arguments)
-    print(f"results: {stem.with_suffix('.json')}")
-    return records
+    parts = [partial(measure, name, harness.budget(arguments)) for name in DENSITIES]
+    return harness.run_parts("latency", parts, arguments, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ gradient of it fit into memory.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -85,18 +85,8 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     """Run the benchmark, print the tables and write the results."""
     arguments = harness.parser("Neurons without reset against T.").parse_args(argv)
     lengths = QUICK_LENGTHS if arguments.quick else LENGTHS
-    if arguments.case is not None:
-        rows = measure(lengths[arguments.case], harness.budget(arguments))
-        print(json.dumps({"records": rows}))
-        return rows
-    records: list[Record] = []
-    for number in range(len(lengths)):
-        rows = harness.run_case("benchmarks.parallel", number, arguments)
-        harness.show(rows[0]["case"], rows, COLUMNS)
-        records += rows
-    stem = harness.write("parallel", records, arguments)
-    print(f"results: {stem.with_suffix('.json')}")
-    return records
+    parts = [partial(measure, length, harness.budget(arguments)) for length in lengths]
+    return harness.run_parts("parallel", parts, arguments, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ decays, thresholds and inputs; the results are the serial ones in every case, or
 from __future__ import annotations
 
 import itertools
-import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -126,24 +126,12 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     """Run the benchmark, print the tables and write the results."""
     arguments = harness.parser("Sweeps until stable, and a few.").parse_args(argv)
     sizes = QUICK_SIZES if arguments.quick else SIZES
-    T, neurons = sizes[0]
     parts: list[Callable[[], list[Record]]] = [
-        *(lambda size=size: timed(*size, harness.budget(arguments)) for size in sizes),
-        lambda: extremes(T, neurons),
-        lambda: schedules(T, neurons),
+        *(partial(timed, *size, harness.budget(arguments)) for size in sizes),
+        partial(extremes, *sizes[0]),
+        partial(schedules, *sizes[0]),
     ]
-    if arguments.case is not None:
-        rows = parts[arguments.case]()
-        print(json.dumps({"records": rows}))
-        return rows
-    records: list[Record] = []
-    for number in range(len(parts)):
-        rows = harness.run_case("benchmarks.sweeps", number, arguments)
-        harness.show(rows[0]["case"], rows, {c: COLUMNS[c] for c in COLUMNS if c in rows[0]})
-        records += rows
-    stem = harness.write("sweeps", records, arguments)
-    print(f"results: {stem.with_suffix('.json')}")
-    return records
+    return harness.run_parts("sweeps", parts, arguments, COLUMNS)
 
 
 if __name__ == "__main__":

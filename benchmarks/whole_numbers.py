@@ -8,12 +8,12 @@ network take turns.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,19 +121,8 @@ COLUMNS = {
 def main(argv: Sequence[str] | None = None) -> list[Record]:
     """Run the benchmark, print the tables and write the results."""
     arguments = harness.parser("C libraries in floats and in whole numbers.").parse_args(argv)
-    names = list(CASES)
-    if arguments.case is not None:
-        rows = measure(names[arguments.case], harness.budget(arguments))
-        print(json.dumps({"records": rows}))
-        return rows
-    records: list[Record] = []
-    for number, name in enumerate(names):
-        rows = harness.run_case("benchmarks.whole_numbers", number, arguments)
-        harness.show(name, rows, COLUMNS)
-        records += rows
-    stem = harness.write("whole_numbers", records, arguments)
-    print(f"results: {stem.with_suffix('.json')}")
-    return records
+    parts = [partial(measure, name, harness.budget(arguments)) for name in CASES]
+    return harness.run_parts("whole_numbers", parts, arguments, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -116,9 +116,10 @@ def verify(
     seeds = Cotangents(seed)
     given = [leaves_of(m, args, kwargs) for m in (model, fast)]
     leaves = given if gradients else [{}, {}]
+    is_cut = fast.options.mode == "online"
     with unwritten(given[0]):
-        expected = observe(serial, serial, (args, kwargs), leaves[0], seeds)
-    if fast.options.mode == "online":
+        expected = observe(serial, serial, (args, kwargs), {} if is_cut else leaves[0], seeds)
+    if is_cut:
         with unwritten(given[0]):
             cut = _cut_gradients(compiled, serial, (args, kwargs), leaves[0], seeds)
         expected = replace(expected, gradients=cut)
@@ -141,8 +142,8 @@ def verify(
     inexact = compiled.plan.numerics is not Numerics.BITWISE
     explained = inexact and all(c.ok for c in comparisons)
     comparisons += [replace(c, explained=explained and not c.within) for c in network]
-    cuts = fast.options.mode == "online" and gradients
-    return Report(tuple(comparisons), compiled.plan.numerics, _notes(comparisons, cuts=cuts))
+    notes = _notes(comparisons, cuts=is_cut and gradients)
+    return Report(tuple(comparisons), compiled.plan.numerics, notes)
 
 
 def _option(name: str) -> Check:
