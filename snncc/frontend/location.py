@@ -33,6 +33,9 @@ _BRANCHES = frozenset({*dis.hasjrel, *dis.hasjabs, dis.opmap.get("TO_BOOL", -1)}
 _SHOWN = (os.path.join(_PACKAGE, "nn", ""),)  # noqa: PTH118
 
 
+# Bits of a site that say where an instruction stands; no code is longer.
+_BITS = 32
+
 # Python 3.11 calls in one instruction, and from the eighth iteration on, in the one before it.
 _PRECALL = dis.opmap.get("PRECALL", -1)
 
@@ -44,10 +47,19 @@ def is_hidden(file: str) -> bool:
 
 
 def site_of(code: CodeType, instruction: int) -> int:
-    """Return a number that identifies an instruction, the same in every run of this process."""
+    """Return a number that identifies an instruction, the same in every run of this process.
+
+    Its last bits are where the instruction stands in its code.
+    """
     if 0 <= instruction < len(code.co_code) and code.co_code[instruction] == _PRECALL:
         instruction += 4  # to the instruction that makes the same call while the code is cold
-    return hash((code.co_filename, code.co_qualname, code.co_firstlineno, instruction))
+    function = hash((code.co_filename, code.co_qualname, code.co_firstlineno))
+    return (function << _BITS) + instruction
+
+
+def place_in_code(site: int) -> tuple[int, int]:
+    """Return the code that the instruction of a site is of, and where it stands there."""
+    return site >> _BITS, site & ((1 << _BITS) - 1)
 
 
 def location_of(code: CodeType, instruction: int) -> Location:

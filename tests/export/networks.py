@@ -208,7 +208,7 @@ class Gated(nn.Module):
 
 
 class Peeled(nn.Module):
-    """States that are None at first, a recurrence that goes on reading the first step."""
+    """States that are None or zero at first; later steps go on reading the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,11 +220,12 @@ class Peeled(nn.Module):
         for t in range(x.shape[0]):
             if first is None:
                 first = self.layer(x[t])
-                v = self.start + 0.5 * first
+                v, level = self.start + 0.5 * first, torch.zeros_like(first)
                 s = SPIKE(v - 0.5)
             else:
+                level = 0.5 * level + s
                 v = 0.5 * v + self.layer(x[t]) + 0.125 * first + self.back(s)
-                s = SPIKE(v - 1.0)
+                s = SPIKE(v - 1.0 - 0.25 * level)
             v = v - s
             out.append(s)
         spikes = torch.stack(out)

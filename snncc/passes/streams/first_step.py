@@ -28,7 +28,6 @@ from snncc.ir.custom_gradient import run_graph
 from snncc.ir.loop_call import loop_of
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Recurrence, Var
-from snncc.ir.time_loop import Fill
 from snncc.ir.walk import let_reads
 from snncc.passes.base import Rejection
 from snncc.passes.streams.find_time import (
@@ -212,8 +211,6 @@ class _Roles:
             return "its loops visit different steps"
         if loop.trip.offset or any((step.start, step.stride) != (0, 1) for step in loop.steps):
             return "its loops visit different steps"
-        if any(isinstance(carry.initial, Fill) for carry in loop.carries):
-            return "a loop that begins at the second step starts from a number"
         return None
 
     def may_read(self, user: torch.fx.Node, source: torch.fx.Node) -> bool:

@@ -101,6 +101,30 @@ def unfit(what: str) -> LaunchError:
     )
 
 
+def own_rows(program: ChunkProgram, outputs: Sequence[Any], steps: int) -> Sequence[Any]:
+    """Return outputs without the rows before those of a chunk that is not the first."""
+    if not any(program.output_leads):
+        return outputs
+    return [
+        x.narrow(axis, lead, steps) if lead and axis is not None else x
+        for x, lead, axis in zip(outputs, program.output_leads, program.output_axes, strict=True)
+    ]
+
+
+def filled(program: ChunkProgram, states: Sequence[Any], ends: Sequence[Any]) -> list[Any]:
+    """Return states of which those that start from a number have the shape that a step leaves.
+
+    Args:
+        program: The program that they are states of.
+        states: The states.
+        ends: What one step makes of them.
+    """
+    return [
+        torch.full_like(end, known.start.value) if isinstance(known.start, Fill) else state
+        for known, state, end in zip(program.states, states, ends, strict=True)
+    ]
+
+
 def restarted(
     program: ChunkProgram,
     states: Sequence[Any],

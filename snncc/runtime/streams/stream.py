@@ -27,6 +27,8 @@ from snncc.ir.time_loop import Fill
 from snncc.runtime.streams.state import (
     MASK,
     STATE,
+    filled,
+    own_rows,
     read_state,
     restarted,
     unfit,
@@ -260,18 +262,7 @@ class Stream:
         self._is_settled = True
         self.steps += steps
         outputs = results[: self._outputs]
-        return outputs if is_first else self._own_rows(outputs, steps)
-
-    def _own_rows(self, outputs: Sequence[Any], steps: int) -> Sequence[Any]:
-        """Return outputs without the rows before those of a chunk that is not the first."""
-        leads = self._program.output_leads
-        if not any(leads):
-            return outputs
-        axes = self._program.output_axes
-        return [
-            x.narrow(axis, lead, steps) if lead and axis is not None else x
-            for x, lead, axis in zip(outputs, leads, axes, strict=True)
-        ]
+        return outputs if is_first else own_rows(self._program, outputs, steps)
 
     def _gradients(self) -> torch.set_grad_enabled:
         """Return the context of a step."""
@@ -289,6 +280,11 @@ class Stream:
             outputs = self._begin_at(self._between(leaves, 0, 1))
         self._starts = self._constants(self._starts or ())
         self._states = self._initial()
+        if any(isinstance(state.start, Fill) for state in self._program.states):
+            first = self._between(leaves, 0, 1)
+            with torch.no_grad(), self._without_trace(first):
+                ends = self._run(1, *self._states, *first)[self._outputs :]
+            self._states = filled(self._program, self._states, ends)
         self.steps = 1
         if steps == 1:
             return outputs
