@@ -33,7 +33,9 @@ class Peeled(nn.Module):
             v = v - s
             spikes.append(s)
         out = torch.stack(spikes, self.axis)
-        return out, out.mean(self.axis), out.sum(self.axis), out.amax(self.axis), v
+        total = out.cumsum(self.axis)
+        best = out.amax(self.axis), out.argmax(self.axis), total.argmax(self.axis)
+        return out, out.mean(self.axis), out.sum(self.axis), *best, total.select(self.axis, -1), v
 
 
 class Recurrent(nn.Module):

@@ -107,9 +107,36 @@ def records_from_the_start(x):
     return every, spikes[1:], every[1:] - every[:-1], spikes[:-1]
 
 
+def potentials(x):
+    """Return spikes and potentials of all steps."""
+    v, seen = torch.zeros_like(x[0]), []
+    for x_t in x:
+        v, s = lif(v, x_t)
+        seen.append(torch.stack([s, v]))
+    return torch.stack(seen, 1).unbind()
+
+
+def searched(x):
+    """Extreme values of three types and where they are; half of them are ties, some are NaN."""
+    s, v = potentials(x)
+    odd, rows, whole = (0 / (v - 0.5)) * v, v.movedim(0, 1), (4 * v).long()
+    extremes = v.min(0).values, v.max(), whole.amin(0), whole.int().min(0).values, (s > 0).amax(0)
+    places = v.argmin(0), s.argmax(), v.argmax(0, keepdim=True), v.flatten(0, 1).argmax(0)
+    flags = (s > 0).any(0), s.any(), (v < 1).all(0, keepdim=True), s.bool().all()
+    return odd.max(0), odd.argmin(0), rows.max(1), *extremes, *places, *flags, v.argmax(-1)
+
+
+def runs_on(x):
+    """Running sums and products, in the types in which torch adds them up, and what reads them."""
+    s, v = potentials(x + 0.1)
+    sums = s.cumsum(0), v.cumsum(0), v.movedim(0, 1).cumsum(1), v.cumsum(-1), (s > 0).cumsum(0)
+    halves = v.half().cumsum(0), v.bfloat16().cumsum(0), v.cumsum(0, dtype=torch.float64)
+    return *sums, *halves, (v + 0.7).cumprod(0), v.cumsum(0).argmax(0), s.long().prod(0)
+
+
 SEQUENCES = [
     *(begins_with_first, sized_by_first, forgets_its_input, detaches_at_times, warms_up),
-    *(delayed_input, filtered, records_from_the_start),
+    *(delayed_input, filtered, records_from_the_start, searched, runs_on),
 ]
 
 
@@ -132,7 +159,8 @@ def rows_of(stream, x, cuts):
 def assert_same(expected, actual):
     expected = pytree.tree_leaves(expected)
     for a, b in zip(expected, actual, strict=True):
-        assert torch.equal(a, b)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert torch.equal(a.nan_to_num(0.375), b.nan_to_num(0.375))
 
 
 @pytest.mark.parametrize("model", SEQUENCES)
@@ -183,6 +211,22 @@ def test_one_sample_starts_anew_where_the_first_step_gives_sizes_alone():
     s, v = rows_of(stream, x, [1] * STEPS)
     assert torch.equal(s, torch.where(mask[:, None], again[0], goes_on[0][STEPS:]))
     assert torch.equal(v, torch.where(mask[:, None], again[1], goes_on[1]))
+
+
+def test_one_sample_searches_and_sums_anew():
+    def model(x):
+        s, v = potentials(x)
+        return v.max(0), s.argmax(0), v.argmin(0, keepdim=True), (s > 0).any(0), v.cumsum(0)
+
+    x, mask = dyadic(STEPS, 3, 4), torch.tensor([True, False, True])
+    stream = snncc.compile(model).stream(x)
+    stream.chunk(x)
+    stream.reset(mask)
+    again, goes_on = (pytree.tree_leaves(model(y)) for y in (x, torch.cat([x, x])))
+    expected = [
+        torch.where(mask[:, None], a, b[-len(a) :]) for a, b in zip(again, goes_on, strict=True)
+    ]
+    assert_same(expected, rows_of(stream, x, [1] * STEPS))
 
 
 def test_rows_before_the_first_step_are_given_with_a_chunk():

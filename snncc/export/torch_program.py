@@ -236,7 +236,10 @@ def _archive(program: Any) -> bytes:
     program._example_inputs = None
     program._guards_code = []
     archive = io.BytesIO()
-    torch.export.save(program, archive)
+    try:
+        torch.export.save(program, archive)
+    except NotImplementedError as error:  # of classes that torch has no name for
+        raise _refused(str(error).splitlines()[0]) from error
     return archive.getvalue()
 
 

@@ -204,6 +204,28 @@ def shift_time(x: Tensor, initial: Tensor | float) -> Tensor:
     return torch.cat([first.unsqueeze(0), x[:-1]])
 
 
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """Running values, as ``torch.cumsum`` gives them, that begin with the last one before."""
+
+    scan: Callable[..., Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return f"go_on_with_{self.scan.__name__}"
+
+    def __call__(self, x: Tensor, dim: int, last: Tensor) -> Tensor:
+        """Return the running values of the steps at hand.
+
+        Args:
+            x: The steps at hand.
+            dim: Their time axis.
+            last: The last running value before, without that axis, or one number for all.
+        """
+        first = last.expand(x.select(dim, 0).shape).unsqueeze(dim)
+        return self.scan(torch.cat([first, x], dim), dim).narrow(dim, 1, x.shape[dim])
+
+
 def channels(x: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
     """Return one value for each channel, [C], so that it broadcasts against lanes [B, C, *]."""
     return x.to(dtype).reshape(-1, *(1,) * (rank - 2))

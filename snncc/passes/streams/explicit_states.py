@@ -18,13 +18,15 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Const, Var
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import Fill, Result, TimeLoop
-from snncc.passes.streams.find_time import Kind, Time, TimeMap, join_of, reduced_value
-from snncc.passes.streams.first_step import (
-    SO_FAR,
-    Split,
-    is_start_only,
-)
+from snncc.passes.streams.find_time import Kind, Time, TimeMap
+from snncc.passes.streams.first_step import Split, is_start_only
 from snncc.passes.streams.open_states import numbered, with_open_states
+from snncc.passes.streams.running_values import (
+    can_scan_on,
+    continue_reduction,
+    continue_scan,
+    continued_value,
+)
 
 OF_SIZES = "of_sizes"  # key of a node's meta: what it is depends on sizes alone
 
@@ -143,18 +145,16 @@ class Streamer:
             self.shift(node)
         elif node.meta.get("impure") and time.kind is Kind.TIMELESS and node in self.source.dtypes:
             self.once(node)
-        elif node.target is sequence_ops.numbers_until:
+        elif node.target in (sequence_ops.numbers_until, sequence_ops.steps_until):
             args = (*self.mapped(node.args[:-1]), self.elapsed)
-            self.copies[node] = self.call(sequence_ops.numbers_until, args, node)
-            self.counts = True
-        elif node.target is sequence_ops.steps_until:
-            args = (*self.mapped(node.args[:3]), self.elapsed)
-            self.copies[node] = self.call(sequence_ops.steps_until, args, node)
+            self.copies[node] = self.call(node.target, args, node)
             self.counts = True
         elif node in self.source.makers:
             self.lead(node, time)
         elif time.kind is Kind.PREFIX and self.reduces(node):
-            self.copies[node] = self.reduction(node)
+            self.copies[node] = continue_reduction(self, node)
+        elif time.kind is Kind.ALONG and self.scans(node):
+            self.copies[node] = continue_scan(self, node)
         else:
             self.plain(node, time)
 
@@ -202,7 +202,7 @@ class Streamer:
             return self.elapsed
         if node.target is size:
             here = self.copies[node]
-            length = self.copies[next(iter(self.source.graph.nodes))]
+            length = self.here_length
             source: Any = node.args[0]
             if self.source.times[source].lead:
                 return self.call(operator.add, (self.elapsed, self.source.times[source].lead), node)
@@ -314,7 +314,7 @@ class Streamer:
         dtype = self.source.dtypes[node]
         entrance = self.state(f"{node.name}.before", start, dtype, node, time.dim)
         here = self.graph.node_copy(node, self.here)
-        length = self.copies[next(iter(self.source.graph.nodes))]
+        length = self.here_length
         new = self.call(torch.narrow, (here, time.dim, time.lead, length), node)
         self.copies[node] = self.call(torch.cat, ([entrance, new], time.dim), node)
         kept = (self.copies[node], time.dim, length, time.lead)
@@ -333,35 +333,18 @@ class Streamer:
 
     def reduces(self, node: torch.fx.Node) -> bool:
         """Tell whether a node reduces the time axis in a way that needs a state."""
-        reduced = reduced_value(node)
+        reduced = continued_value(node)
         return reduced is not None and self.source.times[reduced].kind is Kind.ALONG
 
-    def reduction(self, node: torch.fx.Node) -> torch.fx.Node:
-        """Continue a reduction over time."""
-        join = join_of(node)
-        start = -torch.inf if join is torch.maximum else torch.inf if join is torch.minimum else 0.0
-        begin: Fill | torch.fx.Node = Fill(start)
-        if SO_FAR in node.meta:
-            nodes = (n for n in self.source.graph.nodes if n.name == node.meta[SO_FAR])
-            begin = self.starts[next(nodes)]
-        entrance = self.state(f"{node.name}.so_far", begin, self.source.dtypes[node], node)
-        here = self.graph.node_copy(node, self.copies.__getitem__)
-        if node.target is torch.mean:
-            return self.mean(node, here, entrance)
-        result = self.call(join, (entrance, here), node)
-        self.exits.append(result)
-        return result
+    def scans(self, node: torch.fx.Node) -> bool:
+        """Tell whether a node gives running values over the time axis."""
+        operand = continued_value(node)
+        return operand is not None and can_scan_on(node, self.source.times[operand])
 
-    def mean(
-        self, node: torch.fx.Node, here: torch.fx.Node, entrance: torch.fx.Node
-    ) -> torch.fx.Node:
-        """Continue a mean over time: the mean of a chunk weighs as much as its steps."""
-        length = self.copies[next(iter(self.source.graph.nodes))]
-        self.counts = True
-        total = self.call(torch.mul, (here, length), node)
-        so_far = self.call(torch.add, (entrance, total), node)
-        self.exits.append(so_far)
-        return self.call(torch.div, (so_far, self.elapsed), node)
+    @property
+    def here_length(self) -> torch.fx.Node:
+        """The number of steps of a chunk."""
+        return self.copies[next(iter(self.source.graph.nodes))]
 
     def call(self, target: Any, args: Sequence[Any], like: torch.fx.Node) -> torch.fx.Node:
         """Add a call that stands for a node, or for a part of it."""

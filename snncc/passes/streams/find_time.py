@@ -12,7 +12,7 @@ Random values stand for parameters too: a weight that happens to be zero hides n
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -27,6 +27,7 @@ from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
+from snncc.passes.streams.running_values import can_reduce_on, can_scan_on, continued_value
 from snncc.passes.streams.time_runs import (
     FAILURES,
     Environment,
@@ -191,10 +192,10 @@ class _Analysis:
         """Tell whether a node reduces time in a way that more steps can continue."""
         if node.target in (size, numel):
             return True
-        reduced = reduced_value(node)
+        reduced = continued_value(node)
         if reduced is not None:
             time = self.found[reduced]
-            return time.kind is Kind.ALONG and not time.lead
+            return time.kind is Kind.ALONG and can_reduce_on(node, time)
         source = node.args[0]
         return isinstance(source, torch.fx.Node) and is_last(node, self.found[source])
 
@@ -204,7 +205,7 @@ class _Analysis:
             return Rejection("mixes-time", "leaves steps out")
         choices = [Time(Kind.ALONG, dim, factor, inner, lead) for inner in (False, True)]
         choices = choices[: 1 if factor == 1 else 2]
-        if _is_structural(node):
+        if _is_structural(node) or self.scans(node):
             return choices[0]
         if node.meta.get("impure") and not self.draws_alone(node):
             reason = "draws random numbers, or updates statistics, for the whole sequence"
@@ -224,6 +225,11 @@ class _Analysis:
                 self.makers.add(node)
                 return choices[0]
         return _mixing(node)
+
+    def scans(self, node: torch.fx.Node) -> bool:
+        """Tell whether a node gives running values over time."""
+        operand = continued_value(node)
+        return operand is not None and can_scan_on(node, self.found[operand])
 
     def evaluated(self, node: torch.fx.Node) -> tuple[Tensor, list[Tensor]]:
         """Return the value of a node for three steps at once, and for each of them alone."""
@@ -325,36 +331,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _spelled(node: torch.fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
-
-
-# How a reduction over time continues: what joins the value so far with that of the next steps.
-_JOINS: dict[Any, Callable[..., Tensor]] = {
-    torch.sum: torch.add,
-    torch.mean: torch.add,
-    torch.amax: torch.maximum,
-    torch.amin: torch.minimum,
-}
-# The same for operators that also tell where the extreme value was: their first result alone.
-_EXTREMES: dict[Any, Callable[..., Tensor]] = {torch.max: torch.maximum, torch.min: torch.minimum}
-
-
-def join_of(node: torch.fx.Node) -> Callable[..., Tensor] | None:
-    """Return what continues a reduction with the result of more steps; None for other nodes."""
-    if node.target in _JOINS:
-        return _JOINS[node.target]
-    source = node.args[0] if node.args else None
-    if node.target is operator.getitem and isinstance(source, torch.fx.Node) and node.args[1] == 0:
-        return _EXTREMES.get(source.target)
-    return None
-
-
-def reduced_value(node: torch.fx.Node) -> torch.fx.Node | None:
-    """Return what a reduction that can be continued reduces; None for other nodes."""
-    if join_of(node) is None:
-        return None
-    source: Any = node.args[0]
-    reduced: torch.fx.Node = source.args[0] if node.target is operator.getitem else source
-    return reduced
 
 
 def is_last(node: torch.fx.Node, time: Time) -> bool:

@@ -30,19 +30,12 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Recurrence, Var
 from snncc.ir.walk import let_reads
 from snncc.passes.base import Rejection
-from snncc.passes.streams.find_time import (
-    Kind,
-    Time,
-    TimeMap,
-    find_time,
-    join_of,
-    reduced_value,
-)
+from snncc.passes.streams.find_time import Kind, Time, TimeMap, find_time
+from snncc.passes.streams.running_values import SO_FAR, continued_value, place_join_of
 from snncc.passes.streams.time_runs import takes_as_length
 
-# Keys of a node's meta in the rest.
+# Key of a node's meta in the rest.
 JOINED = "joined"  # the axis along which the first step stands in front of this value
-SO_FAR = "so_far"  # the name of the placeholder that holds a reduction after the first step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -300,8 +293,9 @@ class _Splitter:
                 copy.target = replace(node.target, offset=0)  # type: ignore[type-var]
             elif node in roles.views:
                 copy.update_arg(2, 0)
-            elif join_of(node) is not None and reduced_value(node) in roles.joined:
-                copy.meta[SO_FAR] = self.hand(node).name
+            elif (operand := continued_value(node)) in roles.joined:
+                handed = (node, operand) if place_join_of(node) is not None else (node,)
+                copy.meta[SO_FAR] = [self.hand(n).name for n in handed]
 
     def is_shared(self, node: torch.fx.Node) -> bool:
         """Tell whether a value is the same for the first step and for the others."""

@@ -2,8 +2,9 @@
 
 Before, the graph takes a sequence and gives its results.  After, it takes some steps and the states
 that the steps before left, and gives the results so far and the states.  A neuron starts from its
-states and returns them; a sum or maximum over time is continued; a mean divides by the steps so
-far; everything else treats the steps apart (`find_time`) and is left as it is.
+states and returns them; a sum or maximum over time is continued, and so is the search for where
+the maximum is (`running_values`); a mean divides by the steps so far; everything else treats the
+steps apart (`find_time`) and is left as it is.
 
 Precondition: no operator mixes time steps, no loop runs backwards in time, and nothing is read of
 the sequence as a whole before its end.
