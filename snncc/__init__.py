@@ -31,7 +31,7 @@ from snncc.errors import (
 from snncc.export.bundle import Bundle, read_bundle
 from snncc.export.quantized.choice import Quantization
 from snncc.export.replay import BundleReport, load_program, verify_bundle
-from snncc.exporting import export
+from snncc.exporting.export import export
 from snncc.interchange.from_nir import NIRModel, from_nir
 from snncc.interchange.to_nir import to_nir
 from snncc.ir.numerics import Numerics

@@ -34,7 +34,8 @@ _NAME = re.compile(r"[^\W\d]\w*")
 _WORD = re.compile(r"[\w.+-]*")
 _NESTED = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 # A size that may differ from call to call, as torch spells it, and what may be computed of sizes.
-_SIZE = re.compile(r"Symbol\('s\d{1,9}', positive=True, integer=True\)|Integer\(-?\d{1,18}\)")
+_SYMBOL = r"Symbol\('s\d{1,9}', positive=True, integer=True\)"
+_SIZE = re.compile(rf"Pow\({_SYMBOL}, Integer\([2-4]\)\)|{_SYMBOL}|Integer\(-?\d{{1,18}}\)")
 _COMPUTED = re.compile(r"(Add|Mul|FloorDiv)\(#(, #)*\)")
 _LONGEST_SIZE = 2000
 

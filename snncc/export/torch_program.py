@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -72,7 +73,7 @@ def _program(
         chosen = {name: free[name] for name in names}
         try:
             program = _exported(model, example, chosen)
-            check_archive(_archive(program))
+            _read(_archive(program))
         except (UnsupportedError, UntrustedError) as error:
             if not names:
                 raise _refused(str(error)) from error
@@ -133,14 +134,22 @@ class Pinned(torch.nn.Module):
     Args:
         module: The other one.
         call: What is run on the arguments.
+        example: Arguments, in containers of any classes; the module takes and returns plain ones.
         free: Sizes of the arguments that are equal in every call.
     """
 
-    def __init__(self, module: torch.nn.Module, call: Callable[..., Any], free: Axes) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        call: Callable[..., Any],
+        example: tuple[Any, ...],
+        free: Axes,
+    ) -> None:
         super().__init__()
         for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[shared] = module.__dict__[shared]
         self.__dict__["_call"], self.__dict__["_free"] = call, free
+        self.__dict__["_spec"] = pytree.tree_structure(example)
 
     def forward(self, *args: Any) -> Any:
         """Run what was chosen; comparing sizes makes them one symbol, where they are symbols."""
@@ -150,7 +159,9 @@ class Pinned(torch.nn.Module):
             first, *others = (x.shape[axis] for x, axis in pairs if axis is not None)
             if any(size != first for size in others):
                 raise ValueError("inputs have different numbers of steps, or of samples")
-        return self.__dict__["_call"](args, {})
+        return plain_nest(
+            self.__dict__["_call"](pytree.tree_unflatten(leaves, self.__dict__["_spec"]))
+        )
 
 
 def _described(neuron: Neuron) -> dict[str, Any]:
@@ -192,10 +203,10 @@ def _exported(model: torch.nn.Module, example: tuple[Any, ...], free: Axes) -> A
         for each, axis in zip(dims, axes, strict=True):
             if each is not None and axis is not None:
                 each[axis] = torch.export.Dim.AUTO
-    shapes = (pytree.tree_unflatten(dims, spec),) if free else None
+    shapes = (plain_nest(pytree.tree_unflatten(dims, spec)),) if free else None
     try:
         with torch.no_grad():
-            program = torch.export.export(model, example, dynamic_shapes=shapes)
+            program = torch.export.export(model, plain_nest(example), dynamic_shapes=shapes)
     except Exception as error:  # torch raises what it likes
         raise _refused(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
     if free and not _is_free(program, dims):
@@ -222,25 +233,51 @@ def _refused(reason: str) -> UnsupportedError:
         "The model cannot be exported as a program of torch.",
         code="unsupported.export",
         notes=[reason],
-        hints=["Export a model without state between calls, in evaluation mode, on the CPU."],
+        hints=["Export in evaluation mode, on the CPU, or write that part with other operators."],
     )
 
 
 def _run(program: Any, example: tuple[Any, ...]) -> list[Tensor]:
     with torch.no_grad():
-        return pytree.tree_leaves(program.module()(*example))
+        return [y.detach() for y in pytree.tree_leaves(program.module()(*plain_nest(example)))]
+
+
+def plain_nest(nest: Any) -> Any:
+    """Return nested values in plain containers: classes of the user's are known to no reader."""
+    if isinstance(nest, tuple):
+        return tuple(map(plain_nest, nest))
+    if isinstance(nest, dict):
+        return {key: plain_nest(value) for key, value in nest.items()}
+    return [*map(plain_nest, nest)] if isinstance(nest, list | deque) else nest
 
 
 def _archive(program: Any) -> bytes:
-    """Return a program as an archive without example inputs, which torch would unpickle."""
+    """Return a program as an archive without example inputs, which torch would unpickle.
+
+    Raises:
+        UnsupportedError: torch cannot write it.
+    """
     program._example_inputs = None
     program._guards_code = []
     archive = io.BytesIO()
     try:
         torch.export.save(program, archive)
-    except NotImplementedError as error:  # of classes that torch has no name for
-        raise _refused(str(error).splitlines()[0]) from error
+    except Exception as error:  # torch raises what it likes
+        raise _refused(f"torch cannot write it: {error}") from error
     return archive.getvalue()
+
+
+def _read(data: bytes) -> Any:
+    """Return the program of an archive.
+
+    Raises:
+        UntrustedError: It is none of ours.
+    """
+    data = check_archive(data)
+    try:
+        return torch.export.load(io.BytesIO(data))
+    except Exception as error:  # torch raises what it likes
+        raise UntrustedError(f"torch cannot read it: {error}") from error
 
 
 def load_files(folder: Path, name: str) -> Any:
@@ -250,11 +287,11 @@ def load_files(folder: Path, name: str) -> Any:
         UntrustedError: It is none of ours.
     """
     try:
-        data = check_archive((folder / f"{name}.pt2").read_bytes())
+        data = (folder / f"{name}.pt2").read_bytes()
         neurons: Mapping[str, Any] = json.loads((folder / "neurons.json").read_text())
         for key, plain in neurons.items():
             _neuron_of(key, plain)
-        return torch.export.load(io.BytesIO(data))
+        return _read(data)
     except UntrustedError:
         raise
     except Exception as error:  # torch raises what it likes
@@ -273,7 +310,7 @@ def replay(folder: Path, name: str) -> tuple[bool, str]:
         inputs = [torch.from_numpy(x) for key, x in values.items() if key.startswith("input_")]
         args, kwargs = pytree.tree_unflatten(inputs, program.call_spec.in_spec)
         with torch.no_grad():
-            found = pytree.tree_leaves(program.module()(*args, **kwargs))
+            found = [y.detach() for y in pytree.tree_leaves(program.module()(*args, **kwargs))]
     except Exception as error:  # torch raises what it likes
         raise UntrustedError(f"its program does not run: {error}") from error
     pairs = {f"output_{i}": y for i, y in enumerate(found)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
 import subprocess
 import sys
+import warnings
 import zipfile
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,48 @@ class Begun(nn.Module):
         return torch.stack(out, 1), v
 
 
+class BothWays(nn.Module):
+    """No stream: one loop runs from the last step to the first, and all steps attend to all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(5, 5)
+
+    def forward(self, x):
+        scores = self.mix(x).transpose(0, 1)
+        seen = (scores @ scores.transpose(1, 2) @ scores).transpose(0, 1)
+        ahead, back, v, w = [], [], torch.zeros_like(x[0]), torch.zeros_like(x[0])
+        for t in range(len(x)):
+            v = 0.5 * v + seen[t]
+            ahead.append((v > 1.0).float())
+            v = v - ahead[-1]
+        for t in range(len(x) - 1, -1, -1):
+            w = 0.5 * w + x[t]
+            back.append((w > 1.0).float())
+            w = w * (1.0 - back[-1])
+        return torch.stack(ahead), torch.stack(back[::-1])
+
+
+Spikes = namedtuple("Spikes", ["s", "v"])
+
+
+class Kept(nn.Module):
+    """The potential is an attribute that calls leave behind; the results are a named tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v = torch.zeros(())
+
+    def forward(self, x):
+        out = []
+        for x_t in x:
+            self.v = 0.5 * self.v + x_t
+            out.append((self.v > 1.0).float())
+            self.v = self.v - out[-1]
+        x.zero_()
+        return Spikes(torch.stack(out), self.v)
+
+
 # Models, what they are given, and the axes that are free in their programs.
 MODELS = {
     "net": (Net, [(9, 3, 12)], {"time": 0, "batch": 1}),
@@ -61,6 +106,8 @@ MODELS = {
     "recurrent": (OwnSpikes, [(4, 3, N)], {"batch": 1}),
     "single": (Net, [(9, 1, 12)], {"time": 0}),
     "begun": (Begun, [(3, 7, 5), (3, 7, 5)], {"time": 1, "batch": 0}),
+    "both": (BothWays, [(9, 3, 5)], {"time": 0, "batch": 1}),
+    "kept": (Kept, [(9, 3, 5)], {"time": 0, "batch": 1}),
     "same": (Begun, [(6, 6, 5), (6, 6, 5)], {"time": 1, "batch": 0}),
 }
 
@@ -94,9 +141,23 @@ def test_program_is_the_model(tmp_path, name):
     assert snncc.verify_bundle(bundle.folder).ok
     for sizes in ({}, {"time": 1, "batch": 1}, {"time": 2, "batch": 7}, {"time": 40, "batch": 40}):
         inputs = sized(shapes, free, sizes)
+        expected = copy.deepcopy(model)(*[x.clone() for x in inputs])
         with torch.no_grad():
-            pairs = zip(tree_leaves(module(*inputs)), tree_leaves(model(*inputs)), strict=True)
+            pairs = zip(tree_leaves(module(*inputs)), tree_leaves(expected), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs), sizes
+
+
+def test_an_export_leaves_nothing_behind(tmp_path):
+    """Not in the model, nor in the example, and torch has nothing to warn of."""
+    model, x = Kept(), torch.ones(9, 3, 5)
+    fast = snncc.compile(model)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        snncc.export(fast, tmp_path / "kept", format="pt2", example_inputs=(x,))
+
+    assert [str(each.message) for each in found if each.category is UserWarning] == []
+    assert model.v.shape == ()
+    assert bool((x == 1.0).all())
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ def test_only_arithmetic_of_sizes_is_evaluated():
     for text in (
         size,
         "Integer(-4)",
+        f"Add(Pow({size}, Integer(2)), Integer(-1))",
         f"Add(Mul(Integer(3), {size}), FloorDiv({size}, Integer(2)))",
     ):
         assert is_size(text)

@@ -1,0 +1,1 @@
+"""``export()``: which writer takes a compiled model, and what it has to know of it."""
