@@ -77,6 +77,7 @@ examples: $(VENV)/.setup  ## run every example
 	$(RUN) examples/vowels.py
 	$(RUN) examples/deploy_speech.py --out out/deploy
 	$(RUN) examples/language.py
+	$(RUN) examples/two_processes.py
 
 clean:  ## remove what the tools wrote; the virtual environment stays
 	rm -rf out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

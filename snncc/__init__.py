@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from snncc.convergence import Convergence, ConvergenceReport, convergence
+from snncc.distribution import DistributedModule, distribute
 from snncc.equivalence.certificate import Report
 from snncc.equivalence.verify import verify
 from snncc.errors import (
@@ -51,6 +52,7 @@ __all__ = [
     "CompiledModule",
     "Convergence",
     "ConvergenceReport",
+    "DistributedModule",
     "EquivalenceError",
     "Explanation",
     "FallbackWarning",
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "compile",
     "convergence",
+    "distribute",
     "explain",
     "export",
     "from_nir",

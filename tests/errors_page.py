@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 import snncc
+from snncc.distribution import require_same
 from snncc.ir.nodes import Binary, Const, Let, Op, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram
 from snncc.nn import LIF, ATan
@@ -192,6 +193,10 @@ def _refusing_driver(folder: Path) -> None:
     Driver(Library(refuse={"cuInit": 999})).load(0, b"", "kernel")
 
 
+def _other_rank(folder: Path) -> None:
+    require_same([[1, 2, 3, 4, 5, 6], [1, 7, 3, 4, 5, 6]])
+
+
 def _many_steps(folder: Path) -> None:
     program = replace(without_adjoint(lif()), most_steps=1 << 24)
     like = torch.zeros(1, 3)
@@ -208,6 +213,7 @@ SHELL: dict[str, Callable[[Path], None]] = {
     "build.nvrtc-failed": _broken_nvrtc,
     "build.triton-failed": _broken_triton,
     "launch.driver": _refusing_driver,
+    "launch.ranks": _other_rank,
     "target.no-driver": _no_driver,
     "target.no-nvcc": _no_nvcc,
     "target.no-triton": _no_triton,

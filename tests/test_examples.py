@@ -123,6 +123,19 @@ def test_speech_is_recognised_in_c(tmp_path, capsys):
     assert "370 recordings" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(capsys):
+    """Both ranks have the losses of the one process."""
+    pytest.importorskip("sklearn", reason="the digits come with it")
+    import two_processes
+
+    one, first, second = two_processes.main(["--updates", "4"]).values()
+
+    assert first.losses == second.losses == pytest.approx(one.losses, abs=LOSS_TOLERANCE)
+    assert one.losses[-1] < one.losses[0]
+    assert "rank 1 of two" in capsys.readouterr().out
+
+
 def test_digits_trains_serial_and_compiled(tmp_path, capsys):
     """The network with a loop per layer learns, compiled as well as not, and shows its plan."""
     pytest.importorskip("sklearn", reason="the digits come with it")

@@ -78,22 +78,28 @@ def _returning(graph: torch.fx.Graph, tape: Tape) -> torch.fx.Graph:
 
 
 def differentiated(
-    program: ChunkProgram, compiled: Compiled, options: Options, leaves: Sequence[Tensor]
+    program: ChunkProgram,
+    compiled: Compiled,
+    options: Options,
+    leaves: Sequence[Tensor],
+    *,
+    by_states: bool = False,
 ) -> ChunkProgram:
-    """Return a program whose steps have gradients, by inputs and parameters but not by states.
+    """Return a program whose steps have gradients, by inputs and parameters.
 
     Args:
         program: The program of a compiled model.
         compiled: The model.
         options: How it was compiled.
         leaves: The tensors of the recording's sources.
+        by_states: Whether they have gradients by states, too.
     """
     kinds = [source.kind for source in compiled.recording.tape.sources]
     wanted = [
         leaf.is_floating_point() and (leaf.requires_grad or kind is not SourceKind.BUFFER)
         for leaf, kind in zip(leaves, kinds, strict=True)
     ]
-    flags = (False, *(False for _ in program.states), *wanted)
+    flags = (False, *(by_states for _ in program.states), *wanted)
     graph = program.graph
     on_gpu = compiled.target in GPU_TARGETS
     for each in gradient_passes(PLACES[options.storage], flags, on_gpu=on_gpu):

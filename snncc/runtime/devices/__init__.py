@@ -1,0 +1,1 @@
+"""Networks whose time is split over several processes."""
