@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from snncc.compilation.chunk_programs import chunk_program, differentiated
 from snncc.compilation.pipeline import Compiled
 from snncc.compilation.runnable import with_kernels
+from snncc.compilation.time_lists import TimeLists, find_time_lists
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather, preserved
@@ -43,15 +44,22 @@ def open_stream(
     Raises:
         UnsupportedError: The model relates time steps other than by its states.
     """
-    tape = compiled.recording.tape
+    lists = find_time_lists(compiled)
+    compiled, tape = lists.compiled, lists.compiled.recording.tape
     _refuse_held(tape)
+    args, kwargs = lists.arguments.join((args, kwargs))
     leaves = [leaf.detach() for leaf in gather(tape, model, args, kwargs)]
     program = chunk_program(compiled, leaves, writes_back=options.mode == "serial")
     is_online = options.mode == "online"
-    arguments = _Arguments(model, tape, args, kwargs, is_live=is_online)
+    arguments = _Arguments(model, lists, args, kwargs, is_live=is_online)
+    finish = _finisher(tape, model)
+    results = _Results(lists, program.output_axes)
     interface = Interface(
         collect=arguments.collect,
-        finish=_finisher(tape, model),
+        finish=finish,
+        collect_chunk=arguments.collect_chunk,
+        finish_chunk=lambda outputs: results.split(finish(outputs)),
+        spread=results.spread,
         refresh=arguments.refresh,
         ranks=tuple(
             leaf.dim() - (axis is not None)
@@ -62,7 +70,7 @@ def open_stream(
         written=_written(tape),
     )
     if program.has_first:
-        arguments.require_same_first(program, interface.finish)
+        arguments.require_same_first(program, interface.finish_chunk)
     if is_online:
         program = differentiated(program, compiled, options, gather(tape, model, args, kwargs))
     program = replace(program, graph=with_kernels(program.graph, options))
@@ -93,14 +101,15 @@ class _Arguments:
     def __init__(
         self,
         model: Callable[..., Any],
-        tape: Tape,
+        lists: TimeLists,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
         is_live: bool = False,
     ) -> None:
         self._model = model
-        self._tape = tape
+        self._lists = lists.arguments
+        self._tape = tape = lists.compiled.recording.tape
         self._example = args, kwargs
         self._spec = tape.in_spec
         self._inputs = [
@@ -147,6 +156,10 @@ class _Arguments:
             leaves[position] = self._checked(given[index], position)
         return leaves
 
+    def collect_chunk(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Return the tensors of the program for several steps."""
+        return self.collect(*self._lists.join((args, kwargs)))
+
     def require_same_first(
         self, program: ChunkProgram, finish: Callable[[Sequence[Any]], Any]
     ) -> None:
@@ -161,7 +174,8 @@ class _Arguments:
             axis = program.input_axes[position]
             if axis is not None and index is not None:
                 given[index] = leaves[position] = leaves[position].narrow(axis, 0, 1)
-        args, kwargs = pytree.tree_unflatten(given, spec)
+        axes = [0 if len(leaves) > 1 else None for leaves in self._lists.leaves]
+        args, kwargs = self._lists.split(pytree.tree_unflatten(given, spec), axes)
         with preserved(self._model, args, kwargs), self._unwritten(), torch.no_grad():
             try:
                 leaves_now = pytree.tree_leaves(self._model(*args, **kwargs))
@@ -196,6 +210,27 @@ class _Arguments:
             code="launch.dtype",
             hints=["Convert it, or call the compiled model once with such an input."],
         )
+
+
+class _Results:
+    """Gives what a model returns for several steps, with its lists."""
+
+    def __init__(self, lists: TimeLists, axes: Sequence[int | None]) -> None:
+        self._structure, self._spread, self._axes = lists.results, lists.spread, axes
+        leaves = lists.compiled.recording.tape.output_leaves
+        self._leaf_axes = [axes[x.index] if isinstance(x, Position) else None for x in leaves]
+
+    def split(self, results: Any) -> Any:
+        """Return the results of several steps, lists in the place of their sequences."""
+        return self._structure.split(results, self._leaf_axes)
+
+    def spread(self, outputs: Sequence[Any]) -> list[Any]:
+        """Return the outputs of the model as it was recorded: the rows of its sequences."""
+        result = list(outputs)
+        for position, (source, row) in self._spread.items():
+            axis = self._axes[source]
+            result[position] = None if axis is None else outputs[source].select(axis, row)
+        return result
 
 
 def _written(tape: Tape) -> tuple[bool, ...]:

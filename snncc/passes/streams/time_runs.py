@@ -201,7 +201,7 @@ def _use_length(node: torch.fx.Node, length: torch.fx.Node) -> set[int]:
     if node.target is sequence_ops.step_numbers:
         node.target, node.args = sequence_ops.numbers_until, (*node.args, length)
         return set()
-    position = _length_position(node)
+    position = length_position(node)
     if position is None or not isinstance(node.args[position], int):
         return set()
     steps: Any = node.args[position]
@@ -248,7 +248,7 @@ def is_loop(node: torch.fx.Node) -> bool:
     return isinstance(node.target, NeuronCall) or loop_of(node) is not None
 
 
-def _length_position(node: torch.fx.Node) -> int | None:
+def length_position(node: torch.fx.Node) -> int | None:
     """Return which argument of a node is the number of steps."""
     target: Any = node.target
     if isinstance(node.target, NeuronCall):

@@ -42,8 +42,11 @@ class Interface:
     """How a stream talks to the model that it came from.
 
     Attributes:
-        collect: Maps the arguments of a call to the tensors of the program's placeholders.
-        finish: Maps the outputs of the program to what the model returns.
+        collect: Maps the arguments of a step to the tensors of the program's placeholders.
+        finish: Maps the outputs of a step to what the model returns, without its time axes.
+        collect_chunk: Collects the tensors for several steps, whose lists have an item for each.
+        finish_chunk: Maps the outputs of several steps to what the model returns.
+        spread: Maps the outputs of several steps to those of the sequence graph.
         refresh: Reads the parameters of the model anew; tells whether they lie where they did.
         ranks: For each placeholder that has a time axis its rank without it.
         names: The names of the placeholders.
@@ -53,6 +56,9 @@ class Interface:
 
     collect: Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]]
     finish: Callable[[Sequence[Any]], Any]
+    collect_chunk: Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]]
+    finish_chunk: Callable[[Sequence[Any]], Any]
+    spread: Callable[[Sequence[Any]], list[Any]]
     refresh: Callable[[], bool]
     ranks: tuple[int, ...]
     names: tuple[str, ...]
@@ -133,11 +139,11 @@ class Stream:
         Returns:
             What the model returns; what has a time axis has it for these steps.
         """
-        return self._interface.finish(self.raw_chunk(args, kwargs))
+        return self._interface.finish_chunk(self.raw_chunk(args, kwargs))
 
     def raw_chunk(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         """Take several steps at once and return the outputs of the program as they are."""
-        leaves = self._interface.collect(args, kwargs)
+        leaves = self._interface.collect_chunk(args, kwargs)
         lengths = {
             x.shape[a]
             for x, a in zip(leaves, self._program.input_axes, strict=True)
@@ -152,18 +158,19 @@ class Stream:
     def whole_sequence(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Start anew, take every step of a sequence, and return the outputs of the program."""
         self.reset()
-        leaves = self._interface.collect(args, kwargs)
+        leaves = self._interface.collect_chunk(args, kwargs)
         axes = self._program.input_axes
         along = [(i, a) for i, a in enumerate(axes) if a is not None]
         length = leaves[along[0][0]].shape[along[0][1]] if along else self._program.length
         first = self._advance(self._between(leaves, 0, 1), 1)
         later = [self._step(self._between(leaves, t, t + 1)) for t in range(1, length)]
-        return [
+        outputs = [
             (later[-1][i] if later else x)
             if axis is None
             else torch.cat([x, *(seen[i].unsqueeze(axis) for seen in later)], axis)
             for i, (x, axis) in enumerate(zip(first, self._program.output_axes, strict=True))
         ]
+        return self._interface.spread(outputs)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Go back to the state before the first step.
