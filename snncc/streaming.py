@@ -22,7 +22,8 @@ from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
-from snncc.runtime.streams.stream import Interface, Stream
+from snncc.runtime.streams.interface import Interface
+from snncc.runtime.streams.stream import Stream
 
 
 def open_stream(

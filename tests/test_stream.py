@@ -582,3 +582,19 @@ def test_streams_in_training_mode_draw_and_learn_as_the_sequence():
     torch.manual_seed(5)
     assert torch.equal(fast(x), actual)
     assert torch.equal(torch.rand(()), after)
+
+
+def test_a_stream_says_what_it_is():
+    """Its text names what a step takes, how far it is, and what it carries."""
+    x = torch.rand(5, 2, 6)
+    step = snncc.compile(Dense()).stream(x)
+    assert repr(step) == "Stream without gradients, no steps taken"
+
+    step(x[0])
+    first, *lines = repr(step).splitlines()
+    assert first == "Stream without gradients, 1 step taken"
+    assert lines[0] == "  takes x [2, 6]"
+    sizes = {"v": [2, 20], "total": [2, 3]}
+    assert lines[1:] == [
+        f"  holds {name} {sizes[name.partition('.')[2]]} float32 on cpu" for name in step.state
+    ]

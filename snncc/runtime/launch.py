@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,39 @@ from snncc.runtime.layout import Array, Layout, Placed, Sizes
 from snncc.runtime.schedule import Schedule
 
 DTYPES = (torch.float32, torch.float64)
+_SCRATCH = 10  # where the address of the scratch is among the sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A launch of a kernel that was noted.
+
+    Attributes:
+        again: Launches it again, on the same tensors.
+        reads: The tensors that it read and wrote.
+    """
+
+    again: Callable[[], object]
+    reads: Sequence[Tensor]
+
+
+# What is told of every launch, besides the operators that torch tells of.
+_NOTE: ContextVar[Callable[[Launch], None] | None] = ContextVar("note", default=None)
+
+
+@contextmanager
+def noted_launches(note: Callable[[Launch], None]) -> Iterator[None]:
+    """Tell of each launch of a kernel inside of the context."""
+    token = _NOTE.set(note)
+    try:
+        yield
+    finally:
+        _NOTE.reset(token)
+
+
+def are_noted() -> bool:
+    """Tell whether launches are noted, so that kernels may run while torch records."""
+    return _NOTE.get() is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +89,14 @@ class Binding:
 
     def bound(self, tensors: Sequence[Tensor]) -> Callable[[], object]:
         """Return a call of the kernel on these very tensors, which it keeps alive."""
-        if self._copies or self._scratch:
+        if self._copies:
             return lambda: self.run(tensors)
         values = self._values.copy()
+        scratch = torch.empty(self._scratch, dtype=self._dtype)
+        values[_SCRATCH] = scratch.data_ptr()
         for slot, tensor in zip(self._slots, tensors, strict=True):
             values[slot] = tensor.data_ptr()
-        packed, function, kept = self._pack(*values), self._function, tuple(tensors)
+        packed, function, kept = self._pack(*values), self._function, (*tensors, scratch)
         return lambda: (function(packed), kept)[0]
 
     def run(self, tensors: Sequence[Tensor]) -> None:
@@ -72,10 +109,13 @@ class Binding:
             # At least what the pool serves: small buffers would fault in their pages each time.
             size = max(self._scratch * self._dtype.itemsize, memory.SMALLEST)
             scratch = memory.POOL.buffer(size, self._dtype)
-            values[10] = scratch.data_ptr()
+            values[_SCRATCH] = scratch.data_ptr()
         for slot, tensor in zip(self._slots, kept, strict=True):
             values[slot] = tensor.data_ptr()
         self._function(self._pack(*values))
+        note = _NOTE.get()
+        if note is not None:
+            note(Launch(self.bound(tensors), tensors))
 
 
 def pack_sizes(

@@ -32,7 +32,13 @@ from snncc.runtime.backward import BackwardCall
 from snncc.runtime.binaries.cache import CACHE, KernelCache
 from snncc.runtime.gpu.engine import GpuEngine
 from snncc.runtime.gpu.plans import GpuBackwardPlan, GpuForwardPlan
-from snncc.runtime.launch import LoadedKernel, broadcast_lanes, check_arguments, with_lanes
+from snncc.runtime.launch import (
+    LoadedKernel,
+    are_noted,
+    broadcast_lanes,
+    check_arguments,
+    with_lanes,
+)
 from snncc.runtime.layout import Sizes
 from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_results
 from snncc.runtime.tracing import is_traced
@@ -124,7 +130,7 @@ class Neuron:
         self.check_steps(tensors, length)
         if self.target == "torch":
             return self._interpret(tensors, length)
-        if is_traced(tensors):
+        if is_traced(tensors) and not are_noted():
             return self._traced(tensors, length)
         return self._eager(tensors, length)
 

@@ -125,6 +125,44 @@ def filled(program: ChunkProgram, states: Sequence[Any], ends: Sequence[Any]) ->
     ]
 
 
+def described(
+    kind: str, steps: int, inputs: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]
+) -> str:
+    """Return a stream as text: what it takes, how far it is, and what it carries on.
+
+    Args:
+        kind: What it is.
+        steps: How many steps were taken.
+        inputs: The sizes of what a step takes, by name.
+        state: The state.
+    """
+    lines = [f"Stream {kind}, {steps or 'no'} step{'' if steps == 1 else 's'} taken"]
+    lines += [f"  takes {name} {list(sizes)}" for name, sizes in inputs.items()]
+    lines += [
+        f"  holds {name} {list(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
+        for name, x in state.items()
+    ]
+    return "\n".join(lines)
+
+
+def initial_states(program: ChunkProgram, starts: Sequence[Any]) -> list[Any]:
+    """Return the states before the first step; a loop makes of a `Fill` what it needs.
+
+    Args:
+        program: The program that they are states of.
+        starts: The values that the program's ``start`` graph gives.
+    """
+    values: list[Any] = []
+    for state in program.states:
+        if not isinstance(state.start, Fill):
+            values.append(starts[state.start])
+        elif state.dtype is None:
+            values.append(state.start)
+        else:
+            values.append(torch.tensor(state.start.value, dtype=state.dtype))
+    return values
+
+
 def restarted(
     program: ChunkProgram,
     states: Sequence[Any],

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +23,14 @@ from snncc.errors import LaunchError
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.graph_function import function_of
 from snncc.ir.time_loop import Fill
+from snncc.runtime.streams.interface import Interface
+from snncc.runtime.streams.recorded_step import StepProgram
 from snncc.runtime.streams.state import (
     MASK,
     STATE,
+    described,
     filled,
+    initial_states,
     own_rows,
     read_state,
     restarted,
@@ -35,35 +38,7 @@ from snncc.runtime.streams.state import (
     write_state,
 )
 from snncc.runtime.streams.static_step import StaticStep
-
-
-@dataclass(frozen=True)
-class Interface:
-    """How a stream talks to the model that it came from.
-
-    Attributes:
-        collect: Maps the arguments of a step to the tensors of the program's placeholders.
-        finish: Maps the outputs of a step to what the model returns, without its time axes.
-        collect_chunk: Collects the tensors for several steps, whose lists have an item for each.
-        finish_chunk: Maps the outputs of several steps to what the model returns.
-        spread: Maps the outputs of several steps to those of the sequence graph.
-        refresh: Reads the parameters of the model anew; tells whether they lie where they did.
-        ranks: For each placeholder that has a time axis its rank without it.
-        names: The names of the placeholders.
-        own: For each placeholder whether it comes from the arguments of the call.
-        written: For each placeholder whether the program overwrites it.
-    """
-
-    collect: Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]]
-    finish: Callable[[Sequence[Any]], Any]
-    collect_chunk: Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]]
-    finish_chunk: Callable[[Sequence[Any]], Any]
-    spread: Callable[[Sequence[Any]], list[Any]]
-    refresh: Callable[[], bool]
-    ranks: tuple[int, ...]
-    names: tuple[str, ...]
-    own: tuple[bool, ...]
-    written: tuple[bool, ...]
+from snncc.runtime.streams.training_steps import TrainingSteps
 
 
 class Stream:
@@ -81,7 +56,7 @@ class Stream:
         self._run: Callable[..., tuple[Any, ...]] = function_of(program.graph)
         self._begin: Callable[..., tuple[Tensor, ...]] = function_of(program.start)
         self._interface = interface
-        self._static: StaticStep | None = None
+        self._static: StaticStep | TrainingSteps | None = None
         self._outputs = len(program.output_axes)
         self._starts: Sequence[Any] | None = None
         self._states: list[Any] | None = None
@@ -89,6 +64,12 @@ class Stream:
         self._is_loaded = False  # until a step was taken from the state that was loaded
         self._is_settled = False  # whether the states are what a step leaves
         self.steps = 0
+
+    def __repr__(self) -> str:
+        sizes = zip(self._interface.names, self._sizes or (), self._interface.own, strict=False)
+        inputs = {name: size for name, size, is_own in sizes if is_own}
+        kind = "with gradients" if self._keeps_gradients else "without gradients"
+        return described(kind, self.steps, inputs, self.state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step.
@@ -106,8 +87,7 @@ class Stream:
         interface, static = self._interface, self._static
         leaves = interface.collect(args, kwargs)
         if static is not None and self._states is static.states and static.accepts(leaves):
-            self.steps += 1
-            return interface.finish(static(self.steps, leaves))
+            return interface.finish(self._fast(static, leaves))
         for i, axis in enumerate(self._program.input_axes):
             if axis is not None:
                 leaves[i] = self._with_time(leaves[i], i)
@@ -115,19 +95,40 @@ class Stream:
 
     def _step(self, leaves: list[Tensor]) -> Sequence[Any]:
         """Take one step and return its outputs without their time axes."""
-        if self._states is None or not self._is_settled or self._keeps_gradients:
+        static = self._fitted(leaves) if self._is_settled else None
+        if static is None:
             parts = zip(self._advance(leaves, 1), self._program.output_axes, strict=True)
             return [x if axis is None else x.select(axis, -1) for x, axis in parts]
+        return self._fast(static, leaves)
+
+    def _fitted(self, leaves: list[Tensor]) -> StaticStep | TrainingSteps | None:
+        """Return what takes a step from the present states on buffers of its own, if it can."""
         self._require_same_sizes(leaves)
-        with torch.no_grad():
-            if self._static is None or not self._static.fits(self._states, leaves):
-                own = self._interface.own
-                with self._without_trace(leaves):
-                    self._static = StaticStep(self._program, self._states, leaves, own)
-            self._static.move_to(self._states)
-            self._states = self._static.states
-            self.steps += 1
-            return self._static(self.steps, leaves)
+        if self._states is None or (self._keeps_gradients and self._program.counts):
+            return None
+        known = self._static
+        if known is None or not known.fits(self._states, leaves):
+            known = self._static = self._bound(self._states, leaves)
+        if isinstance(known, TrainingSteps) and not known.accepts(leaves):
+            return None
+        known.move_to(self._states)
+        return known
+
+    def _bound(self, states: Sequence[Any], leaves: list[Tensor]) -> StaticStep | TrainingSteps:
+        interface, program = self._interface, self._program
+        if self._keeps_gradients:
+            axes = program.input_axes, program.output_axes
+            step = StepProgram(self._run, *axes, interface.own)
+            return TrainingSteps(step, states, leaves, self._without_trace)
+        with self._without_trace(leaves), torch.no_grad():
+            return StaticStep(program, states, leaves, interface.own)
+
+    def _fast(self, static: StaticStep | TrainingSteps, leaves: list[Tensor]) -> Sequence[Any]:
+        """Take a step on buffers that are there."""
+        results = static(self.steps + 1, leaves)
+        self.steps += 1
+        self._states = static.states
+        return results
 
     def chunk(self, *args: Any, **kwargs: Any) -> Any:
         """Take several steps at once.
@@ -252,6 +253,8 @@ class Stream:
 
     def _advance(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
         self._require_same_sizes(leaves)
+        if isinstance(self._static, TrainingSteps) and self._states is self._static.states:
+            self._states = [x.clone() for x in self._states]  # autograd may keep them
         if self._states is None and self._program.has_first:
             return self._advance_from_first(leaves, steps)
         is_first = self._states is None
@@ -373,17 +376,9 @@ class Stream:
                 )
 
     def _initial(self) -> list[Any]:
-        """Return the states before the first step; a loop makes of a `Fill` what it needs."""
+        """Return the states before the first step."""
         assert self._starts is not None
-        values: list[Any] = []
-        for state in self._program.states:
-            start = state.start
-            if not isinstance(start, Fill):
-                values.append(self._starts[start])
-            else:
-                is_loop = state.dtype is None
-                values.append(start if is_loop else torch.tensor(start.value, dtype=state.dtype))
-        return values
+        return initial_states(self._program, self._starts)
 
     def _with_time(self, x: Tensor, position: int) -> Tensor:
         rank = self._interface.ranks[position]
