@@ -1,0 +1,1 @@
+"""C kernels of networks that run as queues of spikes."""

@@ -1,0 +1,1 @@
+"""Networks that run as queues of spikes, by C kernels."""
