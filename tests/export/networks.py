@@ -36,7 +36,7 @@ class Dense(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(30, 70), nn.Linear(70, 33), nn.Linear(33, 5)])
+        self.layers = nn.ModuleList([nn.Linear(150, 70), nn.Linear(70, 33), nn.Linear(33, 5)])
         self.tau = nn.Parameter(torch.tensor([0.5, 1.0, 0.25, 0.75, 0.5]))
 
     def forward(self, x):
@@ -256,7 +256,7 @@ class Cells(nn.Module):
 
 
 NETWORKS = {
-    "dense": Exported(Dense, (9, 2, 30), {}),
+    "dense": Exported(Dense, (9, 2, 150), {}),
     "conv": Exported(Conv, (9, 1, 2, 9, 8), {}, exact=False),
     "temporal": Exported(Temporal, (9, 2, 3, 10), {}),
     "recurrent": Exported(Recurrent, (9, 2, 6), {"fallback": "serial"}),

@@ -66,16 +66,20 @@ def test_library_is_the_model(bundles, name):
 
 @pytest.mark.parametrize("name", ["dense", "conv", "attending"])
 def test_optimisation_changes_no_bit(bundles, tmp_path, name):
-    """Without optimisation and with all of it, for any machine and for this one: the same bits."""
+    """Without optimisation and with all of it, with vectors of each width and without: one result.
+
+    A compiler lays vectors that the machine does not have out in narrower ones.
+    """
     outputs = []
-    for i, flags in enumerate([("-O0",), ("-O3",), ("-O3", "-march=native")]):
+    widths = [(f"-DNET_{name.upper()}_VECTOR={n}",) for n in (0, 16, 32, 64)]
+    for i, flags in enumerate([("-O0",), ("-Os",), ("-O3", "-march=native"), *widths]):
         program = build(tmp_path, bundles[name], *flags)
         out = tmp_path / f"out{i}"
         run(program, bundles[name], "--out", str(out))
         outputs.append(out.read_bytes())
 
     assert outputs[0]
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert set(outputs) == {outputs[0]}
 
 
 @pytest.mark.parametrize("name", ["dense", "conv", "temporal", "recurrent", "peeled"])
@@ -398,7 +402,7 @@ def test_wrong_options_are_refused(tmp_path, options, code):
 def test_serial_model_is_refused(tmp_path):
     """Export takes a compiled model."""
     with pytest.raises(OptionError, match="not a compiled model"):
-        snncc.export(Dense(), tmp_path / "b", example_inputs=(torch.rand(9, 2, 30),))
+        snncc.export(Dense(), tmp_path / "b", example_inputs=(torch.rand(9, 2, 150),))
 
 
 class OneStep(nn.Module):

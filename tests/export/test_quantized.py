@@ -47,7 +47,9 @@ def bundles(tmp_path_factory):
 @pytest.mark.parametrize(("name", "arithmetic"), CASES)
 def test_library_is_the_reference(bundles, name, arithmetic):
     """It compiles without a warning, overflows nowhere, and no number differs."""
-    report = snncc.verify_bundle(bundles(name, arithmetic).folder, ("-O1", *STRICT, *SANITIZED))
+    widest = f"-DNET_{name.upper()}_VECTOR=64"
+    flags = ("-O1", widest, *STRICT, *SANITIZED)
+    report = snncc.verify_bundle(bundles(name, arithmetic).folder, flags)
 
     assert report.ok, report
     assert re.findall(r", (\d+) differ", report.text) == ["0"] * report.text.count("differ,")
@@ -145,7 +147,7 @@ def test_examples_and_labels_are_measured(tmp_path):
     """More examples decide the scales; answers are compared with the model's and the labels."""
     model, x = prepared(NETWORKS["dense"])
     model = model.eval()
-    more = [(torch.rand(n, 2, 30) * 4,) for n in (5, 12)]
+    more = [(torch.rand(n, 2, 150) * 4,) for n in (5, 12)]
     labels = [model(e).sum(0).argmax(-1) for e in (x, *(a for (a,) in more))]
     labels[0] = (labels[0] + 1) % 5
     one, three = (

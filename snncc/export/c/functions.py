@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from snncc.codegen.c.preamble import helper_text
-from snncc.export.c.nests import NESTS, Types
+from snncc.export.c.nests import NESTS, Types, nests_before
 from snncc.ir.nodes import Op
 
 # For each function the nest that it calls.
@@ -108,7 +108,7 @@ static void PREFIX_normalize(const REAL *x, REAL *y, int groups, int size, REAL 
 
 def fixed_names() -> set[str]:
     """Return the names, without the prefix, of all functions that a library may have."""
-    return {*_FUNCTIONS, *NESTS, "eight"}
+    return {*_FUNCTIONS, *NESTS, "eight", "active"}
 
 
 def fixed_part(used: Iterable[str], prefix: str, real: str) -> str:
@@ -131,4 +131,4 @@ def fixed_part(used: Iterable[str], prefix: str, real: str) -> str:
             for word in ("EXP", "LOG", "SQRT"):
                 text = text.replace(f"{word}(", f"{word.lower()}{suffix}(")
             texts.append(text.replace("PREFIX", prefix).replace("REAL", real))
-    return "".join([*scalars, *nests, *texts])
+    return "".join([*scalars, nests_before(wanted, prefix), *nests, *texts])

@@ -310,7 +310,7 @@ class Library:
 
     def weight_array(self) -> str:
         """Return the weights as an array to link."""
-        head = f"const {self.weights.type} {self.name}_weights[{self.macro}_WEIGHTS]"
+        head = f"_Alignas(64) const {self.weights.type} {self.name}_weights[{self.macro}_WEIGHTS]"
         return f'#include "{self.name}.h"\n\n{head} = {{\n  {self.weights.values}}};\n'
 
     def test_vector(self, sequence: Sequence) -> bytes:

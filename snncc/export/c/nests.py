@@ -8,10 +8,10 @@ calls.  Inputs that are zero are skipped: where neurons are silent, weights are 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-_TOGETHER = 8  # rows of weights that are added while a sum stays in a register
-_EACH = range(_TOGETHER)
+from snncc.export.c.rows import VECTORS, rows_text
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class Types:
         weight: Of a weight.
         sum: Of a sum.
         ending: What its name ends in.
-        partial: For inputs that are one or zero the type that the sum of eight weights fits; or
+        partial: For inputs that are one or zero the type that the sum of 128 weights fits; or
             nothing: inputs are factors.
+        vectors: Between which widths, in bytes, vectors are faster than what compilers make of C.
         least: What no number is below.
         beats: When ``value`` is the maximum of itself and ``most``.
         mean: What a mean is, of ``sum`` and ``divisor``.
@@ -40,6 +41,7 @@ class Types:
     beats: str = "value > most || value != value"
     mean: str = "sum / (NUMBER)divisor"
     settings: str = ""
+    vectors: tuple[int, int] = (16, 64)
 
     def fill(self, name: str, prefix: str) -> str:
         """Return the text of a nest.
@@ -48,11 +50,13 @@ class Types:
             name: The nest.
             prefix: What names of functions start with.
         """
+        narrowest, widest = self.vectors
         words = {
-            "ADDITION": _SPIKES if self.partial else _FACTORS,
-            "VALUE": "" if self.partial else "const SUM value = x[active[k]];\n    ",
             "TERM": "row[o]" if self.partial else "value * row[o]",
-            "ROWS": "\n".join(f"  const WEIGHT *restrict r{k} = w + {_row(k)};" for k in _EACH),
+            "NARROWEST": str(narrowest),
+            "WIDTH": f"(MACRO_VECTOR < {widest} ? MACRO_VECTOR : {widest})",
+            "MACRO": prefix.upper(),
+            "ADDEND": self.partial or "SUM",
             "PARTIAL": self.partial,
             "BEATS": self.beats,
             "LEAST": self.least,
@@ -64,67 +68,13 @@ class Types:
             "SUM": self.sum,
             "ENDING": self.ending,
         }
-        text = NESTS[name]
+        text = rows_text(of_spikes=bool(self.partial)) if name == "rows" else _TEXTS[name]
         for word, value in words.items():
             text = text.replace(word, value)
         return text
 
 
-def _row(k: int) -> str:
-    return f"(size_t)active[{k}] * (size_t)out"
-
-
-_FACTORS = "\n".join(
-    [
-        *(f"  const SUM v{k} = x[active[{k}]];" for k in _EACH),
-        "  for (int o = 0; o < out; o++) {",
-        "    SUM sum = sums[o];",
-        *(f"    sum += v{k} * r{k}[o];" for k in _EACH),
-        "    sums[o] = sum;",
-        "  }",
-    ]
-)
-_SPIKES = "\n".join(
-    [
-        "  (void)x;",
-        "  for (int o = 0; o < out; o++) {",
-        "    PARTIAL sum = r0[o];",
-        *(f"    sum = (PARTIAL)(sum + r{k}[o]);" for k in _EACH[1:]),
-        "    sums[o] += sum;",
-        "  }",
-    ]
-)
-
-NESTS = {
-    "rows": """
-/* Add eight rows of w to sums, which are read and written once for all of them. */
-static void PREFIX_eightENDING(const NUMBER *x, const WEIGHT *w, SUM *restrict sums, int out,
-                               const int *active)
-{
-ROWS
-ADDITION
-}
-
-/* sums += x w; w is [in, out].  The rows of w at which x is zero are not read. */
-static void PREFIX_rowsENDING(const NUMBER *x, const WEIGHT *w, SUM *restrict sums, int in, int out)
-{
-  int active[8], count = 0;
-  for (int i = 0; i < in; i++) {
-    active[count] = i;
-    count += x[i] != 0;
-    if (count == 8) {
-      PREFIX_eightENDING(x, w, sums, out, active);
-      count = 0;
-    }
-  }
-  for (int k = 0; k < count; k++) {
-    VALUEconst WEIGHT *restrict row = w + (size_t)active[k] * (size_t)out;
-    for (int o = 0; o < out; o++) {
-      sums[o] += TERM;
-    }
-  }
-}
-""",
+_TEXTS = {
     "spread": """
 /* Add a convolution of one image, each input that is not zero spread over the outputs it reaches.
    n: batch, channels, height, width, out channels, out height, out width, kernel height and width,
@@ -227,3 +177,11 @@ static void PREFIX_matmulENDING(const NUMBER *a, const NUMBER *b, SUM *restrict 
 }
 """,
 }
+
+# In the order in which a library has them.
+NESTS = ("rows", *_TEXTS)
+
+
+def nests_before(names: Iterable[str], prefix: str) -> str:
+    """Return what stands before nests of these names."""
+    return VECTORS.replace("MACRO", prefix.upper()) if "rows" in names else ""

@@ -104,11 +104,9 @@ class Writer:
             sizes: tuple[object, ...] = (self.parts.geometry(operation.layer), sums)
             return self.parts.call(f"convolution{ending}", *given, result, *sizes) + ";"
         inputs, outputs = operation.layer.weight.shape
-        sizes = (x.numel // inputs, inputs, outputs)
-        if product.by_output:
-            return self.parts.call(f"dense{product.sum_bits}", *given, result, *sizes) + ";"
-        sums = self.parts.room(kind, outputs)
-        return self.parts.call(f"linear{ending}", *given, result, *sizes, sums) + ";"
+        name = f"dense{product.sum_bits}" if product.by_output else f"linear{ending}"
+        sizes = (x.numel // inputs, inputs, outputs, self.parts.room(kind, outputs))
+        return self.parts.call(name, *given, result, *sizes) + ";"
 
     def _matmul(self, operation: MatMul) -> list[str]:
         over, (a, b, y), table = self.parts.matmul(operation.layer)

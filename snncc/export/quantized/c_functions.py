@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from snncc.export.c.nests import NESTS, Types
+from snncc.export.c.nests import NESTS, Types, nests_before
 from snncc.export.quantized.formats import Arithmetic
 
 # For each function what it calls.
 _CALLS = {
-    "scale": ("right", "narrow"),
+    "scale": ("shift",),
     "right": ("shift",),
     "floor": ("shift",),
     "linear": ("rows", "scale"),
@@ -95,14 +95,10 @@ static inline STATE PREFIX_narrowBITS(SUM x)
 /* The number of a state nearest to x / 2^shift, halves up; a shift below zero multiplies. */
 static inline STATE PREFIX_scaleBITS(SUM x, int shift)
 {
-  if (shift > 0) {
-    return PREFIX_narrowBITS(PREFIX_rightBITS(x, shift));
-  }
-  const STATE most = (STATE)(HIGH >> -shift);
-  if (x > most) {
-    return HIGH;
-  }
-  return x < -(WIDE)most - 1 ? -HIGH - 1 : PREFIX_narrow64(x * ((int64_t)1 << -shift));
+  const int down = shift > 0 ? shift : 0, up = shift < 0 ? -shift : 0;
+  const SUM near = PREFIX_shiftBITS(x + (down ? (SUM)1 << (down - 1) : 0), down);
+  const STATE most = (STATE)(HIGH >> up);
+  return near > most ? HIGH : near < -most ? -HIGH - 1 : (STATE)(near * ((SUM)1 << up));
 }
 """,
     "divided": """
@@ -149,16 +145,35 @@ static void PREFIX_linearENDING(const STATE *x, const WEIGHT *w, const WIDE *bia
     "dense": """
 /* y = limit((bias + x w) / 2^shift) for rows of x of which few are zero; w is [out, in]. */
 static void PREFIX_denseENDING(const STATE *x, const WEIGHT *w, const WIDE *bias,
-                               const int8_t *shift, STATE *y, int rows, int in, int out)
+                               const int8_t *shift, STATE *y, int rows, int in, int out,
+                               SUM *restrict sums)
 {
+  const int whole = out - out % 4;
   for (int r = 0; r < rows; r++, x += in, y += out) {
-    for (int o = 0; o < out; o++) {
+    for (int o = 0; o < whole; o += 4) {
+      const WEIGHT *w0 = w + (size_t)o * (size_t)in, *w1 = w0 + in, *w2 = w1 + in, *w3 = w2 + in;
+      SUM sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
+      for (int i = 0; i < in; i++) {
+        sum0 += (SUM)x[i] * w0[i];
+        sum1 += (SUM)x[i] * w1[i];
+        sum2 += (SUM)x[i] * w2[i];
+        sum3 += (SUM)x[i] * w3[i];
+      }
+      sums[o] = sum0;
+      sums[o + 1] = sum1;
+      sums[o + 2] = sum2;
+      sums[o + 3] = sum3;
+    }
+    for (int o = whole; o < out; o++) {
       const WEIGHT *row = w + (size_t)o * (size_t)in;
       SUM sum = 0;
       for (int i = 0; i < in; i++) {
         sum += (SUM)x[i] * row[i];
       }
-      y[o] = PREFIX_scaleBITS(bias ? bias[o] + sum : sum, shift[o]);
+      sums[o] = sum;
+    }
+    for (int o = 0; o < out; o++) {
+      y[o] = PREFIX_scaleBITS(bias ? bias[o] + sums[o] : sums[o], shift[o]);
     }
   }
 }
@@ -203,17 +218,18 @@ class _Wanted:
 
     def calls(self, wide: int) -> list[_Wanted]:
         """Return what it calls."""
-        found = [
+        return [
             _Wanted(n, (self.bits or wide) if n in _SIZED else 0, self.of_spikes and n in NESTS)
             for n in _CALLS.get(self.name, ())
         ]
-        return [*found, _Wanted("narrow", 64, False)] if self.name == "scale" else found
 
 
 def fixed_names() -> set[str]:
     """Return the names, without the prefix, of all functions that a library may have."""
     endings = ("", "32", "64", "_spikes32", "_spikes64")
-    return {f"{n}{end}" for n in (*_FUNCTIONS, *NESTS, "eight", *_LAYERS) for end in endings}
+    return {
+        f"{n}{end}" for n in (*_FUNCTIONS, *NESTS, "eight", "active", *_LAYERS) for end in endings
+    }
 
 
 def fixed_part(used: Iterable[str], prefix: str, arithmetic: Arithmetic) -> str:
@@ -231,7 +247,7 @@ def fixed_part(used: Iterable[str], prefix: str, arithmetic: Arithmetic) -> str:
         if item not in wanted:
             wanted.add(item)
             todo += item.calls(arithmetic.wide_bits)
-    texts = []
+    texts = [nests_before({item.name for item in wanted}, prefix)]
     for name in (*_FUNCTIONS, *NESTS, *_LAYERS):
         for item in sorted(w for w in wanted if w.name == name):
             texts.append(_filled(item, prefix, arithmetic))
@@ -242,6 +258,16 @@ def _parsed(name: str) -> _Wanted:
     bits = int(name[-2:]) if name[-2:] in ("32", "64") else 0
     stem = name.removesuffix(str(bits))
     return _Wanted(stem.removesuffix("_spikes"), bits, stem.endswith("_spikes"))
+
+
+def _vectors(item: _Wanted, arithmetic: Arithmetic) -> tuple[int, int]:
+    """Return from which width of vectors on a nest gains by them, and at which it gains most.
+
+    Narrow vectors have no multiplication of 64 bits, or no widening of weights to their sums.
+    """
+    if item.of_spikes:
+        return 32, 32 if arithmetic.weight_bits == 8 else 64
+    return item.bits, 64
 
 
 def _filled(item: _Wanted, prefix: str, arithmetic: Arithmetic) -> str:
@@ -267,6 +293,7 @@ def _filled(item: _Wanted, prefix: str, arithmetic: Arithmetic) -> str:
             beats="value > most",
             mean="PREFIX_narrowENDING(PREFIX_dividedENDING(sum * ((SUM)1 << left), divisor))",
             settings=", int left",
+            vectors=_vectors(item, arithmetic),
         )
         return types.fill(item.name, prefix)
     text = _FUNCTIONS.get(item.name) or _LAYERS[item.name]
