@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
-import torch.fx
 from torch import Tensor
 
 from snncc.compilation.pipeline import PLACES, Compiled
+from snncc.compilation.streamed import has_time, no_steps, streamed, with_open_layers
 from snncc.errors import UnsupportedError
 from snncc.ir.chunk_program import ChunkProgram
-from snncc.ir.tape import Position, SourceKind, Tape
+from snncc.ir.tape import SourceKind
 from snncc.options import GPU_TARGETS, Options
 from snncc.passes import Rejection, gradient_passes
-from snncc.passes.neurons import copy_graph
-from snncc.passes.streams.stream_steps import stream_steps
+from snncc.passes.loops.open_layers import has_layers
 
 
 def chunk_program(
@@ -35,18 +32,12 @@ def chunk_program(
         UnsupportedError: The model relates time steps other than by its states.
     """
     tape = compiled.recording.tape
-    inputs = [source.kind is SourceKind.INPUT for source in tape.sources]
-    program = stream_steps(compiled.graph, leaves, inputs)
-    if isinstance(program, Rejection) and not writes_back:
-        program = stream_steps(_returning(compiled.graph, tape), leaves, inputs) or program
+    program = streamed(compiled.graph, tape, leaves, writes_back=writes_back)
+    if has_layers(compiled.graph) and not has_time(program):
+        graph = with_open_layers(compiled.graph, on_gpu=compiled.target in GPU_TARGETS)
+        program = streamed(graph, tape, leaves, writes_back=writes_back)
     if isinstance(program, Rejection):
-        raise UnsupportedError(
-            "The model cannot run one time step after another.",
-            code="unsupported.stream",
-            location=program.where,
-            notes=[program.reason],
-            hints=["Call the compiled model on the whole sequence."],
-        )
+        raise no_steps(program)
     return program
 
 
@@ -63,18 +54,6 @@ def require_row_a_step(program: ChunkProgram) -> None:
             notes=["An export gives one row for each step."],
             hints=["Return the rows of the steps alone, as in 'out[1:]'."],
         )
-
-
-def _returning(graph: torch.fx.Graph, tape: Tape) -> torch.fx.Graph:
-    """Return a graph whose outputs are what the model returns, and None for all others."""
-    returned = {leaf.index for leaf in tape.output_leaves if isinstance(leaf, Position)}
-    result = copy_graph(graph)
-    outputs: Any = result.output_node().args[0]
-    result.output_node().args = (
-        tuple(x if i in returned else None for i, x in enumerate(outputs)),
-    )
-    result.eliminate_dead_code()
-    return result
 
 
 def differentiated(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from snncc.compilation.refusals import refusal
 from snncc.compilation.runnable import KernelCall, with_kernels
 from snncc.compilation.select_form import select_forms
+from snncc.compilation.streamed import hides_steps
 from snncc.dump import Dump
 from snncc.equivalence.translation import check_translation
 from snncc.errors import TargetError, UnsupportedError
@@ -36,6 +37,7 @@ from snncc.passes.dynamic_decay.substitute_dynamic_decay import SubstituteDynami
 from snncc.passes.folding.fold_norms import FoldNorms
 from snncc.passes.gradients.cut_time import CutTime
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
+from snncc.passes.loops.open_layers import has_layers
 from snncc.passes.neurons import neuron_nodes
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
@@ -209,6 +211,7 @@ def sequence_graph(
         on_gpu=target in GPU_TARGETS,
         skip_zeros=options.skip_zeros and target == "c",
         fold_norms=options.fold_norms,
+        open_layers=_opens_layers(recording, options, leaves),
         cut_time=cutting_time(recording) if options.mode == "online" else None,
     )
     if gates is not None:
@@ -217,6 +220,20 @@ def sequence_graph(
     if options.mode == "auto":
         graph = select_forms(graph, leaves, target, options.num_threads)
     return graph
+
+
+def _opens_layers(recording: Recording, options: Options, leaves: Sequence[Tensor]) -> bool:
+    """Tell whether recurrent layers of torch become loops: where a mode needs their steps.
+
+    Raises:
+        UnsupportedError: Their steps cannot be told apart.
+    """
+    if options.mode not in ("serial", "online") or not has_layers(recording.rolled.graph):
+        return False
+    fused = replace(options, mode="fused")
+    graph = sequence_graph(recording, fused, leaves, Dump("layers"))
+    on_gpu = target_of(options, leaves) in GPU_TARGETS
+    return hides_steps(graph, recording.tape, [x.detach() for x in leaves], on_gpu=on_gpu)
 
 
 def cutting_time(recording: Recording) -> CutTime:

@@ -66,6 +66,7 @@ from snncc.ir.numerics import Numerics
 from snncc.module import CompiledModule, program_of, require_model
 from snncc.options import Options
 from snncc.passes.folding.fold_membrane_norm import INTO_SCALE, INTO_STATE
+from snncc.passes.loops.open_layers import OpenLayers, has_layers
 from snncc.passes.neurons import as_written, serial_program
 from snncc.reporting.layers import layers_of
 from snncc.reporting.recurrent_layer import recurrent_layer
@@ -102,7 +103,7 @@ def verify(
             hints=["Pass the result of 'snncc.compile(model)'."],
         )
     require_model(model)
-    gradients = _option("gradients").flag(gradients)
+    gradients = _option("gradients").flag(gradients) and fast.options.mode != "serial"
     seed = _option("seed").whole(seed, 0, 2**63 - 1)
     compiled = fast.specialize(*args, **kwargs)
     if compiled.plan.numerics is Numerics.SUBSTITUTED:
@@ -126,11 +127,13 @@ def verify(
     with unwritten(given[1]):
         actual = observe(fast, twin, (args, kwargs), leaves[1], seeds)
     values = gather(compiled.recording.tape, twin, args, kwargs)
-    with without_autocast(), preserved(twin, args, kwargs), torch.no_grad():
-        graph = _with_norms(compiled, values, fast)
+    graph = _with_norms(compiled, values, fast)
+    # A recurrent layer of torch rounds in another way where it is to have a gradient.
+    with_graph = torch.is_grad_enabled() and has_layers(graph)
+    with without_autocast(), preserved(twin, args, kwargs), torch.set_grad_enabled(with_graph):
         outputs = run_stepwise(as_written(graph), values)
-        tape = compiled.recording.tape
-        stepwise = flat(returned(tape, twin, outputs, args, kwargs), held_by(twin, args, kwargs))
+        results = returned(compiled.recording.tape, twin, outputs, args, kwargs)
+        stepwise = flat(results, held_by(twin, args, kwargs))
     allowed = _structural_tolerance(compiled, expected.outputs)
     comparisons = [*compare_all("structure", "output", expected.outputs, stepwise, allowed)]
     with without_autocast(), preserved(twin, args, kwargs):
@@ -139,10 +142,8 @@ def verify(
             comparisons += compare_folds(as_written(graph), as_written(compiled.graph), values)
         comparisons += _kernels(compiled, values, fast.options, seeds, gradients)
     network = _network(compiled, expected, actual)
-    inexact = compiled.plan.numerics is not Numerics.BITWISE
-    explained = inexact and all(c.ok for c in comparisons)
-    comparisons += [replace(c, explained=explained and not c.within) for c in network]
-    notes = _notes(comparisons, cuts=is_cut and gradients)
+    comparisons += _explained(network, comparisons, compiled)
+    notes = _notes(comparisons, fast.options.mode, gradients=gradients)
     return Report(tuple(comparisons), compiled.plan.numerics, notes)
 
 
@@ -161,10 +162,14 @@ def _with_norms(compiled: Compiled, values: Sequence[Any], fast: CompiledModule)
 
 
 def _structural_tolerance(compiled: Compiled, outputs: Sequence[Tensor]) -> float:
-    """Return the relative error that is allowed to a network whose membrane norms are folded."""
+    """Return the relative error that is allowed to a network.
+
+    One whose membrane norms are folded, or whose recurrent layers are loops, rounds elsewhere.
+    """
     notes = (INTO_STATE, INTO_SCALE)
     folded = any(node.meta.get("folded") in notes for node in compiled.graph.nodes)
-    return OUTPUT_TOLERANCE.get(outputs[0].dtype, 0.0) if folded and outputs else 0.0
+    opened = has_layers(compiled.recording.rolled.graph) and not has_layers(compiled.graph)
+    return OUTPUT_TOLERANCE.get(outputs[0].dtype, 0.0) if (folded or opened) and outputs else 0.0
 
 
 def _products(graph: torch.fx.Graph, values: Sequence[Any]) -> list[Comparison]:
@@ -301,8 +306,12 @@ def _cut_gradients(
     args, kwargs = arguments
     tape = compiled.recording.tape
     recording = compiled.recording
-    graph = cutting_time(recording).run(recording.rolled.graph)
-    assert isinstance(graph, torch.fx.Graph)  # or it would not be compiled
+    graph = recording.rolled.graph
+    opens = () if has_layers(compiled.graph) else (OpenLayers(),)
+    for each in (*opens, cutting_time(recording)):
+        after = each.run(graph)
+        assert isinstance(after, torch.fx.Graph)  # or it would not be compiled
+        graph = after
     with without_autocast(), preserved(program, args, kwargs):
         outputs = run_graph(graph, gather(tape, program, args, kwargs))
         results = flat(
@@ -326,13 +335,23 @@ def _network(compiled: Compiled, expected: Seen, actual: Seen) -> list[Compariso
     return comparisons + compare_gradients("network", expected.gradients, actual.gradients)
 
 
-def _notes(comparisons: list[Comparison], *, cuts: bool) -> tuple[str, ...]:
+def _explained(
+    network: list[Comparison], parts: list[Comparison], compiled: Compiled
+) -> list[Comparison]:
+    """Return the comparisons of a network; where all parts agree, roundings explain the rest."""
+    explained = compiled.plan.numerics is not Numerics.BITWISE and all(c.ok for c in parts)
+    return [replace(c, explained=explained and not c.within) for c in network]
+
+
+def _notes(comparisons: list[Comparison], mode: str, *, gradients: bool) -> tuple[str, ...]:
     notes = moved_spikes(comparisons)
     if any(c.explained for c in comparisons):
         notes += [
             "Structure and kernels are exact and the products agree to rounding:",
             "where the network differs, a sum in another order crossed a threshold.",
         ]
-    if cuts:
+    if mode == "serial":
+        notes += ["Gradients are not compared: mode 'serial' has none."]
+    if mode == "online" and gradients:
         notes += ["Gradients are those of the serial code with its states detached at each step."]
     return tuple(notes)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from snncc.compilation.streamed import with_open_layers
 from snncc.errors import OptionError
 from snncc.export.bundle import CUDA, NIR, ONNX, Bundle, write_bundle
 from snncc.export.c.footprint import footprint
@@ -71,7 +72,8 @@ def write_onnx(model: ExportedModel, folder: Path, name: str) -> Bundle:
 
     axes = model.program.input_axes
     sources = sources_of([s.name for s in model.sources], model.leaves, model.own, axes)
-    models = Exporter(model.program, model.folded.graph, sources, model.wanted).models(model.serves)
+    graph = with_open_layers(model.folded.graph, on_gpu=False)
+    models = Exporter(model.program, graph, sources, model.wanted).models(model.serves)
     files = onnx_files(models, name, model.inputs, model.outputs)
     facts = _versions(model, name) | onnx_facts(models)
     return write_bundle(folder, files, facts, ONNX)

@@ -20,6 +20,7 @@ from snncc.passes.hoisting.hoist_stateless import HoistStateless
 from snncc.passes.hoisting.separate_draws import SeparateDraws
 from snncc.passes.loops.differentiate_loops import DifferentiateLoops
 from snncc.passes.loops.fuse_steps import FuseSteps
+from snncc.passes.loops.open_layers import OpenLayers
 from snncc.passes.parallel.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.parallel.parallelize_reset import ParallelizeReset, ScanResetAdjoints
 from snncc.passes.parallel.parallelize_scan import ParallelizeScan
@@ -38,6 +39,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
     on_gpu: bool = False,
     skip_zeros: bool = False,
     fold_norms: bool = False,
+    open_layers: bool = False,
     cut_time: Pass | None = None,
 ) -> tuple[Pass, ...]:
     """Return the passes of a compilation.
@@ -49,10 +51,12 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         on_gpu: Whether the kernels run on a GPU.
         skip_zeros: Whether convolutions may skip the zeros of their input.
         fold_norms: Whether batch norms are folded into weights.
+        open_layers: Whether recurrent layers of torch become loops, whose steps can be told apart.
         cut_time: The pass that ends gradients at the step that they are of, where that is wanted.
     """
     is_fused = not isinstance(form, FixedPoint | ParallelReset)
     return (
+        *((OpenLayers(),) if open_layers else ()),
         *(() if cut_time is None else (cut_time,)),
         SeparateDraws(),
         SplitResults(),

@@ -32,6 +32,7 @@ from snncc.ir.walk import bool_lets, calls_maths
 from snncc.options import GPU_TARGETS
 from snncc.passes.gradients.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU, transfers
 from snncc.passes.hoisting.batch_rules import REASSOCIATED
+from snncc.passes.loops.open_layers import LAYERS
 from snncc.reporting.equations import Equations, equations_of
 from snncc.reporting.operands import Origins, parameters_of
 from snncc.reporting.recurrent_layer import recurrent_layer
@@ -327,7 +328,8 @@ def _is_layer(node: torch.fx.Node) -> bool:
         return True
     # Methods of tensors have no module.
     module = getattr(operator_, "__module__", "")
-    return operator_ in PRODUCTS or module in ("torch.nn.functional", "torch._C._nn")
+    is_known = operator_ in PRODUCTS or operator_ in LAYERS
+    return is_known or module in ("torch.nn.functional", "torch._C._nn")
 
 
 def _folded(node: torch.fx.Node) -> Numerics:

@@ -255,6 +255,27 @@ class Cells(nn.Module):
         return torch.stack(out), c
 
 
+class Layers(nn.Module):
+    """Recurrent layers of torch over the whole sequence; a neuron behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 4, num_layers=2)
+        self.gru = nn.GRU(4, 5, bias=False)
+        self.rnn = nn.RNN(5, 4, nonlinearity="relu", batch_first=True)
+
+    def forward(self, x):
+        y, (_, c) = self.lstm(x)
+        y = self.rnn(self.gru(y)[0].transpose(0, 1))[0]
+        v, out = torch.zeros(x.shape[1], 4), []
+        for t in range(y.shape[1]):
+            v = 0.5 * v + y[:, t]
+            s = SPIKE(v - 0.25)
+            v = v - 0.25 * s
+            out.append(v)
+        return torch.stack(out), c
+
+
 NETWORKS = {
     "dense": Exported(Dense, (9, 2, 150), {}),
     "conv": Exported(Conv, (9, 1, 2, 9, 8), {}, exact=False),
@@ -267,6 +288,7 @@ NETWORKS = {
     "gated": Exported(Gated, (60, 2, 7), {}),
     "peeled": Exported(Peeled, (9, 2, 6), {}),
     "cells": Exported(Cells, (9, 2, 6), {}, exact=False),
+    "layers": Exported(Layers, (9, 2, 6), {}, exact=False),
 }
 
 

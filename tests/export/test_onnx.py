@@ -112,6 +112,7 @@ DYNAMIC = {
     "gated": ["time", "batch"],
     "peeled": ["time", "batch"],
     "cells": ["time", "batch"],
+    "layers": ["time", "batch"],
 }
 
 

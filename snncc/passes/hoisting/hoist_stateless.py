@@ -45,6 +45,7 @@ from snncc.passes.hoisting.find_recurrences import (
 from snncc.passes.hoisting.neuron_border import NeuronBorder
 from snncc.passes.hoisting.residual_loop import ResidualLoop
 from snncc.passes.hoisting.step_numbers import number_dtype, takes_numbers
+from snncc.passes.loops.open_layers import has_layers
 
 STEP_NUMBERS = Rejection("mapped", "it takes a number of its own at each step")
 # Why something runs once a step although it is no recurrence of neurons: exact, and no fallback.
@@ -65,6 +66,8 @@ class HoistStateless:
     def run(self, graph: torch.fx.Graph) -> torch.fx.Graph | Rejection:
         """Return the sequence graph of a graph with time loops."""
         loops = [n for n in graph.nodes if isinstance(n.target, TimeLoop)]
+        if not loops and has_layers(graph):
+            return graph
         if not loops:
             return Rejection("no-time-loop", "the model has no loop over time")
         result = torch.fx.Graph()
