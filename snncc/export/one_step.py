@@ -9,6 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from snncc.ir import norm_ops, sequence_ops
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.graph_function import function_of
 from snncc.ir.loop_call import loop_of
@@ -72,6 +73,30 @@ def after_a_step(
 def run_graph(graph: torch.fx.Graph, values: Sequence[Any]) -> tuple[Any, ...]:
     """Run a graph and return its outputs."""
     return tuple(function_of(graph)(*values))
+
+
+def looked_up_last(graph: torch.fx.Graph) -> torch.fx.Graph:
+    """Return a graph in which what norms make of parameters of all steps is made before a step.
+
+    It is then known: a step looks up a row of it, in place of rows of mean, variance and weight.
+    """
+    result = copy_graph(graph)
+    for node in result.nodes:
+        given = [arg for arg in node.args if isinstance(arg, torch.fx.Node)]
+        if node.target not in (norm_ops.norm_scale, norm_ops.norm_shift) or not given:
+            continue
+        ways = {tuple(arg.args[1:]) for arg in given if arg.target is sequence_ops.steps_until}
+        if len(ways) != 1 or any(arg.target is not sequence_ops.steps_until for arg in given):
+            continue
+        (dim, *when), args = ways.pop(), torch.fx.node.map_arg(node.args, lambda n: n.args[0])
+        if dim == 0:
+            with result.inserting_before(node):
+                whole = result.call_function(node.target, args)
+                row = result.call_function(sequence_ops.steps_until, (whole, 0, *when))
+            row.meta, whole.meta = dict(node.meta), dict(node.meta)
+            node.replace_all_uses_with(row)
+    result.eliminate_dead_code()
+    return result
 
 
 def in_line(graph: torch.fx.Graph) -> torch.fx.Graph:

@@ -289,7 +289,7 @@ class Tracer:
 
     def outputs(self, nodes: Sequence[Any]) -> list[Copy]:
         """Return the copies of outputs to the caller; the first step says how large they are."""
-        if not all(isinstance(node, torch.fx.Node) for node in nodes):
+        if not all(isinstance(nodes[position], torch.fx.Node) for position in self.wanted):
             raise self.refusal("it returns something that is no tensor")
         moves = []
         for i, position in enumerate(self.wanted):

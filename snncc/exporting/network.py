@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from snncc.compilation.chunk_programs import chunk_program, require_row_a_step
 from snncc.compilation.pipeline import Compiled
 from snncc.errors import OptionError
+from snncc.export.one_step import looked_up_last
 from snncc.frontend.placement import placed
 from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather, preserved
@@ -89,7 +90,7 @@ class ExportedModel:
                 notes=["A single step shows no loop over time."],
                 hints=["Give an example of three steps or more."],
             )
-        return program
+        return replace(program, graph=looked_up_last(program.graph))
 
     @property
     def steps(self) -> int:

@@ -19,6 +19,8 @@ TYPES = {
     torch.float64: TensorProto.DOUBLE,
     torch.bool: TensorProto.BOOL,
     torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+    torch.uint8: TensorProto.UINT8,
 }
 # What models are made of; a reader refuses everything else.
 OPERATORS = frozenset(
@@ -27,7 +29,7 @@ OPERATORS = frozenset(
         *("Conv", "Cos", "Div", "Equal", "Exp", "Expand", "Floor", "Gather", "Gemm", "Greater"),
         *("GreaterOrEqual", "Identity", "If", "LayerNormalization", "Less", "LessOrEqual", "Log"),
         *("LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or", "Pow"),
-        *("ArgMax", "ArgMin", "CumSum", "Einsum", "Gelu"),
+        *("ArgMax", "ArgMin", "CumSum", "Einsum", "Gelu", "Pad", "Softplus"),
         *("Range", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape"),
         *("Round", "Scan", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Sqrt"),
         *("Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where", "Xor"),

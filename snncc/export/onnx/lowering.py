@@ -8,7 +8,7 @@ alone is computed here, once, and becomes a constant.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,11 +19,21 @@ from snncc.errors import UnsupportedError
 from snncc.export.onnx.expressions import Lanes, Shapes, Term
 from snncc.export.onnx.graph import GraphWriter
 from snncc.export.onnx.values import Value, known_value, map_values, values_in
-from snncc.ir.nodes import Var
-from snncc.ir.walk import is_bool
+from snncc.ir.nodes import Binary, Const, Expr, Op, Unary, Var
+from snncc.ir.walk import is_bool, subexpressions
 from snncc.passes.base import Rejection
 from snncc.passes.scalars.expressions import expression_of, literal, operands
 from snncc.passes.scalars.scalar_ops import Scope
+
+# Integers that a network may take and compute with.
+INTEGERS = frozenset({torch.int64, torch.int32, torch.uint8})
+# Operations on integers that give the integers that torch's give.
+_WHOLE = frozenset(
+    {
+        *(Op.NEG, Op.ABS, Op.ADD, Op.SUB, Op.MUL, Op.MIN, Op.MAX, Op.NOT, Op.AND, Op.OR, Op.XOR),
+        *(Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, Op.NE, Op.FLOAT),
+    }
+)
 
 # Writes one operator; gets the lowering, the operator, and its arguments.
 Write: TypeAlias = Callable[["Lowering", Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -63,9 +73,7 @@ class Lowering:
         found = self.evaluate(graph, values)
         outputs: Any = graph.output_node().args[0]
         self.node = None
-        if not all(isinstance(n, torch.fx.Node) for n in outputs):
-            raise self.refusal("it returns something that is no tensor")
-        return [found[n] for n in outputs]
+        return [found[n] if isinstance(n, torch.fx.Node) else None for n in outputs]
 
     def evaluate(
         self, graph: torch.fx.Graph, values: Mapping[torch.fx.Node, Any]
@@ -137,10 +145,10 @@ class Lowering:
         return value.name if value.is_number else self.use(value)
 
     def filled(self, value: Any, like: Value) -> Value:
-        """Return a value, or a number, as floats of the shape of another value."""
+        """Return a value, or a number, of the type and shape of another value."""
         term = self.term(value)
-        if term.is_bool:
-            term = Term(self.graph.cast(term.name, self.dtype), term.shapes)
+        if term.is_bool or like.dtype is not self.dtype:
+            term = Term(self.graph.cast(term.name, like.dtype), term.shapes)
         return Value(like.samples, self.expanded(term, like.shapes, [like]))
 
     def number(self, value: Any) -> str:
@@ -162,6 +170,8 @@ class Lowering:
             return Term(self.use(value), scalar, isinstance(value, bool))
         if value.is_number:
             return Term(self.graph.cast(value.name, self.dtype), scalar)
+        if value.dtype in INTEGERS:  # torch converts them where a float stands beside them
+            return Term(self.graph.cast(self.use(value), self.dtype), value.shapes)
         if value.dtype not in (self.dtype, torch.bool):
             raise self.refusal(f"a value is of {value.dtype} beside {self.dtype}")
         return Term(self.use(value), value.shapes, value.dtype is torch.bool)
@@ -181,11 +191,13 @@ class Lowering:
 
         bare = self.one_step and _can_be_bare(samples, values_in((args, kwargs)))
         named = operands(args, kwargs, read)
-        terms = {n: self.bare_term(v) if bare else self.term(v) for n, v in inputs.items()}
-        bools = frozenset(n for n, t in terms.items() if t.is_bool)
+        bools = frozenset(n for n, v in inputs.items() if not v.is_number and v.dtype is torch.bool)
         expr = expression_of(target, Scope(lambda e: is_bool(e, bools)), *named)
         if isinstance(expr, Rejection):
             raise self.refusal(expr.reason)
+        if samples[0].dtype is torch.int64 or _compares_integers(expr, inputs.values()):
+            return self.whole(samples, expr, inputs)
+        terms = {n: self.bare_term(v) if bare else self.term(v) for n, v in inputs.items()}
         lanes = Lanes(self.graph, self.dtype, terms, self.count)
         assert self.node is not None
         result = Value(samples, label=self.node.name)
@@ -202,10 +214,36 @@ class Lowering:
             result.name = name
         return result
 
+    def whole(self, samples: tuple[Any, ...], expr: Expr, inputs: Mapping[str, Value]) -> Value:
+        """Write an expression on integers."""
+        assert self.node is not None
+        if not _is_whole(expr):
+            raise self.refusal("it computes with integers other than by sums and products")
+        terms = {name: self.whole_term(value) for name, value in inputs.items()}
+        term = Lanes(self.graph, torch.int64, terms, self.count).write(expr, self.node.name)
+        result = Value(samples, label=self.node.name)
+        if term.is_bool is not (result.dtype is torch.bool):
+            term = Term(self.graph.cast(term.name, result.dtype), term.shapes)
+        result.name = self.expanded(term, result.shapes, [*terms.values(), *inputs.values()])
+        return result
+
+    def whole_term(self, value: Value) -> Term:
+        """Return integers, or bools, as an operand of arithmetic on integers."""
+        if value.is_number:
+            return Term(value.name, ((),) * self.count)
+        if value.dtype is torch.bool or value.dtype is torch.int64:
+            return Term(self.use(value), value.shapes, value.dtype is torch.bool)
+        if value.dtype not in INTEGERS:
+            raise self.refusal(f"a value is of {value.dtype} beside integers")
+        return Term(self.graph.cast(self.use(value), torch.int64), value.shapes)
+
     def bare_term(self, value: Value) -> Term:
         """Return a value without its first axis, if it has the others of a bare result."""
         if not value.is_number and value.bare:
-            return Term(value.bare, tuple(s[1:] for s in value.shapes), value.dtype is torch.bool)
+            shapes = tuple(s[1:] for s in value.shapes)
+            if value.dtype in INTEGERS:
+                return Term(self.graph.cast(value.bare, self.dtype), shapes)
+            return Term(value.bare, shapes, value.dtype is torch.bool)
         return self.term(value)
 
     def expanded(self, term: Term, wanted: Shapes, sources: Sequence[Term | Value]) -> str:
@@ -259,6 +297,27 @@ class Lowering:
 
 def _known(value: Value) -> Any:
     return value.known
+
+
+def _compares_integers(expr: Expr, inputs: Iterable[Value]) -> bool:
+    """Tell whether integers are compared with integers: not all of them are floats."""
+    tensors = [value for value in inputs if not value.is_number]
+    return (
+        any(value.dtype in INTEGERS for value in tensors)
+        and all(value.dtype in INTEGERS | {torch.bool} for value in tensors)
+        and is_bool(expr, frozenset())
+        and _is_whole(expr)
+    )
+
+
+def _is_whole(expr: Expr) -> bool:
+    """Tell whether an expression of integers is one on integers."""
+    for each in subexpressions(expr):
+        if isinstance(each, Unary | Binary) and each.op not in _WHOLE:
+            return False
+        if isinstance(each, Const) and each.value != int(each.value):
+            return False
+    return True
 
 
 def _can_be_bare(samples: tuple[Any, ...], operands: Sequence[Value]) -> bool:

@@ -98,7 +98,7 @@ class Exporter:
         if len(types) > 1 or not types <= {torch.float32, torch.float64}:
             raise refused(f"its tensors are of {', '.join(sorted(map(str, types)))}")
         self.dtype = next(iter(types), torch.float32)
-        wrong = [s for s in sources if s.is_input and not s.tensor.is_floating_point()]
+        wrong = [s for s in sources if s.is_input and s.tensor.dtype not in TYPES]
         if wrong:
             raise refused(f"its input '{wrong[0].name}' is of {wrong[0].tensor.dtype}")
         self.inputs = {s.name: s.axis for s in sources if s.is_input}
@@ -110,7 +110,10 @@ class Exporter:
         }
         self.state_names = [_unique(plain_name(s.name), self.taken) for s in program.states]
         self.steps = _unique("steps", self.taken)  # the state that counts the steps so far
-        self.counts = program.counts or program.has_first
+        leaves = [s.tensor.detach() for s in sources]
+        follows = begun(program, leaves, [s.is_input for s in sources]) is None
+        self.begins_itself = follows or program.has_first
+        self.counts = program.counts or self.begins_itself
 
     def models(self, serves: Callable[[Sequence[Tensor]], bool]) -> Models:
         """Return the models.
@@ -148,20 +151,18 @@ class Exporter:
 
     def starts(self) -> dict[str, Tensor]:
         """Return what each state starts from, in its full shape."""
-        leaves = [s.tensor.detach() for s in self.sources]
-        begins = begun(self.program, leaves, [s.is_input for s in self.sources])
-        if begins is None:
-            raise refused("a state starts from a value of the input")
-        ends = after_a_step(self.program, _one_step(self.sources, leaves), begins)
+        leaves = _one_step(self.sources, [s.tensor.detach() for s in self.sources])
+        begins = starts_of(self.program, leaves)
+        ends = after_a_step(self.program, leaves, begins)
         starts = {}
         for name, state, end in zip(self.state_names, self.program.states, ends, strict=True):
-            if end.dtype is not self.dtype:
+            if end.dtype not in TYPES:
                 raise refused(f"the state '{state.name}' is of {end.dtype}")
             if isinstance(state.start, Fill):
                 given = torch.tensor(state.start.value)
-            else:  # what a first step of its own leaves is not read before it
-                given = torch.tensor(0.0) if self.program.has_first else begins[state.start]
-            starts[name] = given.to(self.dtype).expand(end.shape).contiguous()
+            else:  # what a step finds for itself is not read
+                given = torch.tensor(0.0) if self.begins_itself else begins[state.start]
+            starts[name] = given.to(end.dtype).expand(end.shape).contiguous()
         if self.counts:
             starts[self.steps] = torch.tensor(0)
         return starts
@@ -202,20 +203,45 @@ class Exporter:
         each_state = zip(self.state_names, zip(*ends, strict=True), strict=True)
         states = [work.input(name, shapes) for name, shapes in each_state]
         elapsed = work.elapsed(low, self.steps) if self.counts else 1
-        if self.program.has_first:
-            is_first = low.graph.node("Equal", low.number(elapsed), low.number(1))
-            results = choice(low, is_first, [
-                lambda inner: self.first_step(inner, copied(given), states),
-                lambda inner: self.later_step(inner, copied(given), copied(states), elapsed),
-            ])  # fmt: skip
-        else:
-            results = self.later_step(low, given, states, elapsed)
+        results = self.any_step(low, given, states, elapsed)
         names = [*self.outputs, *(f"{name}.next" for name in self.state_names)]
         for name, value in zip(names, results, strict=True):
             work.output(low, name, value)
         if self.counts:
             work.output(low, f"{self.steps}.next", elapsed)
         return work.model("step")
+
+    def any_step(
+        self, low: Lowering, given: Sequence[Value], states: Sequence[Value], elapsed: Any
+    ) -> list[Any]:
+        """Write a step that tells whether it is the first; where need be it has both programs."""
+        if not self.begins_itself:
+            return self.later_step(low, given, states, elapsed)
+        is_first = low.graph.node("Equal", low.number(elapsed), low.number(1))
+        if self.program.has_first:
+            return choice(low, is_first, [
+                lambda inner: self.first_step(inner, copied(given), states),
+                lambda inner: self.later_step(inner, copied(given), copied(states), elapsed),
+            ])  # fmt: skip
+        begun = choice(low, is_first, [
+            lambda inner: self.begin(inner, copied(given), states),
+            lambda inner: copied(states),
+        ])  # fmt: skip
+        return self.later_step(low, given, begun, elapsed)
+
+    def begin(self, low: Lowering, given: Sequence[Value], states: Sequence[Value]) -> list[Value]:
+        """Write what states start from; return it in their shapes."""
+        places = [n for n in self.program.start.nodes if n.op == "placeholder"]
+        found = low.run(self.program.start, dict(zip(places, given, strict=True)))
+        return self.filled(low, found, states)
+
+    def filled(self, low: Lowering, found: Sequence[Any], states: Sequence[Value]) -> list[Value]:
+        """Return what each state starts from: a number, or a value that was found."""
+        begins = [
+            float(s.start.value) if isinstance(s.start, Fill) else found[s.start]
+            for s in self.program.states
+        ]
+        return [low.filled(b, state) for b, state in zip(begins, states, strict=True)]
 
     def later_step(
         self, low: Lowering, given: Sequence[Value], states: Sequence[Value], elapsed: Any
@@ -234,12 +260,7 @@ class Exporter:
         places = [n for n in graph.nodes if n.op == "placeholder"]
         results = low.run(graph, dict(zip(places, given, strict=True)))
         left = results[len(self.program.output_axes) :]
-        begins = [
-            float(s.start.value) if isinstance(s.start, Fill) else left[s.start]
-            for s in self.program.states
-        ]
-        full = [low.filled(b, state) for b, state in zip(begins, states, strict=True)]
-        return [*self.at_step(low, results), *full]
+        return [*self.at_step(low, results), *self.filled(low, left, states)]
 
     def at_step(self, low: Lowering, results: Sequence[Any]) -> list[Any]:
         """Return the outputs that are wanted, without their time axes."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from snncc.export.onnx.layers import LAYERS
+from snncc.export.onnx.lookups import LOOKUPS
 from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.norms import NORMS
 from snncc.export.onnx.values import Value, known_value
@@ -266,7 +267,7 @@ def _permuted(
         axis = order.index(0)
         name = low.graph.node("Unsqueeze", x.bare, low.graph.integers([axis]))
         return Value(samples, name, step=(axis, x.bare))
-    if low.one_step and order[0] == 0:
+    if low.one_step and order[0] == 0 and all(s[0] == 1 for s in x.shapes):
         bare = low.graph.node("Transpose", low.without_first(x), perm=[d - 1 for d in order[1:]])
         return Value(samples, bare=bare)
     return Value(samples, low.graph.node("Transpose", low.use(x), perm=order))
@@ -362,6 +363,7 @@ def _shift_time(low: Lowering, samples: Samples, x: Value, initial: Any) -> Valu
 HANDLERS: Mapping[Any, Handler] = {
     **LAYERS,
     **NORMS,
+    **LOOKUPS,
     torch.reshape: _reshape,
     torch.flatten: _reshape,
     torch.unflatten: _reshape,

@@ -37,10 +37,10 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> tuple[bool, str]:
     """
     name = manifest["name"]
     try:
-        vector = read_arrays(folder / TEST_VECTOR)
+        vector = read_arrays(folder / TEST_VECTOR, "fiub")
         inputs = {str(n): (vector[n], _axis(a)) for n, a in manifest["inputs"].items()}
         expected = {str(n): (vector[n], _axis(a)) for n, a in manifest["outputs"].items()}
-        states = read_arrays(folder / START)
+        states = read_arrays(folder / START, "fiub")
         steps = int(manifest["steps"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UntrustedError(f"its manifest does not fit its files: {error!r}") from error
