@@ -35,11 +35,11 @@ def streamed(
     inputs = [source.kind is SourceKind.INPUT for source in tape.sources]
     program = stream_steps(graph, leaves, inputs)
     if isinstance(program, Rejection) and not writes_back:
-        program = stream_steps(_returning(graph, tape), leaves, inputs) or program
+        program = stream_steps(returning(graph, tape), leaves, inputs) or program
     return program
 
 
-def _returning(graph: torch.fx.Graph, tape: Tape) -> torch.fx.Graph:
+def returning(graph: torch.fx.Graph, tape: Tape) -> torch.fx.Graph:
     """Return a graph whose outputs are what the model returns, and None for all others."""
     returned = {leaf.index for leaf in tape.output_leaves if isinstance(leaf, Position)}
     result = copy_graph(graph)

@@ -233,7 +233,7 @@ def _refused(reason: str) -> UnsupportedError:
         "The model cannot be exported as a program of torch.",
         code="unsupported.export",
         notes=[reason],
-        hints=["Export in evaluation mode, on the CPU, or write that part with other operators."],
+        hints=["Export in evaluation mode, on the CPU, or write that part in another way."],
     )
 
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from snncc.compilation.chunk_programs import chunk_program, require_row_a_step
 from snncc.compilation.pipeline import Compiled
-from snncc.errors import OptionError
+from snncc.errors import OptionError, UnsupportedError
 from snncc.export.one_step import looked_up_last
 from snncc.frontend.placement import placed
 from snncc.frontend.state.results import returned, written
@@ -24,6 +24,8 @@ from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.tape import Position, Source, SourceKind, Tape
 from snncc.module import CompiledModule
 from snncc.version import __version__
+
+_WHOLE = "Export a program of torch, which takes the whole sequence: format='pt2'."
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,11 @@ class ExportedModel:
             UnsupportedError: It has none.
             OptionError: The example shows no loop over time.
         """
-        program = chunk_program(self.folded, self.leaves)
+        try:
+            program = chunk_program(self.folded, self.leaves)
+        except UnsupportedError as error:
+            error.hints = (_WHOLE, *error.hints[1:])
+            raise
         require_row_a_step(program)
         if program.has_first:
             self.fast.stream(*self.example)  # compares the first step with the model on one step

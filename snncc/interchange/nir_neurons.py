@@ -180,12 +180,17 @@ class _Translator:
         together = self._value(state.drive, zeros | dict.fromkeys(sources, two)) - rest
         if not torch.allclose(together, 2 * sum(gains.values(), self.zeros)):
             raise InexpressibleError(f"'{state.name}' does not add up its inputs")
-        return _Euler(self._value(state.decay, zeros), gains, rest)
+        decay = self._value(state.decay, zeros)
+        if not torch.equal(decay, self._value(state.decay, zeros | dict.fromkeys(sources, one))):
+            raise InexpressibleError(f"the decay of '{state.name}' depends on its input")
+        return _Euler(decay, gains, rest)
 
     def _current(self, current: StateClass, membrane: StateClass) -> tuple[_Euler, _Euler]:
         """Return the numbers of a synaptic current and of the membrane that sees its new value."""
         if current.coupled_to or membrane.coupled_to != (current.name,):
             raise InexpressibleError(f"'{membrane.name}' is not driven by one current")
+        if current.reset is not Reset.NONE:
+            raise InexpressibleError(f"a spike resets its current '{current.name}'")
         sources = self.recurrence.step_inputs
         synapse = self._euler(current, sources)
         euler = self._euler(membrane, (current.name,))
@@ -215,8 +220,10 @@ class _Translator:
             result = interpret.evaluate(expr, values, self.zeros)
         except KeyError as error:
             raise InexpressibleError(f"a parameter of it changes with {error}") from error
-        if result.dim() > self.zeros.dim():
-            result = result.reshape(result.shape[result.dim() - self.zeros.dim() :])
+        while result.dim() > self.zeros.dim():
+            if not bool((result == result[:1]).all()):
+                raise InexpressibleError("a parameter of it differs from sample to sample")
+            result = result[0]
         if isinstance(expr, Const):
             result = result.to(self.dtype)  # as the kernel rounds it
         return result.double().expand(self.zeros.shape)

@@ -11,6 +11,7 @@ import torch.fx
 from torch import Tensor
 
 from snncc.compilation.chunk_programs import uniform_program
+from snncc.compilation.streamed import returning
 from snncc.errors import OptionError
 from snncc.frontend.state.sources import gather
 from snncc.interchange.nir_checks import STEP
@@ -68,7 +69,12 @@ def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
         own = [source.kind is SourceKind.INPUT for source in tape.sources]
         compiled = fast.without_norms(compiled, leaves)
         axes = uniform_program(compiled, leaves).input_axes
-        return Writer(compiled.graph, dt).write(leaves, own, axes)
+        return Writer(returning(compiled.graph, tape), dt).write(leaves, own, axes)
+
+
+def _outputs(call: NeuronCall) -> int:
+    """Return how many sequences a neuron gives; what it gives besides is left after the last."""
+    return len(call.program.forward.outputs)
 
 
 class Writer:
@@ -86,6 +92,7 @@ class Writer:
             sequence_ops.time_view: self.all_steps,
             sequence_ops.align: self.pass_on,
             operator.getitem: self.item,
+            torch.movedim: self.moved,
         }
 
     def write(
@@ -136,6 +143,7 @@ class Writer:
         rule = self.rule(node, inner)
         if any(self.parts.axes[n] for n in moving) and rule not in (
             self.all_steps,
+            self.moved,
             self.parts.product,
         ):
             raise self.parts.refusal(node, "an operator sees the time axis elsewhere than in front")
@@ -162,8 +170,18 @@ class Writer:
         source: Any = node.args[0]
         if source in self.results:
             self.parts.origins[node] = self.results[source][args[1]]
+        elif isinstance(source.target, NeuronCall) and args[1] >= _outputs(source.target):
+            del self.parts.axes[node]  # what is left after the last step
         else:
             self.pass_on(node, args)
+
+    def moved(self, node: torch.fx.Node, args: Any) -> None:
+        """A sequence with its time axis elsewhere."""
+        x, source, target = args
+        if source != self.parts.axes[node.all_input_nodes[0]] or not isinstance(target, int):
+            raise self.parts.refusal(node, "NIR has no node that moves axes")
+        self.pass_on(node, args)
+        self.parts.axes[node] = target % x.dim()
 
     def all_steps(self, node: torch.fx.Node, args: Any) -> None:
         """A sequence with its time axis in front."""
@@ -197,8 +215,11 @@ class Writer:
         import nir
 
         for n, result in enumerate(node.all_input_nodes):
-            if self.parts.axes.get(result) != 0 or self.parts.values[result].dim() < 2:
-                raise self.parts.refusal(result, "a result is no sequence of its input")
-            value = self.parts.values[result]
+            axis, value = self.parts.axes.get(result), self.parts.values[result]
+            if axis is None or value.dim() < 2:
+                raise self.parts.refusal(
+                    result, "a result is no sequence of its input; return sequences alone"
+                )
+            value = value.movedim(axis, 0)
             name = "output" if len(node.all_input_nodes) == 1 else f"output_{n}"
             self.parts.place(node, name, nir.Output(shape_of(value)), (result,))

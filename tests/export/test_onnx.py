@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from torch import nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import snncc
@@ -273,6 +274,61 @@ def test_comparisons_are_kept(tmp_path, strict):
     assert found[:, 0, 0].tolist() == [0.0, float(not strict), 1.0, 1.0]
 
 
+class Passed(nn.Module):
+    """The potential starts from an argument; steps are counted in integers, until a length."""
+
+    def forward(self, x, v, lengths):
+        count, out = torch.zeros(x.shape[1], 1, dtype=torch.int64), []
+        for x_t in x:
+            v = 0.5 * v + x_t * (count < lengths).float()
+            s = (v > 0.75).float()
+            v = v - s
+            count = count + 1
+            out.append(s)
+        return torch.stack(out), v, count * 2 - lengths
+
+
+class Embedded(nn.Module):
+    """Words, the last of each step on, of three classes, one of which wins a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 3)
+
+    def forward(self, words):
+        v, out = torch.zeros(words.shape[1], 3), []
+        for w in words:
+            v = 0.75 * v + F.pad(self.table(w)[:, 1:], (1, 0), value=0.5)
+            s = F.one_hot(v.argmax(-1), 3).float() * (v > 0.25)
+            v = v - s * F.softplus(v)
+            out.append(s)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (Passed, lambda T, B: (torch.rand(T, B, 4), torch.rand(B, 4), torch.arange(B)[:, None])),
+        (Embedded, lambda T, B: (torch.randint(0, 9, (T, B)),)),
+    ],
+)
+def test_integers_and_states_that_are_given(tmp_path, make, inputs):
+    """States start from an argument, and integers are inputs, states, rows and results."""
+    torch.manual_seed(0)
+    model = make().eval()
+    bundle = exported(tmp_path / "net", model, *inputs(7, 3))
+
+    assert bundle.manifest["dynamic"] == ["time", "batch"]
+    assert snncc.verify_bundle(bundle.folder).ok
+    for sizes in ((7, 3), (12, 5)):
+        given = inputs(*sizes)
+        with torch.no_grad():
+            expected = pytree.tree_leaves(model(*given))
+        for found in (run_sequence(bundle, *given), run_steps(bundle, *given, steps=sizes[0])):
+            for a, b in zip(found, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_refusal_names_the_line(tmp_path):
     """An operator without a form in ONNX is refused with the user's line."""
 
@@ -409,9 +465,9 @@ def test_foreign_operators_are_refused(damaged):
 
     def foreign(model):
         node = model.graph.node[-1]
-        node.CopyFrom(helper.make_node("Softplus", node.input, node.output))
+        node.CopyFrom(helper.make_node("Softsign", node.input, node.output))
 
-    assert "Softplus" in refused(replace("net.onnx", changed(folder, foreign)))
+    assert "Softsign" in refused(replace("net.onnx", changed(folder, foreign)))
 
 
 def test_manifest_of_another_model_is_refused(damaged):

@@ -181,6 +181,75 @@ def test_the_importer_of_snntorch_reads_it():
     assert model(x).any()
 
 
+class TimeLast(nn.Module):
+    """Takes and returns time behind, and leaves its potential in itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, out = torch.zeros(x.shape[0], 5), []
+        for t in range(x.shape[2]):
+            v = 0.75 * v + self.fc(x[:, :, t])
+            s = (v > 0.25).to(v.dtype)
+            v = v * (1.0 - s)
+            out.append(s)
+        self.last = v
+        return torch.stack(out, 2)
+
+
+def test_time_elsewhere_than_in_front(tmp_path):
+    """The graph has it in front, and is the network."""
+    torch.manual_seed(3)
+    model, x = TimeLast().eval(), torch.rand(4, 6, 20)
+    bundle = snncc.export(snncc.compile(model), tmp_path, format="nir", example_inputs=(x,))
+
+    assert snncc.verify_bundle(bundle.folder).ok
+    again = snncc.from_nir(tmp_path / "network.nir")
+    with torch.no_grad():
+        assert torch.equal(again(x.movedim(2, 0)).movedim(0, 2), model(x))
+        assert model(x).any()
+
+
+class Final(nn.Module):
+    """Returns what is left after the last step as well."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        v, out = torch.zeros_like(x[0]), []
+        for x_t in x:
+            v = 0.5 * v + x_t
+            s = ATan()(v - 1.0)
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out), v
+
+
+class CurrentReset(nn.Module):
+    """A spike resets the synaptic current as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        i, v, out = torch.zeros_like(x[0]), torch.zeros_like(x[0]), []
+        for x_t in x:
+            i = 0.5 * i + x_t
+            v = 0.75 * v + i
+            s = ATan()(v - 1.0)
+            i, v = i * (1.0 - s), v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+
+class Gated(nn.Module):
+    """The decay follows the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, out = torch.zeros_like(x[0]), []
+        for x_t in x:
+            v = v - 0.5 * (1.0 - x_t) * v + x_t
+            out.append(v)
+        return torch.stack(out)
+
+
 class Soft(nn.Module):
     """Subtracts the threshold."""
 
@@ -257,6 +326,9 @@ class Counting(nn.Module):
         (Rest, "does not start at 0"),
         (Counted, "summed over time"),
         (Squared, "no node for 'softmax'"),
+        (Final, "a result is no sequence"),
+        (CurrentReset, "a spike resets its current"),
+        (Gated, "depends on its input"),
         (Counting, "no node for 'select'|no node for 'unbind'|sees the time axis"),
     ],
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from snncc.export.onnx import neurons, operators
-from snncc.export.onnx.lowering import Lowering
+from snncc.export.onnx.lowering import DRAWS, Lowering
 from snncc.ir import sequence_ops
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.step_call import StepCall
+from snncc.ir.step_sizes import StepSizes
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.scalars.scalar_ops import SCALAR_OPS
 
@@ -36,6 +37,8 @@ def write_operator(
         return low.made(samples, operators.HANDLERS[target](low, samples, *args, **kwargs))
     if target in SCALAR_OPS or isinstance(target, CustomGradient):
         return low.elementwise(samples, target, args, kwargs)
+    if isinstance(target, StepSizes):
+        raise low.refusal("it draws random numbers in each step", DRAWS)
     name = getattr(target, "__name__", str(target))
     raise low.refusal(f"the operator '{name}' has no form in ONNX")
 

@@ -11,10 +11,12 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from snncc.export.onnx.expressions import Lanes
 from snncc.export.onnx.graph import TYPES
 from snncc.export.onnx.lowering import INTEGERS, Lowering
 from snncc.export.onnx.values import Value
 from snncc.frontend.operators import canonical
+from snncc.ir.nodes import Binary, Const, Op, Select, Unary, Var
 
 Handler: TypeAlias = Callable[..., Any]
 Samples: TypeAlias = tuple[Any, ...]
@@ -29,6 +31,14 @@ def _cast(low: Lowering, samples: Samples, x: Value, dtype: torch.dtype) -> Any:
     if low.one_step and x.bare:
         return Value(samples, bare=low.graph.cast(x.bare, dtype))
     return low.graph.cast(low.use(x), dtype)
+
+
+def small(low: Lowering, x: Value, bound: float, dtype: torch.dtype) -> Value:
+    """Write integers as floats: not a number where they are too large to be counted on exactly."""
+    lanes = Lanes(low.graph, dtype, {"x": low.term(x)}, low.count)
+    is_large = Binary(Op.GT, Unary(Op.ABS, Var("x")), Const(bound))
+    term = lanes.write(Select(is_large, Const(float("nan")), Var("x")))
+    return Value(low.sampled(canonical.cast, (x, dtype), {}), term.name)
 
 
 def _embedding(

@@ -35,6 +35,12 @@ _WHOLE = frozenset(
     }
 )
 
+HINT = (
+    "Write that part with other operators, or export a program of torch, which has all of them:"
+    " format='pt2'."
+)
+DRAWS = "Export in evaluation mode, or draw outside of the model and pass the numbers as an input."
+
 # Writes one operator; gets the lowering, the operator, and its arguments.
 Write: TypeAlias = Callable[["Lowering", Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -85,7 +91,7 @@ class Lowering:
                 continue
             self.node = node
             if node.meta.get("impure"):
-                raise self.refusal("it draws random numbers or changes a buffer")
+                raise self.refusal("it draws random numbers or changes a buffer", DRAWS)
             args = torch.fx.node.map_arg(node.args, found.__getitem__)
             kwargs = torch.fx.node.map_arg(node.kwargs, found.__getitem__)
             found[node] = self.apply(node.target, tuple(args), dict(kwargs))
@@ -196,7 +202,7 @@ class Lowering:
         if isinstance(expr, Rejection):
             raise self.refusal(expr.reason)
         if samples[0].dtype is torch.int64 or _compares_integers(expr, inputs.values()):
-            return self.whole(samples, expr, inputs)
+            return self.whole(samples, expr, inputs, values_in((args, kwargs)))
         terms = {n: self.bare_term(v) if bare else self.term(v) for n, v in inputs.items()}
         lanes = Lanes(self.graph, self.dtype, terms, self.count)
         assert self.node is not None
@@ -214,7 +220,13 @@ class Lowering:
             result.name = name
         return result
 
-    def whole(self, samples: tuple[Any, ...], expr: Expr, inputs: Mapping[str, Value]) -> Value:
+    def whole(
+        self,
+        samples: tuple[Any, ...],
+        expr: Expr,
+        inputs: Mapping[str, Value],
+        sources: Sequence[Value],
+    ) -> Value:
         """Write an expression on integers."""
         assert self.node is not None
         if not _is_whole(expr):
@@ -224,7 +236,7 @@ class Lowering:
         result = Value(samples, label=self.node.name)
         if term.is_bool is not (result.dtype is torch.bool):
             term = Term(self.graph.cast(term.name, result.dtype), term.shapes)
-        result.name = self.expanded(term, result.shapes, [*terms.values(), *inputs.values()])
+        result.name = self.expanded(term, result.shapes, [*terms.values(), *sources])
         return result
 
     def whole_term(self, value: Value) -> Term:
@@ -283,7 +295,7 @@ class Lowering:
                     return self.graph.node("Shape", name, start=dim, end=dim + 1)
         raise self.refusal("a size depends on the sizes of the input in a way that ONNX has not")
 
-    def refusal(self, reason: str) -> UnsupportedError:
+    def refusal(self, reason: str, hint: str = HINT) -> UnsupportedError:
         """Return the error that the network cannot be exported."""
         where = self.node.meta.get("where") if self.node is not None else None
         return UnsupportedError(
@@ -291,7 +303,7 @@ class Lowering:
             code="unsupported.onnx",
             location=where,
             notes=[reason],
-            hints=["Export in evaluation mode, or write that part with other operators."],
+            hints=[hint],
         )
 
 

@@ -17,7 +17,7 @@ from snncc.export.one_step import after_a_step, begun, in_line, starts_of
 from snncc.export.onnx.choice import choice
 from snncc.export.onnx.dispatch import write_operator
 from snncc.export.onnx.graph import IR_VERSION, OPSET, TYPES, GraphWriter, plain_name
-from snncc.export.onnx.lowering import Lowering
+from snncc.export.onnx.lowering import HINT, Lowering
 from snncc.export.onnx.values import Value, copied, known_value
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill
@@ -356,7 +356,7 @@ def refused(reason: str) -> UnsupportedError:
         "The network cannot be exported to ONNX.",
         code="unsupported.onnx",
         notes=[reason],
-        hints=["Export in evaluation mode, or write that part with other operators."],
+        hints=[HINT],
     )
 
 

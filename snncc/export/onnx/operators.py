@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from snncc.export.onnx.layers import LAYERS
-from snncc.export.onnx.lookups import LOOKUPS
+from snncc.export.onnx.lookups import LOOKUPS, small
 from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.norms import NORMS
 from snncc.export.onnx.values import Value, known_value
@@ -177,10 +177,6 @@ def _looked_up(low: Lowering, table: Value, elapsed: Value) -> Value:
     return Value(tuple(s[:1] for s in table.samples), bare=row)
 
 
-def _small(low: Lowering, x: Value, bound: float, dtype: torch.dtype) -> Any:
-    raise low.refusal("a state is of integers")
-
-
 def _unchanged(low: Lowering, x: Value, *_: Any, **__: Any) -> Value:
     return x
 
@@ -211,7 +207,7 @@ STRUCTURAL: Mapping[Any, Handler] = {
     sequence_ops.numbers_until: _numbers_until,
     sequence_ops.steps_until: _steps_until,
     sequence_ops.number: _number,
-    sequence_ops.small: _small,
+    sequence_ops.small: small,
     canonical.graft: lambda low, value, carrier: value,
     torch.clone: _unchanged,
     torch.detach: _unchanged,
