@@ -92,6 +92,18 @@ class Check:
                 return number
         raise self.refused(value, "a finite number above 0")
 
+    def number(self, value: object, least: float, most: float = math.inf) -> float:
+        """Return a finite number in a range."""
+        if isinstance(value, Real) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if least <= number <= most and math.isfinite(number):
+                return number
+        upper = "" if most == math.inf else f" and at most {most:g}"
+        raise self.refused(value, f"a finite number of at least {least:g}{upper}")
+
     def path(self, value: object) -> Path:
         """Return the path of a file or folder."""
         if isinstance(value, (str, os.PathLike)) and value != "":

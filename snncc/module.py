@@ -112,6 +112,12 @@ class CompiledModule(nn.Module):
         found = {layer.program.forward.name: layer.chunks for each in layers for layer in each}
         return {name: chunks for name, chunks in found.items() if chunks is not None}
 
+    @property
+    def last_events(self) -> dict[str, Tensor]:
+        """What happened in the last call in mode ``"async"``, for each sample: spikes and so on."""
+        ran: Compiled | None = self.__dict__.get("_ran")
+        return {} if ran is None else {k: x for n in ran.event_networks for k, x in n.seen.items()}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; record and compile it first where this is a new specialisation."""
         if is_recording():  # by the compilation of a model around this one
@@ -124,7 +130,7 @@ class CompiledModule(nn.Module):
 
     def run(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a program that serves these arguments."""
-        tape = compiled.recording.tape
+        tape, self.__dict__["_ran"] = compiled.recording.tape, compiled
         values = self._specializations.gather(compiled, args, kwargs)
         if self.options.mode == "serial":
             outputs = tuple(self._stream_of(compiled, args, kwargs).whole_sequence(args, kwargs))
@@ -340,7 +346,6 @@ def compile_model(
 
     Raises:
         OptionError: The model is not callable, or is compiled already.
-        UnsupportedError: The mode does not exist yet.
     """
     if isinstance(model, CompiledModule):
         raise OptionError(
@@ -349,12 +354,6 @@ def compile_model(
             hints=["Pass the serial model: 'fast.original'."],
         )
     require_model(model)
-    if options.mode == "async":
-        raise UnsupportedError(
-            f"Mode '{options.mode}' does not exist yet.",
-            code="unsupported.mode",
-            hints=["Use mode='fused', which is exact."],
-        )
     compiled = CompiledModule(model, options)
     if example_inputs is not None:
         compiled.specialize(*_EXAMPLE.arguments(example_inputs))

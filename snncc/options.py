@@ -26,6 +26,7 @@ TargetName: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 Fallback: TypeAlias = Literal["error", "serial"]
 StorageChoice: TypeAlias = Literal["auto", "recompute", "save"]
 Spikes: TypeAlias = Literal["threshold", "bernoulli"]
+SpikeOrder: TypeAlias = Literal["momentum", "random"]
 
 # A number of sweeps is a chain of as many neurons in one kernel, which takes seconds to build.
 MOST_SWEEPS = 64
@@ -65,6 +66,17 @@ class Options:
         kernel_size: In mode ``"dynamic_decay"`` how many inputs, the present one included, the
             decay depends on.
         tau: In mode ``"dynamic_decay"`` the exponent ``1 / tau`` of the decay's sigmoid.
+        order: In mode ``"async"`` which queued spikes are processed first: those of neurons of the
+            highest potential, or any.
+        group_size: In mode ``"async"`` how many neurons deliver their spikes at a time.
+        order_noise: In mode ``"async"`` what a random number in [0, 1) is multiplied with and added
+            to a potential that others are compared with.
+        refractory_dropout: In mode ``"async"``, in training, with what chance a neuron that fires
+            may fire again in the same time step.
+        prioritize_input: In mode ``"async"`` whether the input of a time step arrives at once,
+            before all spikes; else its values are queued like spikes.
+        stop: In mode ``"async"`` what ends a time step: ``"quiet"``, when no spike is queued, or a
+            number of groups that are processed after the first that has a spike of an output.
     """
 
     mode: Mode = "fused"
@@ -83,6 +95,12 @@ class Options:
     chunk: int | None = None
     kernel_size: int = 4
     tau: float = 0.25
+    order: SpikeOrder = "momentum"
+    group_size: int = 8
+    order_noise: float = 0.0
+    refractory_dropout: float = 0.0
+    prioritize_input: bool = True
+    stop: int | Literal["quiet"] = "quiet"
 
     @classmethod
     def of(cls, choices: Mapping[str, object]) -> Options:
@@ -121,6 +139,7 @@ class Options:
             else _CHUNK.whole(self.chunk, most=MOST_STEPS),
             "kernel_size": _KERNEL_SIZE.whole(self.kernel_size, most=MOST_STEPS),
             "tau": _TAU.positive(self.tau),
+            **self._checked_events(),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -163,6 +182,31 @@ class Options:
             )
         scale = _SCALE.positive(self.backward_scale)
         return {"sweeps": sweeps, "schedule": schedule, "backward_scale": scale}
+
+    def _checked_events(self) -> dict[str, object]:
+        """Return the options of mode 'async', which no other mode takes."""
+        stop: object = self.stop
+        if not (isinstance(stop, str) and stop == "quiet"):
+            if isinstance(stop, str):
+                raise _STOP.refused(stop, "'quiet' or a whole number")
+            stop = _STOP.whole(stop, least=0, most=MOST_STEPS)
+        checked: dict[str, object] = {
+            "order": _ORDER.choice(self.order, get_args(SpikeOrder)),
+            "group_size": _GROUP_SIZE.whole(self.group_size, most=MOST_STEPS),
+            "order_noise": _ORDER_NOISE.number(self.order_noise, least=0.0),
+            "refractory_dropout": _DROPOUT.number(self.refractory_dropout, least=0.0, most=1.0),
+            "prioritize_input": _PRIORITY.flag(self.prioritize_input),
+            "stop": stop,
+        }
+        defaults = {field.name: field.default for field in fields(self)}
+        chosen = [name for name, value in checked.items() if value != defaults[name]]
+        if chosen and self.mode != "async":
+            raise OptionError(
+                f"Option '{chosen[0]}' is for mode 'async', and the mode is '{self.mode}'.",
+                code="option.async",
+                hints=["Pass mode='async', or leave the option out."],
+            )
+        return checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,4 +306,14 @@ _KERNEL_SIZE, _TAU = (
         hint="Leave it out: a gate takes four inputs, and its exponent is a quarter.",
     )
     for name in ("kernel_size", "tau")
+)
+_ORDER, _GROUP_SIZE, _ORDER_NOISE, _DROPOUT, _PRIORITY, _STOP = (
+    Check(
+        f"Option '{name}'",
+        code="option.async",
+        hint="Leave it out: groups of eight, the highest potential first, until all is quiet.",
+    )
+    for name in (
+        *("order", "group_size", "order_noise", "refractory_dropout", "prioritize_input", "stop"),
+    )
 )

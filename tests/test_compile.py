@@ -122,7 +122,11 @@ def test_refusals(model: nn.Module, code: str) -> None:
     [
         ({"tagret": "c"}, "option.unknown"),
         ({"target": "fortran"}, "option.target"),
-        ({"mode": "async"}, "unsupported.mode"),
+        ({"mode": "async", "group_size": 0}, "option.async"),
+        ({"mode": "async", "stop": "now"}, "option.async"),
+        ({"mode": "async", "order_noise": -1.0}, "option.async"),
+        ({"mode": "async", "refractory_dropout": 2}, "option.async"),
+        ({"mode": "fpt", "order": "random"}, "option.async"),
         ({"num_threads": 0}, "option.num-threads"),
     ],
 )

@@ -23,6 +23,7 @@ from snncc.errors import TargetError, UnsupportedError
 from snncc.frontend.capture import capture
 from snncc.frontend.reroll import Rolled, reroll
 from snncc.ir import validate as invariants
+from snncc.ir.events.network import EventOrder
 from snncc.ir.graph_function import function_of
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.nodes import FixedPoint, Form, ParallelReset, Scan
@@ -34,6 +35,7 @@ from snncc.options import GPU_TARGETS, Options, TargetName, settings
 from snncc.passes import Pass, Rejection, passes_for, substituting
 from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.passes.dynamic_decay.substitute_dynamic_decay import SubstituteDynamicDecay
+from snncc.passes.events.queue_spikes import QueueSpikes
 from snncc.passes.folding.fold_norms import FoldNorms
 from snncc.passes.gradients.cut_time import CutTime
 from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
@@ -42,12 +44,13 @@ from snncc.passes.neurons import neuron_nodes
 from snncc.reporting.layers import plan_of
 from snncc.reporting.report import Plan, Timings
 from snncc.runtime.costs.work import prices_of
+from snncc.runtime.events.runner import EventRunner
 from snncc.runtime.forms.parallel_reset import ParallelResetNeuron
 from snncc.runtime.neuron import Neuron
 
 HALVES = (torch.float16, torch.bfloat16)
 # Passes that the user asked for: where one does not apply, that is an error.
-_WANTED = (CutTime, FoldNorms, SubstituteDynamicDecay)
+_WANTED = (CutTime, FoldNorms, QueueSpikes, SubstituteDynamicDecay)
 PLACES = {"auto": None, "recompute": Place.SCRATCH, "save": Place.MEMORY}
 
 
@@ -81,6 +84,7 @@ class Compiled:
         options: How it was compiled.
         fixed_points: The neurons that run by sweeps.
         parallel_resets: The neurons that run chunks of time at once.
+        event_networks: The networks that run as queues of spikes.
     """
 
     recording: Recording
@@ -91,6 +95,7 @@ class Compiled:
     options: Options
     fixed_points: tuple[Neuron, ...] = ()
     parallel_resets: tuple[ParallelResetNeuron, ...] = ()
+    event_networks: tuple[EventRunner, ...] = ()
 
 
 def record(
@@ -173,6 +178,7 @@ def build(
     neurons = [n for n in calls if isinstance(n, Neuron)]
     fixed_points = tuple(n for n in neurons if isinstance(n.program.forward.form, FixedPoint))
     resets = tuple(n for n in calls if isinstance(n, ParallelResetNeuron))
+    events = tuple(n.target for n in runnable.nodes if isinstance(n.target, EventRunner))
     notes: tuple[str, ...] = ()
     notes += ("so few steps run as recorded, operator by operator",) if recording.flat else ()
     notes += ("gradients end at the step that they are of",) if options.mode == "online" else ()
@@ -180,7 +186,7 @@ def build(
     plan = plan_of(graph, target, sources, described, notes)
     if dump.folder is not None:
         dump.text("report.txt", str(plan))
-    return Compiled(recording, graph, run, plan, target, options, fixed_points, resets)
+    return Compiled(recording, graph, run, plan, target, options, fixed_points, resets, events)
 
 
 def sequence_graph(
@@ -216,6 +222,8 @@ def sequence_graph(
     )
     if gates is not None:
         passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
+    if options.mode == "async":
+        passes = substituting(passes, queue_of(options, recording))
     graph = _through(passes, recording, leaves, dump)
     if options.mode == "auto":
         graph = select_forms(graph, leaves, target, options.num_threads)
@@ -238,8 +246,24 @@ def _opens_layers(recording: Recording, options: Options, leaves: Sequence[Tenso
 
 def cutting_time(recording: Recording) -> CutTime:
     """Return the pass that ends gradients of a recording at the step that they are of."""
-    kinds = (source.kind for source in recording.rolled.sources)
-    return CutTime(tuple(kind is SourceKind.INPUT for kind in kinds))
+    return CutTime(_are_inputs(recording))
+
+
+def queue_of(options: Options, recording: Recording) -> QueueSpikes:
+    """Return the pass that makes one queue of spikes of a network."""
+    order = EventOrder(
+        group_size=options.group_size,
+        policy=options.order,
+        noise=options.order_noise,
+        refractory_dropout=options.refractory_dropout,
+        stop=None if options.stop == "quiet" else options.stop,
+    )
+    return QueueSpikes(order, _are_inputs(recording), options.prioritize_input)
+
+
+def _are_inputs(recording: Recording) -> tuple[bool, ...]:
+    """Return for each placeholder of a recording whether it is an input of the model."""
+    return tuple(source.kind is SourceKind.INPUT for source in recording.rolled.sources)
 
 
 def _through(

@@ -10,6 +10,7 @@ from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.tape import Tape
 from snncc.passes import Pass, Rejection
 from snncc.passes.dynamic_decay.substitute_dynamic_decay import SubstituteDynamicDecay
+from snncc.passes.events.queue_spikes import QueueSpikes
 from snncc.passes.folding.fold_norms import FoldNorms
 from snncc.passes.gradients.cut_time import CutTime
 from snncc.passes.parallel.parallelize_fixed_point import ParallelizeFixedPoint
@@ -50,6 +51,12 @@ _WORDINGS: dict[type[Pass], _Wording] = {
         "A neuron cannot run chunks of time at once.",
         code="form.parallel-reset",
         hint="Use mode='fused', which runs any neuron.",
+    ),
+    QueueSpikes: _Wording(
+        FormError,
+        "The model cannot run as a queue of spikes.",
+        code="form.async",
+        hint="Use mode='fused', which runs any neuron and what is between them.",
     ),
     SubstituteDynamicDecay: _Wording(
         FormError,

@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from snncc.ir import sequence_ops
+from snncc.ir.events.region import EventRegion
 from snncc.ir.graph_function import function_of
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import TimeLoop
 from snncc.options import Options
 from snncc.passes.neurons import copy_graph, neuron_nodes
+from snncc.runtime.events.runner import EventRunner
 from snncc.runtime.forms.chosen import ChoosingNeuron
 from snncc.runtime.forms.parallel_reset import ParallelResetNeuron
 from snncc.runtime.loops.recurrent import RecurrentLoop, StepTarget
@@ -45,6 +47,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
         if isinstance(node.target, LoopCall) and options.target != "torch":
             target = StepTarget(options.target, options.num_threads)
             node.target = RecurrentLoop(node.target, target)
+        if isinstance(node.target, EventRegion):
+            node.target = EventRunner(node.target, options.target, options.num_threads)
         if node.target is sequence_ops.linear:
             node.target = products.linear
         if isinstance(node.target, TimeLoop) and options.target != "torch":

@@ -66,13 +66,15 @@ class Specializations:
         Args:
             args: The arguments of a call.
             kwargs: Its keyword arguments.
-            training: Whether the model is in training mode, where spikes may be drawn.
+            training: Whether the model is in training mode, where spikes may be drawn, and neurons
+                may be spared from being refractory.
         """
-        options = self.options if training else replace(self.options, spikes="threshold")
+        calm = replace(self.options, spikes="threshold", refractory_dropout=0.0)
+        options = self.options if training else calm
         leaves, spec = flatten(args, kwargs)
         state, held = self._watcher.state()
         given, sizes = describe_arguments(self.program, args, kwargs, leaves)
-        shapes, key = (*sizes, *held), (spec, given, state, autocast_state(), options.spikes)
+        shapes, key = (*sizes, *held), (spec, given, state, autocast_state(), options)
         family = self._families.setdefault(key, _Family(options))
         for member in family.members:
             if member.serves(shapes) and holds(member.tape, self.program, args, kwargs):

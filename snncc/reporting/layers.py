@@ -5,25 +5,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 import torch.fx
 
 from snncc.frontend.operators.canonical import size
 from snncc.ir import norm_ops, sequence_ops
+from snncc.ir.events.region import EventRegion
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
-from snncc.ir.nodes import (
-    FixedPoint,
-    Form,
-    FusedTime,
-    ParallelReset,
-    Recurrence,
-    Scan,
-    Sequential,
-    Var,
-)
+from snncc.ir.nodes import Recurrence, Var
 from snncc.ir.numerics import Numerics, weakest
 from snncc.ir.program import NeuronProgram, Place
 from snncc.ir.tape import Source, SourceKind
@@ -34,6 +26,8 @@ from snncc.passes.gradients.plan_storage import BIT_BYTES, CPU, FLOAT_BYTES, GPU
 from snncc.passes.hoisting.batch_rules import REASSOCIATED
 from snncc.passes.loops.open_layers import LAYERS
 from snncc.reporting.equations import Equations, equations_of
+from snncc.reporting.event_layers import event_layers
+from snncc.reporting.forms import form_text, promise_of
 from snncc.reporting.operands import Origins, parameters_of
 from snncc.reporting.recurrent_layer import recurrent_layer
 from snncc.reporting.report import Layer, Plan, Rejected, Transfer
@@ -117,7 +111,7 @@ class _Reader:
         self.names: dict[torch.fx.Node, str] = {}
         self.taken: set[str] = set()
         self.origins = Origins(self.sources, self.names)
-        self.layers: dict[torch.fx.Node, Layer] = {}
+        self.layers: dict[torch.fx.Node | str, Layer] = {}
         self.others: list[Location] = []
         self.ends: list[str] = []
         self.flow: list[tuple[str, str]] = []
@@ -129,6 +123,9 @@ class _Reader:
     def visit(self, node: torch.fx.Node) -> None:
         """Read one node."""
         read = dict.fromkeys(p for n in node.all_input_nodes for p in self.parts.get(n, ()))
+        if isinstance(node.target, EventRegion):
+            self.parts[node] = tuple(self.events(node, read))
+            return
         name = self.part(node)
         if name is None:
             # A size is no value that flows.
@@ -137,6 +134,17 @@ class _Reader:
             return
         self.parts[node] = (name,)
         self.flow += [(part, name) for part in read]
+
+    def events(self, node: torch.fx.Node, read: Iterable[str]) -> Iterator[str]:
+        """Read a network of events; yield the names of the layers that are seen outside."""
+        names: dict[str, str] = {}
+        for line in event_layers(node, self.target, self.sources):
+            name = names[line.layer.name] = self.unique(line.layer.name)
+            self.layers[name] = replace(line.layer, name=name)
+            sources = [names[each] for each in line.reads if each in names] or [*read]
+            self.flow += [(source, name) for source in sources]
+            if line.is_seen:
+                yield name
 
     def part(self, node: torch.fx.Node) -> str | None:
         """Return the name of the part that a node is; None for what combines or arranges values."""
@@ -284,39 +292,6 @@ def _moved(forward: Recurrence) -> str:
     says = "its chunks start from sums in another order"
     fires = bool_lets(forward.lets) or any(let.surrogate is not None for let in forward.lets)
     return f"{says}, so a spike at the threshold may move" if fires else says
-
-
-def form_text(form: Form) -> str:
-    """Return how a form is called in a plan."""
-    match form:
-        case FixedPoint(sweeps=None):
-            return "sweeps until stable"
-        case FixedPoint(sweeps, None):
-            return f"{sweeps} sweeps"
-        case FixedPoint(sweeps, draws=draws):
-            return f"{sweeps} soft sweeps{', spikes drawn' if draws else ''}"
-        case Scan(forward=True):
-            return "scan"
-        case Scan():
-            return "fused time, backward scan"
-        case ParallelReset(backward):
-            return f"parallel reset{', backward scan' if backward else ''}"
-        case Sequential() | FusedTime():
-            return "fused time"
-        case _:
-            assert_never(form)
-
-
-def promise_of(form: Form) -> Numerics:
-    """Return what a form keeps of the serial results."""
-    match form:
-        case FixedPoint(sweeps, schedule) if sweeps is not None:
-            # With sigmoids in place of thresholds the solution is another neuron's.
-            return Numerics.ITERATED if schedule is None else Numerics.SUBSTITUTED
-        case Scan(forward=True):
-            return Numerics.REASSOCIATED
-        case _:
-            return Numerics.BITWISE
 
 
 def _is_layer(node: torch.fx.Node) -> bool:

@@ -1,0 +1,312 @@
+"""A part of a sequence graph that runs as a network of events: neurons and what is between them.
+
+What lies between neurons is kept as graphs of the user's own operators.  In each call they are run
+for what a group gets without any spike (`Currents.standing`), and on one spike at a time for the
+matrices (`Currents.linear`), so that both follow the weights and are differentiable in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from snncc.errors import UnsupportedError
+from snncc.ir import interpret
+from snncc.ir.events.draws import new_seed
+from snncc.ir.events.network import EventNetwork, EventTensors
+from snncc.ir.events.run import run_events
+from snncc.ir.graph_function import function_of
+from snncc.ir.nodes import Const, Expr, Recurrence, Var
+
+MOST_WEIGHTS = 2**26  # of one matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Currents:
+    """What a group of neurons is driven by.
+
+    Attributes:
+        neuron: The neuron as it was written.
+        standing: Maps spikes of ``sources``, then ``externals``, to the STEP inputs.
+        linear: The same without all that is added: linear in the spikes.
+        sources: Indices of the edges that end here, one for each placeholder of spikes.
+        externals: Positions of the other placeholders among the arguments of the region.
+        is_varying: Whether what it gets without spikes differs from step to step or by sample.
+        drive: What the STEP inputs and lane inputs add to the membrane, affine in the first.
+        decay: What the membrane keeps of itself.
+        initial: What it is before the first step.
+        lanes: For each lane input its name and its position among the arguments.
+        shape: The shape of the group, without the batch.
+    """
+
+    neuron: Recurrence
+    standing: torch.fx.Graph
+    linear: torch.fx.Graph
+    sources: tuple[int, ...]
+    externals: tuple[int, ...]
+    is_varying: bool
+    drive: Expr
+    decay: Expr
+    initial: Const | Var
+    lanes: tuple[tuple[str, int], ...]
+    shape: tuple[int, ...]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The names of the STEP inputs of the neuron."""
+        return self.neuron.step_inputs
+
+    @cached_property
+    def run_standing(self) -> Any:
+        """The function of ``standing``."""
+        return function_of(self.standing)
+
+    @cached_property
+    def run_linear(self) -> Any:
+        """The function of ``linear``."""
+        return function_of(self.linear)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """An input whose events join the queue: its position among the arguments."""
+
+    argument: int
+
+
+@dataclass(frozen=True, eq=False)
+class EventRegion:
+    """Target of a ``call_function`` node: ``call(length, *arguments)``.
+
+    Its result is a tuple: what of the network is seen outside, [T, B, *] or [B, *].  Calling it
+    runs the reference.
+
+    Attributes:
+        network: The network.
+        groups: For each group what drives it, or which argument it is.
+        emitted: For each group the position of its spikes before the first step among the
+            arguments, or a number; None where no edge recalls them.
+    """
+
+    network: EventNetwork
+    groups: tuple[Currents | Given, ...]
+    emitted: tuple[int | float | None, ...]
+    separate: set[tuple[Any, ...]] = field(default_factory=set)
+
+    @property
+    def __name__(self) -> str:
+        return "events"
+
+    def __call__(self, length: int, *arguments: Any) -> tuple[Tensor, ...]:
+        """Run the network by the reference."""
+        tensors = self.tensors(length, arguments)
+        outputs = run_events(self.network, tensors, self.seed())
+        return self.shaped(outputs.results)
+
+    def seed(self) -> int:
+        """Return the seed of a call; torch's generator is left alone where nothing is drawn."""
+        return new_seed() if self.network.order.draws else 0
+
+    def shaped(self, results: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return results with the axes of their groups."""
+        shapes = [
+            getattr(self.groups[result.group], "shape", ()) for result in self.network.results
+        ]
+        return tuple(
+            x.reshape(*x.shape[:-1], *shape) for x, shape in zip(results, shapes, strict=True)
+        )
+
+    def tensors(self, length: int, arguments: Sequence[Any]) -> EventTensors:
+        """Return what the network runs on in a call.
+
+        Raises:
+            UnsupportedError: What is between two neurons mixes time steps or samples.
+        """
+        made = _Tensors(self, length, arguments)
+        neurons = [g if isinstance(g, Currents) else None for g in self.groups]
+        return EventTensors(
+            standing=tuple(made.standing(g) for g in self.groups),
+            decay=tuple(None if g is None else made.by_neuron(g, g.decay) for g in neurons),
+            membrane=tuple(None if g is None else made.membrane(g) for g in neurons),
+            emitted=tuple(map(made.emitted, self.groups, self.emitted)),
+            lanes=tuple(
+                ()
+                if currents is None
+                else tuple(made.by_neuron(currents, Var(name)) for name in group.lanes)
+                for group, currents in zip(self.network.groups, neurons, strict=True)
+            ),
+            weights=made.weights(),
+        )
+
+
+class _Tensors:
+    """Makes the tensors of one call."""
+
+    def __init__(self, region: EventRegion, length: int, arguments: Sequence[Any]) -> None:
+        self.region, self.length, self.arguments = region, length, arguments
+        self.samples, self.like = self._samples()
+        self.shapes = [
+            group.shape if isinstance(group, Currents) else arguments[group.argument].shape[2:]
+            for group in region.groups
+        ]
+
+    def _samples(self) -> tuple[int, Tensor]:
+        """Return the batch size, and some tensor of the type of all of them."""
+        for group in self.region.groups:
+            if isinstance(group, Given):
+                x = self.arguments[group.argument]
+                return x.shape[1], x
+            if not group.sources:
+                inputs = group.run_standing(*self._externals(group))
+                rank = len(group.shape) + 1
+                lanes = [torch.as_tensor(self.arguments[i]) for _, i in group.lanes]
+                sizes = [x.shape[1] for x in inputs if x.dim() > rank]
+                sizes += [x.shape[0] for x in lanes if x.dim() == rank]
+                return max(sizes, default=1) if 0 not in sizes else 0, inputs[0]
+        raise AssertionError("no group starts")
+
+    def _externals(self, group: Currents) -> list[Any]:
+        return [self.arguments[i] for i in group.externals]
+
+    def _lanes(self, group: Currents) -> dict[str, Tensor]:
+        """Return the lane inputs of a group by name."""
+        values = ((name, self.arguments[i]) for name, i in group.lanes)
+        return {n: torch.as_tensor(x).to(self.like) for n, x in values}
+
+    def _driven(self, group: Currents, inputs: Sequence[Tensor]) -> Tensor:
+        """Return what inputs [T, *] add to the membrane."""
+        known = dict(zip(group.steps, inputs, strict=True)) | self._lanes(group)
+        return interpret.evaluate(group.drive, known, self.like)
+
+    def standing(self, group: Currents | Given) -> Tensor:
+        """Return what a group gets without any spike, [T, B, n]."""
+        if isinstance(group, Given):
+            return torch.as_tensor(self.arguments[group.argument]).flatten(2).to(self.like)
+        length = self.length if group.is_varying or not group.sources else 1
+        silence = [self._silence(edge, length) for edge in group.sources]
+        value = self._driven(group, group.run_standing(*silence, *self._externals(group)))
+        whole = value.expand(length, self.samples, *group.shape).reshape(length, self.samples, -1)
+        return whole.expand(self.length, -1, -1)
+
+    def _silence(self, edge: int, length: int) -> Tensor:
+        shape = self.shapes[self.region.network.edges[edge].source]
+        return self.like.new_zeros(length, self.samples, *shape)
+
+    def by_neuron(self, group: Currents, value: Expr) -> Tensor:
+        """Return the value of an expression of lane inputs for each neuron, [n]."""
+        lanes = {
+            name: x[:1] if x.dim() == len(group.shape) + 1 else x
+            for name, x in self._lanes(group).items()
+        }
+        result = interpret.evaluate(value, lanes, self.like)
+        return result.expand(1, *group.shape).reshape(-1)
+
+    def membrane(self, group: Currents) -> Tensor:
+        """Return the membrane before the first step, [B, n]."""
+        value = interpret.evaluate(group.initial, self._lanes(group), self.like)
+        return value.expand(self.samples, *group.shape).reshape(self.samples, -1)
+
+    def emitted(self, group: Currents | Given, start: int | float | None) -> Tensor | None:
+        """Return the spikes before the first step, [B, n]."""
+        if start is None:
+            return None
+        value = self.arguments[start] if isinstance(start, int) else start
+        tensor = torch.as_tensor(value).to(self.like)
+        shape = getattr(group, "shape", ())
+        return tensor.expand(self.samples, *shape).reshape(self.samples, -1)
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """Return the matrix of each edge, [sources, targets]."""
+        made: dict[int, Tensor] = {}
+        if not self.samples:
+            sizes = [torch.Size(shape).numel() for shape in self.shapes]
+            edges = self.region.network.edges
+            return tuple(self.like.new_zeros(sizes[e.source], sizes[e.target]) for e in edges)
+        for group in self.region.groups:
+            if isinstance(group, Currents):
+                self._require_separate(group)
+                gains = self._gains(group)
+                for edge in group.sources:
+                    made[edge] = self._matrix(group, edge, gains)
+        return tuple(made[edge] for edge in range(len(self.region.network.edges)))
+
+    def _gains(self, group: Currents) -> list[Tensor]:
+        """Return what a unit of each STEP input adds to the membrane."""
+        zero = self.like.new_zeros(())
+        none = self._driven(group, [zero] * len(group.steps))
+        units = (
+            [zero + (i == j) for j in range(len(group.steps))] for i in range(len(group.steps))
+        )
+        return [self._driven(group, each) - none for each in units]
+
+    def _effect(self, group: Currents, spikes: Sequence[Tensor], gains: list[Tensor]) -> Tensor:
+        """Return what spikes [T, B, *] of the sources add to the membranes, [T, B, *]."""
+        parts = group.run_linear(*spikes, *self._externals(group))
+        shape = (*spikes[0].shape[:2], *group.shape)
+        total: Any = 0.0
+        for part, gain in zip(parts, gains, strict=True):
+            if part is not None:
+                if part.shape[:2] != shape[:2]:
+                    raise self._mixes(group)
+                total = total + gain * part
+        result: Tensor = total.expand(shape)
+        return result
+
+    def _mixes(self, group: Currents) -> UnsupportedError:
+        return UnsupportedError(
+            "What is between two neurons mixes time steps or samples.",
+            code="unsupported.async-network",
+            location=group.neuron.where,
+            notes=["A spike has one effect, whenever and in which sample it comes."],
+            hints=["Keep time and batch as the first two axes; or use mode='fused'."],
+        )
+
+    def _matrix(self, group: Currents, edge: int, gains: list[Tensor]) -> Tensor:
+        """Return what one spike of each source adds."""
+        shape = self.shapes[self.region.network.edges[edge].source]
+        count = torch.Size(shape).numel()
+        if count * torch.Size(group.shape).numel() > MOST_WEIGHTS:
+            raise UnsupportedError(
+                "A matrix between two neuron layers is too large.",
+                code="unsupported.async-network",
+                location=group.neuron.where,
+                notes=[
+                    f"{count} sources of {tuple(group.shape)} targets; {MOST_WEIGHTS} weights fit"
+                ],
+                hints=["Use mode='fused', which needs no matrix of a convolution."],
+            )
+        length = -(-count // self.samples)
+        spikes = [self._silence(each, length) for each in group.sources]
+        units = self.like.new_zeros(length * self.samples, count)
+        units[:count] = torch.eye(count, dtype=units.dtype, device=units.device)
+        spikes[group.sources.index(edge)] = units.reshape(length, self.samples, *shape)
+        return self._effect(group, spikes, gains).reshape(length * self.samples, -1)[:count]
+
+    def _require_separate(self, group: Currents) -> None:
+        """Check that neither time steps nor samples mix, for a batch size not yet seen."""
+        key = (id(group), self.samples)
+        if key in self.region.separate or not group.sources:
+            return
+        with torch.no_grad():
+            gains = self._gains(group)
+            generator = torch.Generator().manual_seed(0)  # the user's is left alone
+            once = [
+                torch.rand(self._silence(e, 1)[:, :1].shape, generator=generator).to(self.like)
+                for e in group.sources
+            ]
+            alike = [x.expand(2, self.samples, *x.shape[2:]).clone() for x in once]
+            same = self._effect(group, alike, gains)
+            for x in alike:
+                x.flatten(0, 1)[1:] = 0.0
+            alone = self._effect(group, alike, gains)
+        rows, row = same.flatten(0, 1), alone.flatten(0, 1)
+        expected = torch.cat([rows[:1], torch.zeros_like(rows[1:])])
+        if not torch.allclose(rows, rows[:1].expand_as(rows)) or not torch.equal(row, expected):
+            raise self._mixes(group)
+        self.region.separate.add(key)

@@ -1,0 +1,256 @@
+"""The network of events in a sequence graph: its layers, what drives each, what is seen of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+import torch.fx
+
+from snncc.ir import sequence_ops
+from snncc.ir.events.network import (
+    POTENTIAL,
+    EventEdge,
+    EventGroup,
+    EventNetwork,
+    EventOrder,
+    EventResult,
+    Shown,
+)
+from snncc.ir.events.region import Currents, EventRegion, Given
+from snncc.passes.base import Rejection
+from snncc.passes.events.between import Between, closure, compares, find_varying
+from snncc.passes.events.find_neurons import EventNeuron
+from snncc.passes.events.linear_rules import without_offset
+from snncc.passes.gradients.differentiate import differentiate
+
+Node: TypeAlias = torch.fx.Node
+
+
+@dataclass(eq=False)
+class Source:
+    """A node whose value is the spikes of a group."""
+
+    group: int
+    is_delayed: bool = False
+    initial: Any = None
+
+
+@dataclass(eq=False)
+class Found:
+    """A network in a graph.
+
+    Attributes:
+        region: The network.
+        neurons: The nodes that it replaces.
+        arguments: What it is called with, behind the number of steps.
+        shown: The nodes that are results of it, and which; a neuron stands for what is needed of it
+            by what else it gives.
+        after: The nodes that it replaces, and all that depend on them.
+    """
+
+    region: EventRegion
+    neurons: dict[Node, EventNeuron]
+    arguments: list[Any]
+    shown: list[tuple[Node, EventResult]]
+    after: set[Node]
+
+
+@dataclass
+class NetworkFinder:
+    """Finds the network of some neurons.
+
+    ``after`` are the nodes that need the network to have run, ``joined`` those that depend on
+    inputs whose events are queued; ``varying`` those that depend on inputs of the model or are
+    drawn.
+    """
+
+    graph: torch.fx.Graph
+    neurons: dict[Node, EventNeuron]
+    inputs: tuple[bool, ...]
+    order: EventOrder
+    prioritize_input: bool
+    sources: dict[Node, Source] = field(default_factory=dict)
+    arguments: list[Any] = field(default_factory=list)
+    edges: list[EventEdge] = field(default_factory=list)
+
+    def find(self) -> Found | Rejection:
+        """Return the network, or what is in its way."""
+        self.varying = find_varying(self.graph, self.inputs)
+        self.given = [] if self.prioritize_input else self.find_inputs()
+        self.members: list[Node] = [*self.given, *self.neurons]
+        self.find_sources()
+        self.after = closure(self.graph, self.neurons)
+        self.joined = closure(self.graph, self.given)
+        groups: list[Currents | Given] = [Given(self.argument(node)) for node in self.given]
+        for node, neuron in self.neurons.items():
+            currents = self.currents(node, neuron)
+            if isinstance(currents, Rejection):
+                return currents
+            groups.append(currents)
+        emitted = self.emitted()
+        if isinstance(emitted, Rejection):
+            return emitted
+        shown = [*self.shown()]
+        results = tuple(dict.fromkeys(result for _, result in shown))
+        network = EventNetwork(
+            tuple(self.event_groups(groups)), tuple(self.edges), results, self.order
+        )
+        if self.order.stop is not None and not any(g.is_output for g in network.groups):
+            return Rejection("no-output", "no spiking neuron is last: all of them drive others")
+        region = EventRegion(network, tuple(groups), emitted)
+        return Found(region, self.neurons, self.arguments, shown, self.after)
+
+    def find_sources(self) -> None:
+        """Find the nodes that are spikes, of this time step or of the one before."""
+        for index, node in enumerate(self.members):
+            if node in self.given:
+                self.sources[node] = Source(index)
+                continue
+            forward, spike = self.neurons[node].forward, self.neurons[node].spike
+            for user in node.users:
+                position: Any = user.args[1]
+                if forward.outputs[position:][:1] == (spike,):
+                    self.sources[user] = Source(index)
+        for node in self.graph.nodes:
+            if node.target is sequence_ops.shift_time and node.args[0] in self.sources:
+                first = self.sources[node.args[0]]
+                if not first.is_delayed:
+                    self.sources[node] = Source(first.group, True, node.args[1])
+
+    def find_inputs(self) -> list[Node]:
+        """Return what of the input goes through linear operators into neurons, as it is before."""
+        found: dict[Node, None] = {}
+        wanted = [n for node in self.neurons for n in self.step_inputs(node)]
+        after = closure(self.graph, self.neurons)
+        seen: set[Node] = set()
+        while wanted:
+            node = wanted.pop()
+            if node in seen or node in after or node not in self.varying:
+                continue
+            seen.add(node)
+            inputs = {n for n in node.all_input_nodes if n in self.varying}
+            call = without_offset(node, inputs, set()) if inputs else None
+            if node.target is sequence_ops.time_view or not isinstance(call, tuple):
+                found[node] = None
+            else:
+                wanted += inputs
+        return [node for node in self.graph.nodes if node in found]
+
+    def step_inputs(self, node: Node) -> list[Node]:
+        """Return what a neuron reads at each step."""
+        count = len(self.neurons[node].forward.step_inputs)
+        return [a for a in node.args[1 : 1 + count] if isinstance(a, torch.fx.Node)]
+
+    def argument(self, value: Any) -> int:
+        """Return the position of a value among the arguments of the region."""
+        for position, known in enumerate(self.arguments):
+            if known is value:
+                return position
+        self.arguments.append(value)
+        return len(self.arguments) - 1
+
+    def currents(self, node: Node, neuron: EventNeuron) -> Currents | Rejection:
+        """Return what drives a neuron."""
+        forward, index = neuron.forward, self.members.index(node)
+        steps, lanes = forward.step_inputs, forward.lane_inputs
+        values = node.args[1 : 1 + len(steps)]
+        targets = [value for value in values if isinstance(value, torch.fx.Node)]
+        after, varying = self.after | self.joined, self.varying - self.after - self.joined
+        between = Between(self.graph, targets, self.sources, after, varying)
+        for refused in (between.refused, self.refused_lanes(node, neuron)):
+            if refused is not None:
+                return refused
+        spikes = [self.sources[source] for source in between.sources]
+        first = len(self.edges)
+        self.edges += [EventEdge(s.group, index, s.is_delayed) for s in spikes]
+        return Currents(
+            neuron=forward,
+            standing=between.whole(values),
+            linear=between.linear(values),
+            sources=tuple(range(first, len(self.edges))),
+            externals=tuple(self.argument(n) for n in between.externals),
+            is_varying=any(n in self.varying for n in between.externals),
+            drive=neuron.drive,
+            decay=neuron.decay,
+            initial=neuron.initial,
+            lanes=tuple(
+                (name, self.argument(value))
+                for name, value in zip(lanes, node.args[1 + len(steps) :], strict=True)
+            ),
+            shape=tuple(node.meta["lanes"][1:]),
+        )
+
+    def refused_lanes(self, node: Node, neuron: EventNeuron) -> Rejection | None:
+        """Return the refusal of a parameter that depends on the input or on spikes."""
+        forward, start = neuron.forward, neuron.initial
+        count = len(forward.step_inputs)
+        for name, value in zip(forward.lane_inputs, node.args[1 + count :], strict=True):
+            if value in self.after:
+                reason = f"'{forward.name}' starts from, or has a parameter of, other spikes"
+                return Rejection("parameter", reason, forward.where)
+            is_start = getattr(start, "name", None) == name
+            if is_start and compares(value):
+                reason = f"'{forward.name}' starts from a step that is another program"
+                return Rejection("first-step", reason, forward.where)
+            if value in self.varying and not is_start:
+                reason = f"a parameter of '{forward.name}' depends on the input"
+                return Rejection("parameter", reason, forward.where)
+        return None
+
+    def emitted(self) -> tuple[int | float | None, ...] | Rejection:
+        """Return for each group where its spikes before the first step are."""
+        starts: list[int | float | None] = [None] * len(self.members)
+        seen: dict[int, Any] = {}
+        for node, source in self.sources.items():
+            if not source.is_delayed:
+                continue
+            if seen.setdefault(source.group, source.initial) is not source.initial:
+                where = node.meta.get("where")
+                return Rejection("starts", "a layer's last spikes start in two ways", where)
+            is_node = isinstance(source.initial, torch.fx.Node)
+            start = self.argument(source.initial) if is_node else float(source.initial)
+            recalled = any(e.source == source.group and e.is_delayed for e in self.edges)
+            starts[source.group] = start if recalled else None
+        return tuple(starts)
+
+    def event_groups(self, groups: Sequence[Currents | Given]) -> Iterator[EventGroup]:
+        """Yield the groups of the network, given what drives them."""
+        for index, (node, currents) in enumerate(zip(self.members, groups, strict=True)):
+            if not isinstance(currents, Currents):
+                yield EventGroup(node.name, None)
+                continue
+            neuron = self.neurons[node]
+            reached = [e for e in self.edges if e.target == index and not e.is_delayed]
+            is_driven = currents.is_varying and self.prioritize_input
+            wanted = (POTENTIAL, *neuron.fire.lane_inputs)
+            yield EventGroup(
+                name=neuron.forward.name,
+                fire=neuron.fire,
+                starts=is_driven or not reached,
+                is_output=not any(e.source == index for e in self.edges),
+                adjoint=differentiate(neuron.fire, wanted),
+                where=neuron.forward.where,
+            )
+
+    def shown(self) -> Iterator[tuple[Node, EventResult]]:
+        """Yield the nodes that are results of the network, and which."""
+        for node, neuron in self.neurons.items():
+            index, forward = self.members.index(node), neuron.forward
+            names = (*forward.outputs, *forward.finals)
+            update = next(s.update for s in forward.states if s.name == neuron.membrane)
+            for user in node.users:
+                position: Any = user.args[1]
+                if position >= len(forward.outputs):
+                    if names[position] == neuron.membrane:
+                        yield user, EventResult(index, Shown.LAST)
+                elif names[position] == neuron.spike:
+                    yield user, EventResult(index, Shown.SPIKES)
+                elif names[position] == update:
+                    yield user, EventResult(index, Shown.MEMBRANES)
+            for name in () if neuron.rest is None else neuron.rest.step_inputs:
+                if name in (neuron.spike, update):
+                    shown = Shown.SPIKES if name == neuron.spike else Shown.MEMBRANES
+                    yield node, EventResult(index, shown)

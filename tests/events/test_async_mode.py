@@ -1,0 +1,364 @@
+"""``mode="async"``: serial code that runs as a queue of spikes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import snncc
+from snncc.errors import SnnccError
+from snncc.nn import LIF, ATan
+from tests.events.models import Chain, Convolutional, dyadic, spikes
+
+WIDE = 1000
+spike = ATan()
+
+
+def compiled(model: Any, **options: Any) -> Any:
+    """Return a model that runs as a queue of spikes."""
+    return snncc.compile(model, mode="async", target="torch", **options)
+
+
+def _case(kind: str) -> tuple[nn.Module, Tensor]:
+    rng = random.Random(kind)
+    if kind == "convolutional":
+        model = dyadic(Convolutional(), rng).eval()
+        return model, spikes(rng, 5, 3, 1, 6, 6)
+    model = Chain([4, 6, 5, 3], hard="hard" in kind, strict="strict" in kind)
+    return dyadic(model, rng), spikes(rng, 6, 3, 4)
+
+
+@pytest.mark.parametrize("prioritize_input", [True, False], ids=["frame", "queued"])
+@pytest.mark.parametrize("kind", ["hard", "soft", "hard strict", "convolutional"])
+def test_wide_groups_are_the_serial_code(kind: str, prioritize_input: bool) -> None:
+    """Where a group holds all spikes of a layer, outputs and gradients are those of the code."""
+    model, x = _case(kind)
+    fast = compiled(model, group_size=WIDE, prioritize_input=prioritize_input)
+
+    expected, found = model(x), fast(x)
+
+    assert torch.equal(found, expected)
+    assert found.requires_grad
+    slopes = torch.autograd.grad(expected.sum(), [*model.parameters()])
+    ours = torch.autograd.grad(found.sum(), [*model.parameters()])
+    torch.testing.assert_close(ours, slopes, rtol=1e-9, atol=1e-9)
+
+
+def test_small_groups_are_another_network() -> None:
+    """With one spike at a time results differ from the layered network, and repeat."""
+    model, x = _case("hard")
+
+    fast = compiled(model, group_size=1)
+    first = fast(x)
+
+    assert not torch.equal(first, model(x))
+    assert torch.equal(fast(x), first)
+    alone = torch.cat([fast(x[:, i : i + 1]) for i in range(3)], 1)
+    assert torch.equal(alone, first)
+
+
+def test_plan_shows_the_queue() -> None:
+    """The plan has a line for each layer, with the user's lines, and the order once."""
+    model, x = _case("hard")
+    fast = compiled(model, group_size=2, order="random", refractory_dropout=0.5, stop=3)
+    fast(x)
+
+    layers = {layer.name: layer for layer in fast.plans[0].layers}
+
+    assert [layers[name].form for name in ("layers.1", "neuron2")] == [
+        "spike by spike",
+        "queue of spikes",
+    ]
+    assert layers["neuron1"].note == (
+        "spikes of all layers in groups of 2, any of them, a share of 0.5 not refractory, "
+        "until 3 groups after an output"
+    )
+    assert fast.plans[0].numerics is snncc.ir.numerics.Numerics.SUBSTITUTED
+    assert "queue of spikes" in str(fast)
+    assert snncc.explain(fast, x)
+
+
+def test_last_events_tell_what_a_call_took() -> None:
+    """Counts are those of the last call, for each sample."""
+    model, x = _case("hard")
+    fast = compiled(model, group_size=2)
+    assert fast.last_events == {}
+
+    out = fast(x)
+
+    counts = fast.last_events
+    assert {name: len(n) for name, n in counts.items()} == dict.fromkeys(
+        ("forward_steps", "events", "spikes", "operations", "evaluations"), 3
+    )
+    assert (counts["spikes"] >= out.sum((0, 2))).all()
+    assert torch.equal(counts["spikes"], counts["events"])
+    narrow = compiled(model, group_size=1)
+    narrow(x)
+    assert (narrow.last_events["forward_steps"] > counts["forward_steps"]).all()
+
+
+def test_draws_follow_the_seed_and_the_training_flag() -> None:
+    """Orders that are drawn repeat with a seed; neurons are spared in training alone."""
+    model, x = _case("hard")
+    fast = compiled(model, group_size=1, order="random", refractory_dropout=0.9)
+
+    torch.manual_seed(0)
+    first, counts = fast(x), fast.last_events
+    torch.manual_seed(0)
+    again = fast(x)
+    other = [fast(x) for _ in range(5)]
+    calm = fast.eval()(x)
+    at_rest = fast.last_events["spikes"]
+
+    assert torch.equal(first, again)
+    assert any(not torch.equal(first, each) for each in other)
+    assert calm.max() == 1.0
+    assert counts["spikes"].sum() > at_rest.sum()
+
+
+def test_nothing_is_drawn_where_order_is_certain() -> None:
+    """Without random order, torch's generator is left alone."""
+    model, x = _case("hard")
+    fast = compiled(model)
+    fast(x)
+    before = torch.get_rng_state()
+    fast(x)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_batches_and_lengths_are_served() -> None:
+    """Steps and samples are free, one step and one sample included."""
+    model, _ = _case("soft")
+    fast = compiled(model, group_size=WIDE)
+
+    for length, samples in ((6, 3), (9, 2), (1, 4), (5, 1), (2, 7)):
+        given = spikes(random.Random(length), length, samples, 4)
+        assert torch.equal(fast(given), model(given))
+
+
+def test_training_changes_what_runs() -> None:
+    """Matrices follow the weights."""
+    model, x = _case("convolutional")
+    fast = compiled(model, group_size=WIDE)
+    fast(x)
+    dyadic(model, random.Random(5))
+
+    assert torch.equal(fast(x), model(x))
+
+
+def leaky(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    h = 0.5 * v + x
+    s = spike(h - 1.0)
+    return s, h - s
+
+
+def delayed(x: Tensor) -> Tensor:
+    """The second layer reads the spikes of the first of the step before."""
+    v, w, s = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:])
+    mixed = torch.arange(16).reshape(4, 4).to(x) / 4.0 - 1.0
+    out = []
+    for x_t in x:
+        z, w = leaky(w, s @ mixed - 0.25)
+        s, v = leaky(v, x_t)
+        out.append(z)
+    return torch.stack(out)
+
+
+def shown(x: Tensor) -> tuple[Tensor, ...]:
+    """Spikes, membranes, counts and last states, of two layers."""
+    v, w = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:])
+    total, traces, out = x.new_zeros(x.shape[1:]), [], []
+    for x_t in x:
+        s, v = leaky(v, 2.0 * x_t)
+        z, w = leaky(w, s.flip(1) + s)
+        total = total + 0.5 * z
+        traces.append(w)
+        out.append(torch.stack([s, z]))
+    return torch.stack(out), torch.stack(traces), total, v
+
+
+def started(x: Tensor) -> Tensor:
+    """States that are given from outside, and an IF neuron with a rest."""
+    v, out = x[0] * 0.5, []
+    for x_t in x:
+        h = v + (0.25 - v) * 0.5 + 0.5 * x_t
+        s = spike(h - 0.5)
+        v = torch.where(s > 0, 0.25, h)
+        out.append(s)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("model", [delayed, shown, started], ids=lambda f: f.__name__)
+def test_functions(model: Any) -> None:
+    """What a model gives beside spikes, and starts from, is kept."""
+    x = spikes(random.Random(3), 6, 3, 4)
+
+    expected, found = model(x), compiled(model, group_size=WIDE)(x)
+
+    for one, other in zip(
+        *((y,) if isinstance(y, Tensor) else y for y in (expected, found)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_early_stop_drops_what_is_queued() -> None:
+    """Stopping at the first output spike does fewer forward steps, and changes results."""
+    model, x = _case("hard")
+    whole, early = compiled(model, group_size=1), compiled(model, group_size=1, stop=0)
+    whole(x)
+    early(x)
+
+    steps = [fast.last_events["forward_steps"].sum() for fast in (whole, early)]
+
+    assert steps[1] < steps[0]
+
+
+def adaptive(x: Tensor) -> Tensor:
+    v, a = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:])
+    out = []
+    for x_t in x:
+        h = 0.5 * v + x_t
+        s = spike(h - 1.0 - a)
+        v, a = h - s, 0.5 * a + s
+        out.append(s)
+    return torch.stack(out)
+
+
+def pooled(x: Tensor) -> Tensor:
+    v, w = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1], 1)
+    out = []
+    for x_t in x:
+        s, v = leaky(v, x_t)
+        z, w = leaky(w, s.amax(1, keepdim=True))
+        out.append(z)
+    return torch.stack(out)
+
+
+def gated(x: Tensor) -> Tensor:
+    v, w = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:])
+    out = []
+    for x_t in x:
+        s, v = leaky(v, x_t)
+        z, w = leaky(w, s.flip(1) * x_t)
+        out.append(z)
+    return torch.stack(out)
+
+
+def squared(x: Tensor) -> Tensor:
+    v, w = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:])
+    out = []
+    for x_t in x:
+        s, v = leaky(v, x_t)
+        z, w = leaky(w, s.flip(1) * s.roll(1, 1))
+        out.append(z)
+    return torch.stack(out)
+
+
+def charge_shown(x: Tensor) -> Tensor:
+    v, out = x.new_zeros(x.shape[1:]), []
+    for x_t in x:
+        h = 0.5 * v + x_t
+        s = spike(h - 1.0)
+        v = h - s
+        out.append(h)
+    return torch.stack(out)
+
+
+def silent(x: Tensor) -> Tensor:
+    v = x.new_zeros(x.shape[1:])
+    for x_t in x:
+        v = 0.5 * v + x_t
+    return v
+
+
+def mixing(x: Tensor) -> Tensor:
+    v, w = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:])
+    out = []
+    for x_t in x:
+        s, v = leaky(v, x_t)
+        z, w = leaky(w, s - s.mean(0))
+        out.append(z)
+    return torch.stack(out)
+
+
+def decided(x: Tensor) -> Tensor:
+    v, out = x.new_zeros(x.shape[1:]), []
+    for x_t in x:
+        s, v = leaky(v, x_t.abs() * x_t * v.clamp(min=0.0))
+        out.append(s)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "says"),
+    [
+        (adaptive, "form.async", "state beside its membrane"),
+        (pooled, "form.async", "'amax' is not linear"),
+        (gated, "form.async", "their effect is not linear"),
+        (squared, "form.async", "their effect is not linear"),
+        (charge_shown, "form.async", "potential before the reset"),
+        (silent, "form.async", "no spiking neuron"),
+        (mixing, "unsupported.async-network", "whenever and in which sample"),
+        (decided, "form.async", "neuron1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_does_not_fit_is_refused(model: Any, code: str, says: str) -> None:
+    """A refusal has the line, or none where no line is at fault, and the reason."""
+    with pytest.raises(SnnccError, match=says) as refusal:
+        compiled(model)(spikes(random.Random(1), 5, 3, 4))
+
+    assert refusal.value.code == code
+    assert (refusal.value.location is None) == (model is silent)
+
+
+def test_training_norms_are_refused() -> None:
+    """A norm with the statistics of its batch needs all spikes of a step at once."""
+    model, x = _case("convolutional")
+    model.train()
+    model.norm.eval()
+    model.conv2 = nn.Sequential(model.conv2, nn.BatchNorm2d(4)).double()
+
+    with pytest.raises(SnnccError) as refusal:
+        compiled(model)(x)
+
+    assert refusal.value.code == "form.async"
+
+
+def test_layers_that_loop_on_their_own() -> None:
+    """Layers of the library loop over time one after another, and are one network."""
+    model = nn.Sequential(nn.Linear(4, 5), LIF(), nn.Linear(5, 3), LIF())
+    model = dyadic(model, random.Random(0))
+    x = spikes(random.Random(0), 6, 2, 4)
+
+    assert torch.equal(compiled(model, group_size=WIDE)(x), model(x))
+
+
+class OneStep(nn.Module):
+    """One time step of a neuron, whose state stays in the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.v = nn.Linear(4, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = x.new_zeros(x.shape[0], 3) if self.v is None else self.v
+        s, self.v = leaky(v, self.fc(x))
+        return s
+
+
+def test_one_step_is_compiled_over_time() -> None:
+    """A model of one step is a network of events too; its state is written back."""
+    model, twin = (dyadic(OneStep(), random.Random(0)) for _ in range(2))
+    fast = compiled(model, step=True)
+    x = spikes(random.Random(0), 6, 2, 4)
+
+    out = fast(x)
+
+    assert torch.equal(out, torch.stack([twin(x_t) for x_t in x]))
+    assert torch.equal(model.v, twin.v)
