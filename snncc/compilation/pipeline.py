@@ -301,6 +301,13 @@ def target_of(options: Options, leaves: Sequence[Tensor]) -> TargetName:
         chosen: TargetName = "c" if device is None else "triton"
     else:
         chosen = options.target
+    if options.mode == "async" and chosen in GPU_TARGETS:
+        raise TargetError(
+            f"Mode 'async' has no kernels of target '{chosen}'.",
+            code="target.device",
+            notes=["Its queue of spikes runs on the CPU, or by the reference."],
+            hints=["Move model and input with '.to(\"cpu\")'."],
+        )
     if device is not None and (device.type != "cuda" or chosen == "c"):
         raise TargetError(
             f"A tensor is on '{device}', for which target '{chosen}' has no kernels.",

@@ -116,9 +116,7 @@ def find_varying(graph: torch.fx.Graph, inputs: tuple[bool, ...]) -> set[Node]:
     return found
 
 
-def closure(
-    graph: torch.fx.Graph, roots: Iterable[Node], *, by_value: bool = False
-) -> set[Node]:
+def closure(graph: torch.fx.Graph, roots: Iterable[Node], *, by_value: bool = False) -> set[Node]:
     """Return some nodes and all that depend on them, by value or if only by shape."""
     found: set[Node] = set(roots)
     for node in graph.nodes:

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from snncc.ir.events.network import EventTensors
 from snncc.ir.events.region import EventRegion
 from snncc.ir.events.run import COUNTS, EventOutputs, run_events
 from snncc.options import TargetName
+from snncc.runtime.events.kernel import EventKernel
+from snncc.runtime.events.operators import run_kernel
 
 
-@dataclass(eq=False)
 class EventRunner:
     """Target of a node that runs a network of events, as `EventRegion` runs the reference.
 
-    Attributes:
+    ``counts`` says what happened in the last call, [B, 5] (`snncc.ir.events.run.COUNTS`).
+
+    Args:
         region: The network, and what is between its neurons.
         target: The language of its kernels.
         num_threads: Threads of a kernel; None means ``torch.get_num_threads()``.
-        counts: What happened in the last call, for each sample (`snncc.ir.events.run.COUNTS`).
     """
 
-    region: EventRegion
-    target: TargetName
-    num_threads: int | None = None
-    counts: Tensor | None = field(default=None, init=False)
+    def __init__(
+        self, region: EventRegion, target: TargetName, num_threads: int | None = None
+    ) -> None:
+        self.region, self.target, self.num_threads = region, target, num_threads
+        self.counts: Tensor | None = None
 
     @property
     def __name__(self) -> str:
@@ -40,7 +44,17 @@ class EventRunner:
 
     def __call__(self, length: int, *arguments: Any) -> tuple[Tensor, ...]:
         """Run the network."""
-        tensors = self.region.tensors(length, arguments)
-        outputs: EventOutputs = run_events(self.region.network, tensors, self.region.seed())
+        outputs = self.run(self.region.tensors(length, arguments), self.region.seed())
         self.counts = outputs.counts
         return self.region.shaped(outputs.results)
+
+    def run(self, tensors: EventTensors, seed: int) -> EventOutputs:
+        """Run the network on what it runs on."""
+        if self.target == "torch" or not tensors.standing[0].numel():
+            return run_events(self.region.network, tensors, seed)
+        return run_kernel(self.kernel, tensors, seed)
+
+    @cached_property
+    def kernel(self) -> EventKernel:
+        """The kernels of the network."""
+        return EventKernel(self.region.network, self.num_threads)
