@@ -63,6 +63,7 @@ bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.forms
 	$(RUN) -m benchmarks.hard_reset
 	$(RUN) -m benchmarks.sweeps
+	$(RUN) -m benchmarks.devices
 
 bench-gpu:  ## everything that is measured on a GPU, with the Python that holds torch and Triton
 	python3 -m benchmarks.gpu

@@ -68,6 +68,11 @@ SWEEPS = """Sweeps of one layer of LIF neurons with soft reset, on normal curren
 The first rows are times of a training step; chunks have 32 steps.
 "Wrong" is the share of spikes that are not the serial ones.
 """
+DEVICES = """Training steps whose time is split over two processes of one thread each, on two
+cores; the states of a layer of neurons are handed over in M blocks ([devices.md](devices.md)).
+"Formula" is what one process of one thread and a hand-over make of the cost model, in each
+direction; a hand-over here is one to the next rank and one back.
+"""
 LIBRARIES = """One training step of networks of library neurons and layers, without the optimizer.
 "Fastest / this" is the time of the library's own fastest path over that of the variant.
 "Over products" is the time over that of the convolutions and linear layers as torch does them,
@@ -113,6 +118,7 @@ def main() -> None:
             ("hard_reset", HARD_RESET),
             ("hard_reset_training", HARD_RESET_TRAINING),
             ("sweeps", SWEEPS),
+            ("devices", DEVICES),
         ):
             file = folder / f"{name}.json"
             if file.exists():
@@ -218,6 +224,8 @@ COLUMNS = {
     "fused_over_this": "fused / this",
     "float_over_this": "float / this",
     "estimated_ms": "estimated ms",
+    "one_over_this": "1 process, 1 thread / this",
+    "formula_ms": "formula ms",
     "chosen_over_best_mean": "chosen / best, mean",
     "chosen_over_best_worst": "chosen / best, worst",
     "rate": "spikes a step",

@@ -191,7 +191,8 @@ class DistributedModule(nn.Module):
     def _header(self, segment: _Segment) -> list[int]:
         """Return what has to be equal on all ranks, in the order of `_DIFFERENCES`."""
         needs = [x.requires_grad for x in segment.values]
-        flags = (needs, segment.has_gradients, self.blocks, self.module.training)
+        how = self.blocks, self.module.training, self.module.options.target
+        flags = needs, segment.has_gradients, how
         content = 1 if self._is_compared else _content([*self.module.parameters()])
         sizes = [[*size[:1], *map(str, size[1:])] for size in segment.sizes]  # type: ignore[index]
         return [1, segment.program.number, number_of(str(sizes)), number_of(str(flags)), content]

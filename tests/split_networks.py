@@ -156,9 +156,11 @@ class Part:
         parts = x.tensor_split(self.size, axis) if steps is None else x.split(list(steps), axis)
         return parts[self.rank].detach().clone().requires_grad_()
 
-    def split(self, model: nn.Module, **options: Any) -> DistributedModule:
+    def split(
+        self, model: nn.Module, blocks: int | None = None, **options: Any
+    ) -> DistributedModule:
         """Return a model whose time is split."""
-        return snncc.distribute(snncc.compile(model), self.group, **options)
+        return snncc.distribute(snncc.compile(model, **options), self.group, blocks=blocks)
 
 
 def loss_of(outputs: Any) -> Tensor:
@@ -376,6 +378,7 @@ CASES = {
     "convolutional": Case(lambda part: agree(part, Convolutional())),
     "two-states-blocks": Case(lambda part: agree(part, TwoStates(), axis=1, blocks=3), 3),
     "more-blocks-than-lanes": Case(lambda part: agree(part, TwoStates(), axis=1, blocks=64)),
+    "interpreted": Case(lambda part: agree(part, TwoStates(), axis=1, blocks=2, target="torch")),
     "readouts": Case(lambda part: agree(part, Readouts(), blocks=1), 3),
     "feedback": Case(lambda part: agree(part, OwnSpikes())),
     "keeps-state": Case(keeps_state),

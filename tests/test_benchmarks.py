@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
 
 from benchmarks import (
     compile_time,
+    devices,
     forms,
     hard_reset,
     harness,
@@ -292,3 +293,17 @@ def test_of_several_passes_the_quietest_counts():
     first, second = of("x", 1.0, 9.0) + of("y", 2.0, 3.0), of("x", 2.0, 3.0) + of("y", 2.0, 4.0)
 
     assert forms.quieter(first, second) == of("x", 2.0, 3.0) + of("y", 2.0, 3.0)
+
+
+@pytest.mark.slow
+def test_devices_compare_with_one_process(capsys):
+    """Both processes take part, and the formula stands next to what was measured."""
+    rows = devices.main(["--quick", "--case", "0", "--seconds", "0.01"])
+    split = [row for row in rows if row["variant"].startswith("2 processes")]
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert [row["variant"] for row in rows[:3]] == [
+        *(devices.ONE, devices.TWO_THREADS, devices.TRANSFER)
+    ]
+    assert len(split) == len(devices.QUICK_CASES[0].blocks)
+    assert all(row["median_ms"] > 0 and row["formula_ms"] > 0 for row in split)

@@ -105,8 +105,7 @@ class _Relay:
         kept: Any = frozenset(user.args[1] for user in users)
         for user in [user for user in node.users if not user.users]:
             self.graph.erase_node(user)
-        steps, outputs = len(forward.step_inputs), len(forward.outputs)
-        node.target = RelayedNeuron(neuron, steps, tuple(own), outputs, finals, kept)
+        node.target = RelayedNeuron(neuron, tuple(own), finals, kept)
         node.args = (self.call, *node.args)
         return set(own)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 Sizes: TypeAlias = tuple[int, ...]
@@ -60,12 +60,15 @@ class Layout:
         lanes: The lane dimensions as the user sees them.
         order: All dimensions from outermost to innermost in memory, 0 being time.
         groups: Lane dimensions, outermost first, that are seen as one; at most three groups.
+        among: Of a call for a block of the lanes the layout of all of them; [T, *lanes] arrays that
+            it writes are parts of theirs.
     """
 
     steps: int
     lanes: Sizes
     order: Sizes
     groups: Groups = ()
+    among: Layout | None = None
 
     @property
     def extents(self) -> Sizes:
@@ -81,6 +84,8 @@ class Layout:
     @property
     def step_strides(self) -> Sizes:
         """Strides of a [T, *lanes] array that a kernel writes."""
+        if self.among is not None:
+            return self.among.step_strides
         return dense_strides((self.steps, *self.lanes), self.order)
 
     @property
@@ -141,7 +146,7 @@ def choose_groups(layout: Layout, arrays: Sequence[Array]) -> Layout:
             if _innermost(layout, candidate) >= min(_SHORT, _innermost(layout, best)):
                 chosen = candidate
                 break
-    return Layout(layout.steps, layout.lanes, layout.order, chosen or best)
+    return replace(layout, groups=chosen or best)
 
 
 def _candidates(

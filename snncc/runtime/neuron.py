@@ -39,7 +39,7 @@ from snncc.runtime.launch import (
     check_arguments,
     with_lanes,
 )
-from snncc.runtime.layout import Sizes
+from snncc.runtime.layout import Layout, Sizes
 from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_results
 from snncc.runtime.tracing import is_traced
 
@@ -159,31 +159,40 @@ class Neuron:
         return (*self._kernels, *self._gpu.specs())
 
     def plan(
-        self, tensors: Sequence[Tensor], length: int | None, *, training: bool
+        self,
+        tensors: Sequence[Tensor],
+        length: int | None,
+        *,
+        training: bool,
+        among: Layout | None = None,
     ) -> ForwardPlan | GpuForwardPlan:
-        """Return the plan of a forward call on tensors, those with a time axis first."""
+        """Return the plan of a forward call on tensors, those with a time axis first.
+
+        ``among`` is the layout of all lanes, where the tensors are a block of them on the CPU.
+        """
         threads = self.num_threads or torch.get_num_threads()
         signature = [(t.shape, t.stride(), t.dtype, t.device, t.is_neg()) for t in tensors]
-        key = (*signature, length, training, threads)
+        key = (*signature, length, training, threads, among)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = self._new_plan(tensors, length, training, threads)
+            plan = self._new_plan(tensors, length, training=training, threads=threads, among=among)
             self._plans[key] = plan
             if training and isinstance(plan, ForwardPlan) and self.program.adjoint is not None:
                 self._prepare_backward(plan, tensors)
         return plan
 
     def _new_plan(
-        self, tensors: Sequence[Tensor], length: int | None, training: bool, threads: int
+        self, tensors: Sequence[Tensor], length: int | None, **choices: Any
     ) -> ForwardPlan | GpuForwardPlan:
-        if self._runs_on_gpu(tensors):
-            return self._gpu.plan(tensors, length, training=training)
+        if self.runs_on_gpu(tensors):
+            return self._gpu.plan(tensors, length, training=choices["training"])
         check_arguments(self._names, tensors, self._steps)
-        return ForwardPlan(self._resources, tensors, length, training=training, threads=threads)
+        return ForwardPlan(self._resources, tensors, length, **choices)
 
-    def _runs_on_gpu(self, tensors: Sequence[Tensor]) -> bool:
+    def runs_on_gpu(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether a call on these inputs runs on a GPU."""
         if self.target != "auto" or not tensors:
             return self.target in GPU_TARGETS
         return tensors[0].device.type not in ("cpu", "meta")
@@ -241,7 +250,7 @@ class Neuron:
         self, tensors: Sequence[Tensor], length: int | None, *, training: bool
     ) -> list[Tensor]:
         """Return tensors without data of the sizes, strides and dtypes of a forward call."""
-        if self._runs_on_gpu(tensors):
+        if self.runs_on_gpu(tensors):
             results = self._gpu.results(tensors, length, training=training)
         else:
             check_arguments(self._names, tensors, self._steps)

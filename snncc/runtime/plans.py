@@ -94,13 +94,14 @@ class Results:
     saved: tuple[Shape, ...]
 
 
-def plan_results(
+def plan_results(  # noqa: PLR0913 - what decides about a call
     resources: Resources,
     tensors: Sequence[Tensor],
     length: int | None,
     *,
     training: bool,
     symbolic: bool = False,
+    among: Layout | None = None,
 ) -> tuple[Layout, Results]:
     """Return the layout of a forward call and the shapes of its results.
 
@@ -111,12 +112,16 @@ def plan_results(
         training: Whether values are kept for backward.
         symbolic: Whether sizes may be symbols, of which as little as possible should be asked;
             the groups of the layout are then chosen only if the results depend on them.
+        among: The layout of all lanes, where the call is for a block of them.
     """
     forward = resources.program.forward
     names = (*forward.step_inputs, *forward.lane_inputs)
     steps, lanes = broadcast_sizes(names, tensors, len(forward.step_inputs), length)
-    order = input_order(tensors[: len(forward.step_inputs)], steps, lanes)
-    layout = Layout(steps, lanes, order)
+    if among is None:
+        order = input_order(tensors[: len(forward.step_inputs)], steps, lanes)
+    else:
+        order = among.order
+    layout = Layout(steps, lanes, order, among=among)
     saved = resources.saved if training else ()
     if saved or not symbolic:
         arrays = [
@@ -158,9 +163,10 @@ class ForwardPlan:
         length: T, where no input tells it.
         training: Whether values are kept for backward.
         threads: The most threads.
+        among: The layout of all lanes, where the call is for a block of them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what decides about a call
         self,
         resources: Resources,
         tensors: Sequence[Tensor],
@@ -168,11 +174,14 @@ class ForwardPlan:
         *,
         training: bool,
         threads: int,
+        among: Layout | None = None,
     ) -> None:
         self.resources = resources
         self.threads = threads
         self.backward: dict[object, BackwardPlan] = {}
-        self.layout, self.results = plan_results(resources, tensors, length, training=training)
+        self.layout, self.results = plan_results(
+            resources, tensors, length, training=training, among=among
+        )
         forward = resources.program.forward
         self.ranks = input_ranks(forward)
         self.names = tuple(self.ranks)
@@ -193,9 +202,14 @@ class ForwardPlan:
             return lambda: None
         return self._binding.bound([*[tensors[i] for i in self._inputs], *written])
 
-    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the outputs, the finals and the values kept for backward."""
-        written = [shape.allocate() for shape in self.written]
+    def run(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Return the outputs, the finals and the values kept for backward.
+
+        Args:
+            tensors: The inputs.
+            outputs: Tensors for the first results, where they are parts of others.
+        """
+        written = [*outputs, *(shape.allocate() for shape in self.written[len(outputs) :])]
         if 0 not in self.layout.lanes:
             self._binding.run([*[tensors[i] for i in self._inputs], *written])
         return self.resources.sweeps.take(written, counted=self._counted)
@@ -246,6 +260,7 @@ class BackwardPlan:
         self._binding: tuple[Binding, list[int]] | None = None
         results = (*outputs, *finals)
         self._results = [[results.index(name) for name in names] for names in gradients]
+        self.steps = len(outputs)  # how many of them have a time axis
 
     def _bound(self) -> tuple[Binding, list[int]]:
         """Return the binding, and where it finds its inputs: tensors, cotangents, saved values.
@@ -263,9 +278,17 @@ class BackwardPlan:
         tensors: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
         saved: Sequence[Tensor],
+        steps: Sequence[Tensor] = (),
     ) -> list[Tensor | None]:
-        """Return the gradient of each input, None where it was not asked for or is zero."""
-        written = [shape.allocate() for shape in self._written]
+        """Return the gradient of each input, None where it was not asked for or is zero.
+
+        Args:
+            tensors: The inputs of the forward call.
+            cotangents: Those of its results.
+            saved: What it kept.
+            steps: Tensors for what has a time axis, where these are parts of others.
+        """
+        written = [*steps, *(shape.allocate() for shape in self._written[len(steps) :])]
         if not self._is_empty:
             given = [*tensors, *self._cotangents.given(cotangents), *saved]
             binding, inputs = self._bound()

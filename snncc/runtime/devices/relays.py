@@ -9,22 +9,16 @@ Source: Temporal Fusion (arXiv 2408.00280), section 3.3, of which this is the pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from snncc.runtime.devices.blocks import Blocks, run_in_parts, runs_in_parts
 from snncc.runtime.devices.handover import Call
-
-
-class RunsNeuron(Protocol):
-    """A neuron layer."""
-
-    def run(self, tensors: tuple[Tensor, ...], length: int | None) -> Sequence[Tensor]:
-        """Return its outputs and finals."""
-        ...
+from snncc.runtime.neuron import Neuron
 
 
 @dataclass(frozen=True)
@@ -65,17 +59,13 @@ class RelayedNeuron:
 
     Attributes:
         neuron: The neuron; its states are its last LANE inputs.
-        steps: How many inputs have a time axis.
         states: The numbers of its states among those of the network.
-        outputs: How many of its results have a time axis.
         finals: For each state the position of its end among the results.
         kept: The positions of the results that something else reads.
     """
 
-    neuron: RunsNeuron
-    steps: int
+    neuron: Neuron
     states: tuple[int, ...]
-    outputs: int
     finals: tuple[int, ...]
     kept: frozenset[int]
 
@@ -83,21 +73,32 @@ class RelayedNeuron:
     def __name__(self) -> str:
         return "relayed_neuron"
 
-    def __call__(self, call: Call, length: int, *arguments: Tensor) -> Sequence[Tensor | None]:
-        """Run the neuron, a block of its lanes after another."""
-        own = len(arguments) - len(self.states)
+    def __call__(self, call: Call, length: int, *arguments: Tensor) -> Mapping[int, Tensor]:
+        """Run the neuron and return its results by position."""
+        neuron = self.neuron
+        own = arguments[: len(arguments) - len(self.states)]
+        blocks = Blocks.of(call.likes[self.states[0]].shape, call.blocks)
+        tensors = arguments if call.ranks.is_first else own
+        if not runs_in_parts(neuron, blocks, own):
+            return self.copied(call, length, blocks, tensors)
+        outputs = len(neuron.program.forward.outputs)
+        kept = tuple(sorted(i for i in self.kept if i >= outputs))
+        return run_in_parts(call, neuron, blocks, tensors, length, self.finals, kept)
+
+    def copied(
+        self, call: Call, length: int, blocks: Blocks, tensors: Sequence[Tensor]
+    ) -> dict[int, Tensor]:
+        """Run the neuron on blocks that are tensors of their own, and put these together."""
+        steps = len(self.neuron.program.forward.step_inputs)
         like = call.likes[self.states[0]]
-        axis, sizes = cut(like.shape, call.blocks)
-        pieces = [
-            _pieces(x, axis - like.dim(), sizes, has_time=i < self.steps)
-            for i, x in enumerate(arguments if call.ranks.is_first else arguments[:own])
-        ]
+        pieces = [blocks.pieces(x, has_time=i < steps) for i, x in enumerate(tensors)]
+        count = len(blocks.sizes)
         receipts = []
         if not call.ranks.is_first:
-            shapes = [(len(self.states), *_resized(like.shape, axis, n)) for n in sizes]
+            shapes = [(len(self.states), *blocks.shape(i)) for i in range(count)]
             receipts = [call.receive(shape, like) for shape in shapes]
         seen = []
-        for block in range(len(sizes)):
+        for block in range(count):
             given = [piece[block] for piece in pieces]
             if receipts:
                 given += call.take(receipts[block], like).unbind(0)
@@ -105,44 +106,4 @@ class RelayedNeuron:
             if not call.ranks.is_last:
                 call.give(torch.stack([results[final] for final in self.finals]))
             seen.append(results)
-        return [
-            self._joined([results[i] for results in seen], axis + (i < self.outputs))
-            if i in self.kept
-            else None
-            for i in range(len(seen[0]))
-        ]
-
-    def _joined(self, blocks: list[Tensor], axis: int) -> Tensor:
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, axis)
-
-
-def cut(lanes: Sequence[int], blocks: int) -> tuple[int, list[int]]:
-    """Return the axis along which lanes are cut, and the sizes of the blocks.
-
-    It is the outermost axis that is long enough, else the longest.
-    """
-    if not lanes:
-        return 0, [1]
-    enough = [i for i, size in enumerate(lanes) if size >= blocks]
-    axis = enough[0] if enough else max(range(len(lanes)), key=lambda i: lanes[i])
-    count = max(min(blocks, lanes[axis]), 1)
-    small, more = divmod(lanes[axis], count)
-    return axis, [small + (i < more) for i in range(count)]
-
-
-def _resized(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
-    return tuple(size if i == axis else n for i, n in enumerate(shape))
-
-
-def _pieces(x: Tensor, axis: int, sizes: Sequence[int], *, has_time: bool) -> Sequence[Tensor]:
-    """Return the part of an input for each block; what is broadcast is the same for all.
-
-    Args:
-        x: The input.
-        axis: The axis of the lanes that is cut, from the end.
-        sizes: The sizes of the blocks.
-        has_time: Whether the first axis is time.
-    """
-    if len(sizes) == 1 or x.dim() + axis < has_time or x.shape[axis] == 1:
-        return [x] * len(sizes)
-    return torch.split(x, list(sizes), axis)
+        return {i: blocks.joined([results[i] for results in seen]) for i in self.kept}
