@@ -139,6 +139,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Border:
+    """Write one number to every element of a view: what padding adds to an array."""
+
+    value: float
+    result: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
     """``y = x W + b`` for rows of x; ``weight`` is [in, out], zeros of x cost nothing."""
 
@@ -233,6 +241,7 @@ Operation: TypeAlias = (
     Pointwise
     | Copy
     | Place
+    | Border
     | Linear
     | Convolution
     | Pool

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from snncc.export.network import (
     Array,
+    Border,
     Convolution,
     Home,
     Linear,
@@ -322,6 +323,31 @@ def _stacked(tracer: Tracer, value: Tensor, tensors: Any, dim: int = 0) -> Tenso
     return stand
 
 
+def _padded(  # noqa: PLR0913 - the signature of torch
+    tracer: Tracer,
+    value: Tensor,
+    x: Tensor,
+    pad: Any,
+    mode: str = "constant",
+    number: float | None = None,
+) -> Tensor:
+    """Write down what padding adds on both sides of each axis, then what stays between them."""
+    if mode != "constant":
+        raise tracer.refusal(f"padding of mode '{mode}'")
+    stand, _ = tracer.make(value)
+    inside, kept = stand, x
+    for axis, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
+        cut = max(-before, 0), max(-after, 0)
+        kept = kept.narrow(-axis, cut[0], kept.shape[-axis] - sum(cut))
+        for start, count in ((0, before), (inside.shape[-axis] - after, after)):
+            if count > 0:
+                border = tracer.array(inside.narrow(-axis, start, count))
+                tracer.add(Border(float(number or 0), border))
+        inside = inside.narrow(-axis, max(before, 0), kept.shape[-axis])
+    tracer.add(Place(tracer.array(kept), tracer.array(inside)))
+    return stand
+
+
 def _shift_time(tracer: Tracer, value: Tensor, x: Tensor, initial: Tensor) -> Tensor:
     """Return the values of the step before: of one step, what the state holds."""
     stand, result = tracer.make(value)
@@ -365,5 +391,6 @@ HANDLERS: Mapping[Any, Handler] = {
     torch.batch_norm: _batch_norm,
     torch.cat: _joined,
     torch.stack: _stacked,
+    F.pad: _padded,
     sequence_ops.shift_time: _shift_time,
 }

@@ -276,6 +276,27 @@ class Layers(nn.Module):
         return torch.stack(out), c
 
 
+class Padded(nn.Module):
+    """A delay, a causal filter of each channel over time, and margins within a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Conv1d(6, 6, 3, groups=6)
+
+    def forward(self, x):
+        late = nn.functional.pad(x, (0, 0, 0, 0, 2, 0))[: x.shape[0]]
+        causal = self.filter(nn.functional.pad(x.permute(1, 2, 0), (2, 0))).permute(2, 0, 1)
+        v, out = torch.zeros(x.shape[1], 8), []
+        for t in range(x.shape[0]):
+            y = nn.functional.pad(late[t] + causal[t], (-1, 2, 0, 0), value=0.25)
+            y = nn.functional.pad(y, (1, 0), value=-1.0)
+            v = 0.5 * v + y
+            s = SPIKE(v - 0.5)
+            v = v - s
+            out.append(v)
+        return torch.stack(out)
+
+
 NETWORKS = {
     "dense": Exported(Dense, (9, 2, 150), {}),
     "conv": Exported(Conv, (9, 1, 2, 9, 8), {}, exact=False),
@@ -290,6 +311,8 @@ NETWORKS = {
     "cells": Exported(Cells, (9, 2, 6), {}, exact=False),
     "layers": Exported(Layers, (9, 2, 6), {}, exact=False),
 }
+# With those that ONNX has no form of.
+LIBRARIES = {**NETWORKS, "padded": Exported(Padded, (9, 2, 6), {})}
 
 
 def prepared(case: Exported) -> tuple[nn.Module, torch.Tensor]:

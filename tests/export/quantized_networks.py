@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from snncc.nn import HDLIF, ATan
-from tests.export.networks import NETWORKS, Exported
+from tests.export.networks import LIBRARIES, NETWORKS, Exported
 
 SPIKE = ATan()
 
@@ -192,6 +192,7 @@ class Tokens(nn.Module):
 
 QUANTIZED = {
     **{name: NETWORKS[name] for name in ("dense", "conv", "temporal", "recurrent", "static")},
+    "padded": LIBRARIES["padded"],
     "started": NETWORKS["started"],
     "peeled": NETWORKS["peeled"],
     "synaptic": Exported(Synaptic, (20, 2, 11), {}),

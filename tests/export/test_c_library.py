@@ -16,7 +16,7 @@ from torch import nn
 
 import snncc
 from snncc.errors import BundleError, OptionError, UnsupportedError
-from tests.export.networks import NETWORKS, Dense, prepared
+from tests.export.networks import LIBRARIES, Dense, prepared
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-Wshadow", "-Wvla")
 CC = shutil.which("cc") or "cc"
@@ -27,7 +27,7 @@ def bundles(tmp_path_factory):
     """Export every network once."""
     folder = tmp_path_factory.mktemp("bundles")
     made = {}
-    for name, case in NETWORKS.items():
+    for name, case in LIBRARIES.items():
         model, x = prepared(case)
         fast = snncc.compile(model, **case.options)
         made[name] = snncc.export(fast, folder / name, example_inputs=(x,), name=f"net_{name}")
@@ -54,13 +54,13 @@ def run(program: Path, bundle: snncc.Bundle, *arguments: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_library_is_the_model(bundles, name):
     """The library compiles without a warning and gives the outputs of the model."""
     report = snncc.verify_bundle(bundles[name].folder, flags=("-O1", *STRICT))
 
     assert report.ok, report
-    if NETWORKS[name].exact:
+    if LIBRARIES[name].exact:
         assert re.findall(r", (\d+) differ", report.text) == ["0"] * report.text.count("differ,")
 
 
@@ -185,7 +185,7 @@ int main(void)
 @pytest.mark.parametrize("name", ["conv", "recurrent", "temporal"])
 def test_library_needs_no_operating_system(tmp_path, name, arithmetic):
     """It calls memory and maths functions only, has nothing global that changes, and is small."""
-    case = NETWORKS[name]
+    case = LIBRARIES[name]
     model, x = prepared(case)
     bundle = snncc.export(
         snncc.compile(model, **case.options),
@@ -211,7 +211,7 @@ def test_library_needs_no_operating_system(tmp_path, name, arithmetic):
 @pytest.mark.parametrize("arithmetic", ["float", "int8", "int16"])
 def test_sizes_are_told_before_compilation(tmp_path, arithmetic):
     """The macros of the header and the bytes of the manifest are those of the structure."""
-    model, x = prepared(NETWORKS["dense"])
+    model, x = prepared(LIBRARIES["dense"])
     bundle = snncc.export(
         snncc.compile(model),
         tmp_path / "b",
@@ -351,7 +351,7 @@ def listed(folder: Path, name: str) -> None:
 
 def test_bundle_replaces_a_bundle_and_nothing_else(tmp_path):
     """An older bundle is replaced; a folder with other files is left alone."""
-    model, x = prepared(NETWORKS["static"])
+    model, x = prepared(LIBRARIES["static"])
     fast = snncc.compile(model)
     for _ in range(2):
         snncc.export(fast, tmp_path / "bundle", example_inputs=(x,))
@@ -368,7 +368,7 @@ def test_bundle_replaces_a_bundle_and_nothing_else(tmp_path):
 
 def test_double_precision_is_kept(tmp_path):
     """A float64 model becomes a library of doubles."""
-    model, x = prepared(NETWORKS["dense"])
+    model, x = prepared(LIBRARIES["dense"])
     fast = snncc.compile(model.double())
     bundle = snncc.export(fast, tmp_path / "bundle", example_inputs=(x.double(),))
 
@@ -378,7 +378,7 @@ def test_double_precision_is_kept(tmp_path):
 
 def test_training_mode_is_refused(tmp_path):
     """Batch statistics have no place in a library."""
-    model, x = prepared(NETWORKS["conv"])
+    model, x = prepared(LIBRARIES["conv"])
 
     with pytest.raises(UnsupportedError) as caught:
         snncc.export(snncc.compile(model.train()), tmp_path / "bundle", example_inputs=(x,))
@@ -391,7 +391,7 @@ def test_training_mode_is_refused(tmp_path):
 )
 def test_wrong_options_are_refused(tmp_path, options, code):
     """The format and the name are checked before anything is written."""
-    model, x = prepared(NETWORKS["static"])
+    model, x = prepared(LIBRARIES["static"])
 
     with pytest.raises(OptionError) as caught:
         snncc.export(snncc.compile(model), tmp_path / "b", example_inputs=(x,), **options)

@@ -19,7 +19,7 @@ import torch
 
 import snncc
 from snncc.errors import BundleError, OptionError
-from tests.export.networks import NETWORKS, prepared
+from tests.export.networks import LIBRARIES, prepared
 from tests.gpu.emulated import NVCC
 
 BUNDLES = importlib.import_module("snncc.export.replay")  # "snncc.export" is the function
@@ -44,7 +44,7 @@ def gpu(driver, monkeypatch):
 
 
 def export(name: str, folder: Path, **options: object) -> snncc.Bundle:
-    case = NETWORKS[name]
+    case = LIBRARIES[name]
     model, x = prepared(case)
     fast = snncc.compile(model, **case.options)
     return snncc.export(
@@ -52,7 +52,7 @@ def export(name: str, folder: Path, **options: object) -> snncc.Bundle:
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_library_is_the_model(gpu, tmp_path, name):
     """Kernels, launches and copies give the outputs of the model; nothing is left allocated.
 
@@ -63,14 +63,14 @@ def test_library_is_the_model(gpu, tmp_path, name):
 
     assert report.ok, report
     assert report.ran
-    if NETWORKS[name].exact:
+    if LIBRARIES[name].exact:
         assert re.findall(r", (\d+) differ", report.text) == ["0"] * report.text.count("differ,")
 
 
 @pytest.mark.parametrize("name", ["dense", "conv", "attending"])
 def test_bits_are_those_of_the_c_library(gpu, tmp_path, name):
     """Sums run in the same order, so that inexact products agree, too."""
-    case = NETWORKS[name]
+    case = LIBRARIES[name]
     model, x = prepared(case)
     with torch.no_grad():
         for parameter in model.parameters():

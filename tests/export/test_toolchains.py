@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 import snncc
-from tests.export.networks import NETWORKS, Exported, prepared
+from tests.export.networks import LIBRARIES, Exported, prepared
 from tests.export.quantized_networks import QUANTIZED
 from tests.export.toolchains import HOST, TOOLCHAINS, Toolchain, sources
 
 # Exponentials are those of each machine's own library.
 EXPONENTIALS = {"attending", "cells", "gated"}
-FLOATS = {f"{n}-float": case for n, case in NETWORKS.items() if n not in EXPONENTIALS}
+FLOATS = {f"{n}-float": case for n, case in LIBRARIES.items() if n not in EXPONENTIALS}
 NARROW = {f"{n}-int8": case for n, case in QUANTIZED.items()}
 WIDE = {f"{n}-int16": QUANTIZED[n] for n in ("arithmetic", "conv", "joined")}
 CASES: dict[str, Exported] = FLOATS | NARROW | WIDE

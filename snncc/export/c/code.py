@@ -18,6 +18,7 @@ from snncc.export.c.parts import Parts, Places, in_order, taken
 from snncc.export.loops import Loops, loops_over
 from snncc.export.network import (
     Array,
+    Border,
     Buffer,
     Convolution,
     Copy,
@@ -76,6 +77,8 @@ class Writer:
                 return self.parts.moved(source, dense)
             case Place(source, result):
                 return self.parts.moved(source, result)
+            case Border(value, result):
+                return self.parts.filled(literal(value, self.float_type), result)
             case Lookup(table, result):
                 return [self.parts.row(self.parts.base(table), result)]
             case Linear() | Convolution() | Pool() | Normalize():

@@ -155,6 +155,12 @@ class Parts:
         value = value if changed is None else changed(value)
         return loops.around([f"({to})[{loops.index(result)}] = {value};"])
 
+    def filled(self, number: str, result: Array) -> list[str]:
+        """Return what writes one number to a whole array."""
+        loops = loops_over(result.shape, [result])
+        home = self.memory.address(result.buffer)
+        return loops.around([f"({home})[{loops.index(result)}] = {number};"])
+
     def copied(self, source: str, result: Array) -> str:
         """Return what copies numbers that lie side by side."""
         return f"memcpy({self.base(result)}, {source}, {result.numel} * sizeof({self.number}));"

@@ -18,6 +18,7 @@ from snncc.export.loops import Loops, broadcast_strides
 from snncc.export.memory import Memory
 from snncc.export.network import (
     Array,
+    Border,
     Buffer,
     Convolution,
     Copy,
@@ -132,6 +133,8 @@ class KernelWriter:
                 self.move(source, Array(result.buffer, source.shape, dense, result.offset))
             case Place(source, result):
                 self.move(source, result)
+            case Border(value, result):
+                self.border(value, result)
             case Lookup(table, result):
                 at = f"(a.steps - 1) * {result.numel} + i"
                 body = [f"({self.c.parts.base(result)})[i] = ({self.c.parts.base(table)})[{at}];"]
@@ -224,6 +227,13 @@ class KernelWriter:
         to, origin = (self.memory.address(x.buffer) for x in (result, source))
         body = [f"({to})[{loops.index(result)}] = ({origin})[{loops.index(source)}];"]
         self.kernel("copy", result.numel, [*taken_apart(loops), *body])
+
+    def border(self, value: float, result: Array) -> None:
+        """Write the kernel that gives every element of an array the same number."""
+        loops, home = _loops(result.shape, [result]), self.memory.address(result.buffer)
+        number = literal(value, self.c.float_type)
+        body = [f"({home})[{loops.index(result)}] = {number};"]
+        self.kernel("border", result.numel, [*taken_apart(loops), *body])
 
     def linear(self, operation: Linear) -> None:
         """Write the kernel of a linear layer: threads side by side read weights side by side."""

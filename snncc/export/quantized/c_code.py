@@ -16,6 +16,7 @@ from snncc.export.quantized.c_functions import fixed_names, fixed_part
 from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (
     Apply,
+    Border,
     Constant,
     ConstantArray,
     Convolution,
@@ -75,6 +76,8 @@ class Writer:
                 return [self._pointwise(operation)]
             case Move(source, result, shift):
                 return self.parts.moved(source, result, self._scale(shift) if shift else None)
+            case Border(value, result):
+                return self.parts.filled(self.spell(Number(value), {}), result)
             case Lookup(table, result):
                 return [self.parts.row(f"weights->{table.name}", result)]
             case Linear() | Convolution():

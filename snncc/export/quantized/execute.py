@@ -16,6 +16,7 @@ from snncc.export.network import Array, Buffer, Steps, positions
 from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (
     Apply,
+    Border,
     ConstantArray,
     Convolution,
     Integer,
@@ -80,11 +81,13 @@ class Run:
         shape = array.shape if shape is None else shape
         return _strided(self.memory[array.buffer], array, shape)
 
-    def _run(self, operation: Move | Lookup | Layer) -> None:
+    def _run(self, operation: Move | Border | Lookup | Layer) -> None:
         match operation:
             case Lookup(table, result):
                 start = (self.steps - 1) * result.numel
                 self._write(result, table.values[start : start + result.numel])
+            case Border(value, result):
+                self.view(result)[...] = value
             case Move(source, result, shift):
                 self.view(result)[...] = self._rescaled(self.view(source), shift)
             case Linear() | Convolution() | MatMul() | Pool() | Reduce():

@@ -106,6 +106,14 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Border:
+    """Write one number to every element of a view."""
+
+    value: int
+    result: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Lookup:
     """The numbers of this step out of a table, [T, *]."""
 
@@ -181,7 +189,7 @@ class Reduce:
 
 
 Layer: TypeAlias = Linear | Convolution | MatMul | Pool | Reduce
-Operation: TypeAlias = Pointwise | Move | Lookup | Layer
+Operation: TypeAlias = Pointwise | Move | Border | Lookup | Layer
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ from snncc.errors import SnnccError
 from snncc.export.loops import broadcast_strides
 from snncc.export.network import (
     Array,
+    Border,
     Buffer,
     Convolution,
     Copy,
@@ -105,6 +106,9 @@ class FloatRun:
                 results = [result]
             case Place(source, result):
                 self.view(result).copy_(self.view(source).clone())
+                results = [result]
+            case Border(value, result):
+                self.view(result).fill_(value)
                 results = [result]
             case Lookup(table, result):
                 rows = self.view(table).reshape(table.shape[0], -1)

@@ -166,6 +166,8 @@ class _Quantizer:
                 return self.move(position, source, dense)
             case floats.Place(source, result):
                 return self.move(position, source, result)
+            case floats.Border():
+                return self.border(position, operation)
             case floats.Linear() | floats.Convolution():
                 return self.product(position, operation)
             case floats.Pool() | floats.Reduce():
@@ -193,6 +195,16 @@ class _Quantizer:
         numbers = limited(whole(rows, made.fraction), *self.range).numpy()
         bits = self.arithmetic.state_bits
         return nodes.Lookup(self.constant(f"{result.buffer.name}_table", numbers, bits), result)
+
+    def border(self, position: int, operation: floats.Border) -> nodes.Border:
+        """Return what padding adds; a whole number is a count."""
+        value, result = torch.tensor(operation.value), operation.result
+        exact = is_whole(value, self.arithmetic.state_high)
+        made = Format(self.seen_fraction(result.buffer), *self.range, exact=False)
+        if exact:
+            made = Format(0, int(value), int(value), exact=True)
+        fraction = self.write(position, result.buffer, made).fraction
+        return nodes.Border(int(limited(whole(value, fraction), *self.range)), result)
 
     def move(self, position: int, source: Array, result: Array) -> nodes.Move:
         """Return a copy that brings numbers to the fraction of where they go."""
