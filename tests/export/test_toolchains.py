@@ -10,7 +10,7 @@ from tests.export.quantized_networks import QUANTIZED
 from tests.export.toolchains import HOST, TOOLCHAINS, Toolchain, sources
 
 # Exponentials are those of each machine's own library.
-EXPONENTIALS = {"attending", "cells", "gated"}
+EXPONENTIALS = {"attending", "cells", "gated", "layers"}
 FLOATS = {f"{n}-float": case for n, case in LIBRARIES.items() if n not in EXPONENTIALS}
 NARROW = {f"{n}-int8": case for n, case in QUANTIZED.items()}
 WIDE = {f"{n}-int16": QUANTIZED[n] for n in ("arithmetic", "conv", "joined")}
