@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from snncc.compilation.chunk_programs import chunk_program, differentiated
 from snncc.compilation.pipeline import Compiled
 from snncc.compilation.runnable import with_kernels
+from snncc.compilation.step_counts import count_steps
 from snncc.compilation.time_lists import TimeLists, find_time_lists
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.frontend.state.results import returned, written
@@ -50,7 +51,11 @@ def open_stream(
     _refuse_held(tape)
     args, kwargs = lists.arguments.join((args, kwargs))
     leaves = [leaf.detach() for leaf in gather(tape, model, args, kwargs)]
-    program = chunk_program(compiled, leaves, writes_back=options.mode == "serial")
+    writes_back = options.mode == "serial"
+    program = chunk_program(compiled, leaves, writes_back=writes_back)
+    counted = count_steps(lists, model, (args, kwargs), program.input_axes)
+    if counted is not compiled:
+        program = chunk_program(counted, leaves, writes_back=writes_back)
     is_online = options.mode == "online"
     arguments = _Arguments(model, lists, args, kwargs, is_live=is_online)
     finish = _finisher(tape, model)

@@ -260,6 +260,30 @@ def test_one_sample_forgets_the_rows_before(model, batch):
     assert torch.equal(actual, torch.where(mask[:, None], expected, longer[STEPS:]))
 
 
+@pytest.mark.parametrize("is_peeled", [False, True])
+def test_numbers_of_steps_are_those_so_far(is_peeled):
+    """Python's ``len(x)`` and counters are plain numbers in a record; in a stream they count."""
+
+    def model(x):
+        v, out = None if is_peeled else torch.zeros_like(x[0]), []
+        for t in range(len(x)):
+            v = 0.5 * x[t] if v is None else 0.5 * v + x[t]
+            out.append(SPIKE(v - 1.0))
+        s = torch.stack(out)
+        never = torch.full_like(v, len(x)).long()
+        first = torch.where(s.any(0), s.argmax(0), never)
+        rates = s.sum(0) / len(x), s.sum(0) * (1 / len(x)), v / float(2 * len(x) - 1)
+        return first, *rates, t, len(out), 2 * t + 3, 7, out
+
+    x = dyadic(STEPS, 3, 4)
+    stream = snncc.compile(model).stream(x)
+    for t in range(STEPS):
+        *expected, spikes = model(x[: t + 1])
+        *actual, row = stream(x[t])
+        assert_same([*expected[:4], spikes[-1]], [*actual[:4], row])
+        assert actual[4:] == expected[4:]
+
+
 class Shown(nn.Module):
     """An image that is shown at every step; how its sequence is made differs."""
 

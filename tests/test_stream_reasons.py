@@ -43,6 +43,18 @@ def third_alone(x):
     return lif(x)[3]
 
 
+def half_the_steps(x):
+    return lif(x).sum(0), len(x) // 2
+
+
+def peeled_rates(x):
+    v, out = None, []
+    for t in range(len(x)):
+        v = x[t] if v is None else 0.5 * v + x[t]
+        out.append(v)
+    return (torch.stack(out) / len(x)).sum(0)
+
+
 class OverTime(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +75,8 @@ class OverTime(nn.Module):
         (reversed_time, "backwards in time"),
         (every_third, "treat the time steps apart"),
         (third_alone, "single steps are picked out"),
+        (half_the_steps, "it returns 3, which changes with the number of steps"),
+        (peeled_rates, "its steps compute with the number of all steps"),
         (OverTime(), "'linear' does not take another number of steps"),
     ],
 )

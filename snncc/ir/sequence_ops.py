@@ -250,6 +250,30 @@ def last_step(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCount:
+    """A number that Python computed from the number of steps: ``slope * steps + offset``.
+
+    ``seen`` is what it was when the model was recorded; ``is_inverse`` says that it is one over it.
+    """
+
+    seen: float
+    slope: int
+    offset: int
+    is_inverse: bool = False
+
+    @property
+    def __name__(self) -> str:
+        return "step_count"
+
+    def __call__(self, steps: int | None = None) -> float:
+        """Return the number for some steps; without, what it was."""
+        if steps is None:
+            return self.seen
+        count = self.slope * steps + self.offset
+        return 1 / count if self.is_inverse else type(self.seen)(count)
+
+
+@dataclass(frozen=True, slots=True)
 class TripLength:
     """The number of steps of a loop over axis ``dim`` of a tensor, plus ``offset``."""
 

@@ -117,8 +117,17 @@ class Streamer:
 
     def result(self, node: torch.fx.Node) -> torch.fx.Node:
         """Return what a chunk gives for an output; a length is that of the sequence so far."""
-        is_length = self.source.times[node].kind is Kind.LENGTH
-        return self.total(node) if is_length else self.copies[node]
+        return self.total(node) if self.follows_steps(node) else self.copies[node]
+
+    def follows_steps(self, node: torch.fx.Node) -> bool:
+        """Tell whether a value is computed from the number of steps alone."""
+        if isinstance(node.target, sequence_ops.StepCount):
+            return True
+        kind = self.source.times[node].kind
+        is_timeless = kind is Kind.TIMELESS and node.op == "call_function"
+        return kind is Kind.LENGTH or (
+            is_timeless and any(map(self.follows_steps, node.all_input_nodes))
+        )
 
     def length(
         self,
@@ -161,8 +170,7 @@ class Streamer:
     def plain(self, node: torch.fx.Node, time: Time) -> None:
         """Copy a node that needs no state; lengths in values of the sequence so far count it."""
         if time.kind is Kind.PREFIX and node.target is not operator.getitem:
-            lengths = [n for n in node.all_input_nodes if self.source.times[n].kind is Kind.LENGTH]
-            counted = {n: self.total(n) for n in lengths}
+            counted = {n: self.total(n) for n in node.all_input_nodes if self.follows_steps(n)}
             lookup = {**self.copies, **counted}
             copy = self.graph.node_copy(node, lookup.__getitem__)
         else:
@@ -200,6 +208,8 @@ class Streamer:
         self.counts = True
         if node.op == "placeholder" or isinstance(node.target, sequence_ops.TripLength):
             return self.elapsed
+        if isinstance(node.target, sequence_ops.StepCount):
+            return self.call(node.target, (self.elapsed,), node)
         if node.target is size:
             here = self.copies[node]
             length = self.here_length
@@ -209,7 +219,7 @@ class Streamer:
             each = self.call(operator.floordiv, (here, length), node)
             return self.call(operator.mul, (each, self.elapsed), node)
         lookup = {
-            n: self.total(n) if self.source.times[n].kind is Kind.LENGTH else self.copies[n]
+            n: self.total(n) if self.follows_steps(n) else self.copies[n]
             for n in node.all_input_nodes
         }
         return self.graph.node_copy(node, lookup.__getitem__)

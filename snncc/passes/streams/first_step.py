@@ -271,6 +271,8 @@ class _Splitter:
             return
         elif all(n in self.firsts for n in node.all_input_nodes):
             node_of = self.first.node_copy(node, self.firsts.__getitem__)
+            if isinstance(node.target, sequence_ops.StepCount):
+                node_of.args = (1,)
         else:
             return
         if node_of is not None:

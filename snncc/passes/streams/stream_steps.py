@@ -21,7 +21,7 @@ import torch.fx
 from torch import Tensor
 
 from snncc.ir.chunk_program import ChunkProgram
-from snncc.ir.sequence_ops import TripLength
+from snncc.ir.sequence_ops import StepCount, TripLength
 from snncc.passes.base import Rejection
 from snncc.passes.streams.explicit_states import Streamer
 from snncc.passes.streams.find_time import MAKERS, Kind, TimeMap, find_time
@@ -41,10 +41,13 @@ def stream_steps(
     found, split = _find(graph, values, inputs)
     if isinstance(found, Rejection):
         return found
-    for node in graph_outputs(found.graph):
-        time = found.times[node]
+    for output in graph_outputs(found.graph):
+        time = found.times[output]
         if time.kind is Kind.ALONG and time.factor != 1:
             return Rejection("output-axis", "an output folds time into another axis")
+    if split is not None and (node := _step_of_counts(found)) is not None:
+        reason = "its steps compute with the number of all steps, and its first step is another"
+        return Rejection("step-count", reason, node.meta.get("where"))
     return Streamer(found, split).program()
 
 
@@ -65,6 +68,19 @@ def _find(
     if not isinstance(found, Rejection) and found.makers:
         return Rejection("first-step", "its first step is another, and rows stand before it"), None
     return found, split
+
+
+def _step_of_counts(found: TimeMap) -> torch.fx.Node | None:
+    """Return a value of each step that is computed with the number of all of them."""
+    known: list[torch.fx.Node] = [n for n in found.graph.nodes if isinstance(n.target, StepCount)]
+    for node in known:
+        for user in node.users:
+            kind = Kind.PREFIX if user.op == "output" else found.times[user].kind
+            if kind not in (Kind.PREFIX, Kind.TIMELESS):
+                return user
+            if kind is Kind.TIMELESS and user not in known:
+                known.append(user)
+    return None
 
 
 def _has_led_loops(graph: torch.fx.Graph) -> bool:
