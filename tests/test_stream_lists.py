@@ -203,11 +203,24 @@ def test_mode_serial_gives_the_lists_of_the_model():
 
 
 def test_steps_learn_from_lists():
-    x, model = listed(STEPS), Feedback()
-    step = snncc.compile(model, mode="online").stream(x)
-    for x_t in x:
-        step(x_t).sum().backward()
-    assert model.weight.grad is not None
+    """As from tensors with a time axis; what is no tensor is returned beside them."""
+    x, gradients = listed(STEPS), []
+    model = Feedback()
+    for serial in (
+        lambda x: ([None, model(x), x[0].shape[1], "a"]),
+        lambda x: ([None, torch.stack(model(list(x))), 4, "a"]),
+    ):
+        model.weight.grad = None
+        frames = x if not gradients else torch.stack(x)
+        step = snncc.compile(serial, mode="online").stream(frames)
+        for x_t in x:
+            nothing, s, *facts = step(x_t)
+            s.sum().backward()
+            assert (nothing, facts) == (None, [4, "a"])
+        gradients.append(model.weight.grad)
+
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class RecordedStep:
     Attributes:
         ends: The states after it, until it is taken again.
         kept: Which of the leaves that are trained its gradient reads.
-        constant: Which of its outputs have no gradient.
+        constant: Which of its outputs that are tensors have no gradient.
         can_replay: Whether nothing but what was recorded decides what a step does.
     """
 
@@ -77,8 +77,9 @@ class RecordedStep:
         ]
         given = {memory_of(x) for x in (*self._states, *(x for _, x, _ in self._inputs))}
         with torch.enable_grad(), Recorder() as recorder:
-            self._outputs, ends = program(own_states, self._leaves)
+            outputs, ends = program(own_states, self._leaves)
             self.ends = [x.detach().clone() if memory_of(x) in given else x.detach() for x in ends]
+        self._outputs = [x for x in outputs if isinstance(x, Tensor)]
         self._forward = Replay(recorder.calls, self._outputs, is_last=False)
         self._backward: dict[object, Replay] = {}
         self._trained = [x for x in self._leaves if x.requires_grad]
@@ -90,7 +91,7 @@ class RecordedStep:
         self.can_replay = recorder.is_fixed
 
     def forward(self, states: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Any]:
-        """Take the step and return its outputs."""
+        """Take the step and return its outputs that are tensors."""
         for place, value in zip(self._states, states, strict=True):
             place.copy_(value)
         for i, whole, row in self._inputs:

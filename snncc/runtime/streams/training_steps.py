@@ -58,6 +58,7 @@ class TrainingSteps:
         self._threads = torch.get_num_threads()
         self._free: list[RecordedStep] = []
         self._made = 0
+        self._others: list[tuple[int, Any]] = []  # outputs that are no tensors, and their places
         self._is_usable = self._can_record(leaves) and self._is_right(leaves)
 
     def __call__(self, _elapsed: int, leaves: Sequence[Tensor]) -> list[Any]:
@@ -67,6 +68,8 @@ class TrainingSteps:
         apply: Any = _StepFunction.apply
         outputs = list(apply(waiting, self.states, leaves, *waiting.trained))
         self.states = step.ends
+        for position, value in self._others:
+            outputs.insert(position, value)
         return outputs
 
     def accepts(self, leaves: Sequence[Tensor]) -> bool:
@@ -119,7 +122,9 @@ class TrainingSteps:
         ]
         trained = [others[i] for i in self._trained]
         with self._trial(others):
-            outputs, ends = self._program(states, others)
+            every, ends = self._program(states, others)
+            self._others = [(i, x) for i, x in enumerate(every) if not isinstance(x, Tensor)]
+            outputs = [x for x in every if isinstance(x, Tensor)]
             results = [x for x in outputs if x.requires_grad]
             cotangents = [torch.randn_like(x) for x in results]
             gradients = torch.autograd.grad(results, trained, cotangents, allow_unused=True)
