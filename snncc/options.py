@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -120,6 +120,11 @@ class Options:
                     hints=[f"The options are {', '.join(repr(k) for k in known)}."],
                 )
         return cls(**choices)  # type: ignore[arg-type]
+
+    def layered(self) -> Options:
+        """Return the options of the same model without a queue of spikes."""
+        own = {field.name: field.default for field in fields(self) if field.name in _OF_EVENTS}
+        return replace(self, **{"mode": "fused", **own})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         checked = {
@@ -307,13 +312,14 @@ _KERNEL_SIZE, _TAU = (
     )
     for name in ("kernel_size", "tau")
 )
+_OF_EVENTS = (
+    *("order", "group_size", "order_noise", "refractory_dropout", "prioritize_input", "stop"),
+)
 _ORDER, _GROUP_SIZE, _ORDER_NOISE, _DROPOUT, _PRIORITY, _STOP = (
     Check(
         f"Option '{name}'",
         code="option.async",
         hint="Leave it out: groups of eight, the highest potential first, until all is quiet.",
     )
-    for name in (
-        *("order", "group_size", "order_noise", "refractory_dropout", "prioritize_input", "stop"),
-    )
+    for name in _OF_EVENTS
 )

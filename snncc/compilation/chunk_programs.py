@@ -31,6 +31,13 @@ def chunk_program(
     Raises:
         UnsupportedError: The model relates time steps other than by its states.
     """
+    if compiled.event_networks:
+        raise UnsupportedError(
+            "A queue of spikes cannot run one call a time step.",
+            code="unsupported.stream",
+            notes=["In mode 'async' all time steps are one call."],
+            hints=["Call the compiled model on the whole sequence, or use mode='fused'."],
+        )
     tape = compiled.recording.tape
     program = streamed(compiled.graph, tape, leaves, writes_back=writes_back)
     if has_layers(compiled.graph) and not has_time(program):

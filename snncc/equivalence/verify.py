@@ -40,6 +40,7 @@ from snncc.equivalence.certificate import (
     compare_all,
     compare_gradients,
 )
+from snncc.equivalence.events import compare_events
 from snncc.equivalence.folds import compare_folds, moved_spikes
 from snncc.equivalence.observation import (
     Cotangents,
@@ -106,13 +107,9 @@ def verify(
     gradients = _option("gradients").flag(gradients) and fast.options.mode != "serial"
     seed = _option("seed").whole(seed, 0, 2**63 - 1)
     compiled = fast.specialize(*args, **kwargs)
-    if compiled.plan.numerics is Numerics.SUBSTITUTED:
-        raise EquivalenceError(
-            "The compiled model has other neurons than the original.",
-            code="verify.substituted",
-            notes=["Sigmoids stand for thresholds, or neurons were substituted, as was asked for."],
-            hints=["Compare accuracies, or compile with mode='fused' or sweeps='exact'."],
-        )
+    if fast.options.mode == "async":
+        return _queue(model, fast, compiled, (args, kwargs), gradients, seed)
+    _require_original(compiled)
     serial, twin = program_of(model, fast.options), fast.program
     seeds = Cotangents(seed)
     given = [leaves_of(m, args, kwargs) for m in (model, fast)]
@@ -145,6 +142,35 @@ def verify(
     comparisons += _explained(network, comparisons, compiled)
     notes = _notes(comparisons, fast.options.mode, gradients=gradients)
     return Report(tuple(comparisons), compiled.plan.numerics, notes)
+
+
+def _require_original(compiled: Compiled) -> None:
+    if compiled.plan.numerics is Numerics.SUBSTITUTED:
+        raise EquivalenceError(
+            "The compiled model has other neurons than the original.",
+            code="verify.substituted",
+            notes=["Sigmoids stand for thresholds, or neurons were substituted, as was asked for."],
+            hints=["Compare accuracies, or compile with mode='fused' or sweeps='exact'."],
+        )
+
+
+def _queue(  # noqa: PLR0913 - those of `verify`
+    model: Callable[..., Any],
+    fast: CompiledModule,
+    compiled: Compiled,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    gradients: bool,
+    seed: int,
+) -> Report:
+    """Return the certificate of a queue of spikes: that of the layered network, and its own."""
+    args, kwargs = arguments
+    layered = CompiledModule(fast.original, fast.options.layered())
+    report = verify(model, layered, *args, gradients=gradients, seed=seed, **kwargs)
+    values = gather(compiled.recording.tape, fast.program, args, kwargs)
+    with without_autocast(), preserved(fast.program, args, kwargs):
+        comparisons, notes = compare_events(compiled, values, gradients=gradients)
+    found = (*report.comparisons, *comparisons)
+    return Report(found, compiled.plan.numerics, (*report.notes, *notes))
 
 
 def _option(name: str) -> Check:

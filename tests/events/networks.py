@@ -1,4 +1,4 @@
-"""Random event networks on dyadic numbers, and the layered network."""
+"""Random event networks on dyadic numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snncc.ir import interpret
 from snncc.ir.events.network import (
     EventEdge,
     EventGroup,
@@ -105,33 +104,3 @@ def tensors_of(
             some(sizes[e.source], sizes[e.target], of=[0.0, *QUARTERS]) for e in network.edges
         ),
     )
-
-
-def layered(network: EventNetwork, tensors: EventTensors) -> tuple[Tensor, ...]:
-    """Run a network layer by layer, as serial code does; return spikes, membranes, last each."""
-    m, s = list(tensors.membrane), list(tensors.emitted)
-    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.groups]
-    for t in range(tensors.standing[0].shape[0]):
-        before = list(s)
-        for i, group in enumerate(network.groups):
-            x = tensors.standing[i][t]
-            if group.fire is None:
-                s[i] = x
-                continue
-            for edge, w in zip(network.edges, tensors.weights, strict=True):
-                if edge.target == i:
-                    arrives = before[edge.source] if edge.is_delayed else s[edge.source]
-                    x = x + arrives @ w
-            u = tensors.decay[i] * m[i] + x
-            inputs = {"u": u} | dict(zip(group.lanes, tensors.lanes[i], strict=True))
-            values = interpret.run_step(group.fire, inputs, {})
-            shown = [values[name] for name in group.fire.outputs]
-            s[i] = shown[0] if group.fires else torch.zeros_like(u)
-            m[i] = shown[-1]
-            seen[i].append((s[i], m[i]))
-    results: list[Tensor] = []
-    for group, each in zip(network.groups, seen, strict=True):
-        if group.fire is not None:
-            spikes, membranes = (torch.stack([pair[j] for pair in each]) for j in (0, 1))
-            results += [spikes, membranes, membranes[-1]]
-    return tuple(results)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import snncc
 from snncc.errors import SnnccError
+from snncc.ir.events import region
 from snncc.nn import LIF, ATan
 from tests.events.models import Chain, Convolutional, dyadic, spikes
 
@@ -382,3 +383,30 @@ def test_one_step_is_compiled_over_time() -> None:
 
     assert torch.equal(out, torch.stack([twin(x_t) for x_t in x]))
     assert torch.equal(model.v, twin.v)
+
+
+@pytest.mark.parametrize("kind", ["soft", "convolutional"])
+def test_verify_says_what_is_proven(kind: str) -> None:
+    """Layers, matrices, kernels and wide groups are compared; the order is measured."""
+    model, x = _case(kind)
+
+    report = snncc.verify(model, compiled(model, target="c", group_size=2), x)
+
+    assert report.ok
+    names = [c.name for c in report.comparisons]
+    assert "input of neuron2" in names
+    assert any(name.startswith("all spikes at once") for name in names)
+    assert "counts of events" in names
+    assert "spikes differ from those of the layered network" in report.notes[-1]
+
+
+def test_verify_finds_a_wrong_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix that is not what the operators do is no matrix of this network."""
+    model, x = _case("soft")
+    gains = region._Tensors._gains
+    monkeypatch.setattr(region._Tensors, "_gains", lambda *a: [2.0 * g for g in gains(*a)])
+
+    report = snncc.verify(model, compiled(model), x)
+
+    assert not report.ok
+    assert {c.part for c in report.comparisons if not c.ok} == {"product"}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from snncc.ir.events.draws import Purpose, uniform
+from snncc.ir.events.layered import run_layered
 from snncc.ir.events.network import (
     EventEdge,
     EventGroup,
@@ -26,7 +27,6 @@ from tests.events.networks import (
     chain,
     fire,
     integrate,
-    layered,
     tensors_of,
 )
 
@@ -88,7 +88,7 @@ def test_wide_groups_are_the_layered_network() -> None:
         tensors = tensors_of(network, sizes, rng, rng.randint(1, 4), rng.randint(1, 3))
         flat = [x.requires_grad_() for x in network.flatten(tensors)]
 
-        expected = layered(network, tensors)
+        expected = run_layered(network, tensors)
         found = run_events(network, network.unflatten(flat)).results
 
         assert all(map(torch.equal, found, expected))

@@ -144,6 +144,17 @@ class EventRegion:
             weights=made.weights(),
         )
 
+    def driven(
+        self, length: int, arguments: Sequence[Any], group: Currents, spikes: Sequence[Tensor]
+    ) -> Tensor:
+        """Return what spikes [T, B, n] of the sources of a group make of its input, as written."""
+        made = _Tensors(self, length, arguments)
+        shaped = [
+            x.reshape(*x.shape[:2], *made.shapes[self.network.edges[edge].source])
+            for x, edge in zip(spikes, group.sources, strict=True)
+        ]
+        return made.whole(group, shaped, length)
+
 
 class _Tensors:
     """Makes the tensors of one call."""
@@ -190,9 +201,13 @@ class _Tensors:
             return torch.as_tensor(self.arguments[group.argument]).flatten(2).to(self.like)
         length = self.length if group.is_varying or not group.sources else 1
         silence = [self._silence(edge, length) for edge in group.sources]
-        value = self._driven(group, group.run_standing(*silence, *self._externals(group)))
-        whole = value.expand(length, self.samples, *group.shape).reshape(length, self.samples, -1)
-        return whole.expand(self.length, -1, -1)
+        return self.whole(group, silence, length).expand(self.length, -1, -1)
+
+    def whole(self, group: Currents, spikes: Sequence[Tensor], length: int) -> Tensor:
+        """Return what a group gets with some spikes of its sources, [length, B, n]."""
+        value = self._driven(group, group.run_standing(*spikes, *self._externals(group)))
+        whole = value.expand(length, self.samples, *group.shape)
+        return whole.reshape(length, self.samples, -1)
 
     def _silence(self, edge: int, length: int) -> Tensor:
         shape = self.shapes[self.region.network.edges[edge].source]
