@@ -70,7 +70,18 @@ class ExportedModel:
 
     @functools.cached_property
     def folded(self) -> Compiled:
-        """The model with its norms in evaluation mode folded."""
+        """The model with its norms in evaluation mode folded.
+
+        Raises:
+            UnsupportedError: It runs as a queue of spikes.
+        """
+        if self.compiled.event_networks:
+            raise UnsupportedError(
+                "A queue of spikes cannot be exported.",
+                code="unsupported.export",
+                notes=["Exports run layer by layer, which is another network."],
+                hints=["Export the model compiled with mode='fused'."],
+            )
         return self.fast.without_norms(self.compiled, self.leaves)
 
     @functools.cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,3 @@ class Recurrent(nn.Module):
             u = h - y
             out.append(y)
         return torch.stack(out)
-
-
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import snncc
 from snncc.errors import SnnccError
 from snncc.ir.events import region
 from snncc.nn import LIF, ATan
-from tests.events.models import Chain, Convolutional, dyadic, spikes
+from tests.events.models import Chain, Convolutional, Recurrent, dyadic, spikes
 
 WIDE = 1000
 spike = ATan()
@@ -214,6 +215,18 @@ def started(x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def static(x: Tensor) -> Tensor:
+    """An image that is shown at every step, and weights that are used twice."""
+    v, w, out = 0.0, 0.0, []
+    image = x[0] * 0.75 + x[1]
+    mixed = torch.arange(16).reshape(4, 4).to(x) / 4.0 - 1.0
+    for _ in range(7):
+        s, v = leaky(v, image)
+        z, w = leaky(w, s @ mixed + 0.5 * image)
+        out.append(s + z)
+    return torch.stack(out)
+
+
 @pytest.mark.parametrize("model", [delayed, shown, started], ids=lambda f: f.__name__)
 def test_functions(model: Any) -> None:
     """What a model gives beside spikes, and starts from, is kept."""
@@ -225,6 +238,20 @@ def test_functions(model: Any) -> None:
         *((y,) if isinstance(y, Tensor) else y for y in (expected, found)), strict=True
     ):
         assert torch.equal(one, other)
+
+
+def test_an_image_at_every_step() -> None:
+    """What is the same at all steps is a frame of each; it cannot be queued."""
+    x = spikes(random.Random(4), 2, 3, 4, rate=0.6)
+
+    out = compiled(static, group_size=WIDE)(x)
+
+    assert out.shape == (7, 3, 4)
+    assert out.max() > 0.0
+    alone = torch.cat([compiled(static)(x[:, i : i + 1]) for i in range(3)], 1)
+    assert torch.equal(compiled(static)(x), alone)
+    with pytest.raises(SnnccError, match="no events to queue"):
+        compiled(static, prioritize_input=False)(x)
 
 
 def test_early_stop_drops_what_is_queued() -> None:
@@ -349,6 +376,34 @@ def test_training_norms_are_refused() -> None:
         compiled(model)(x)
 
     assert refusal.value.code == "form.async"
+
+
+def test_recurrent_weights_are_refused() -> None:
+    """A loop that stays a loop is no network of events; it is not run in another way silently."""
+    model = dyadic(Recurrent(), random.Random(0))
+
+    with pytest.raises(SnnccError, match="a state stays outside of neurons") as refusal:
+        compiled(model)(spikes(random.Random(0), 6, 2, 4))
+
+    assert refusal.value.code == "form.async"
+
+
+def test_nothing_takes_a_queue_apart(tmp_path: Path) -> None:
+    """There is no stream of a queue, and no export: all steps are one call."""
+    model, x = _case("soft")
+    model.float().eval()
+    x = x.float()
+    fast = compiled(model)
+    fast(x)
+
+    with pytest.raises(SnnccError, match="one call a time step") as refusal:
+        fast.stream()
+
+    assert refusal.value.code == "unsupported.stream"
+    for format_ in ("c", "pt2"):
+        with pytest.raises(SnnccError, match="cannot be exported") as refusal:
+            snncc.export(fast, tmp_path / format_, format=format_, example_inputs=(x,))
+        assert refusal.value.code == "unsupported.export"
 
 
 def test_layers_that_loop_on_their_own() -> None:

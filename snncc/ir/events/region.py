@@ -38,6 +38,7 @@ class Currents:
         sources: Indices of the edges that end here, one for each placeholder of spikes.
         externals: Positions of the other placeholders among the arguments of the region.
         is_varying: Whether what it gets without spikes differs from step to step or by sample.
+        own: The lane inputs that differ by sample: they are added, and multiply nothing.
         drive: What the STEP inputs and lane inputs add to the membrane, affine in the first.
         decay: What the membrane keeps of itself.
         initial: What it is before the first step.
@@ -51,6 +52,7 @@ class Currents:
     sources: tuple[int, ...]
     externals: tuple[int, ...]
     is_varying: bool
+    own: frozenset[str]
     drive: Expr
     decay: Expr
     initial: Const | Var
@@ -89,12 +91,14 @@ class EventRegion:
 
     Attributes:
         network: The network.
+        dtype: The type of potentials.
         groups: For each group what drives it, or which argument it is.
         emitted: For each group the position of its spikes before the first step among the
             arguments, or a number; None where no edge recalls them.
     """
 
     network: EventNetwork
+    dtype: torch.dtype
     groups: tuple[Currents | Given, ...]
     emitted: tuple[int | float | None, ...]
     separate: set[tuple[Any, ...]] = field(default_factory=set)
@@ -168,18 +172,19 @@ class _Tensors:
         ]
 
     def _samples(self) -> tuple[int, Tensor]:
-        """Return the batch size, and some tensor of the type of all of them."""
+        """Return the batch size, and some tensor on the device of all of them."""
         for group in self.region.groups:
             if isinstance(group, Given):
                 x = self.arguments[group.argument]
-                return x.shape[1], x
+                return x.shape[1], x.to(self.region.dtype)
             if not group.sources:
-                inputs = group.run_standing(*self._externals(group))
                 rank = len(group.shape) + 1
+                steps = group.run_standing(*self._externals(group))
                 lanes = [torch.as_tensor(self.arguments[i]) for _, i in group.lanes]
-                sizes = [x.shape[1] for x in inputs if x.dim() > rank]
+                sizes = [x.shape[1] for x in steps if x.dim() > rank]
                 sizes += [x.shape[0] for x in lanes if x.dim() == rank]
-                return max(sizes, default=1) if 0 not in sizes else 0, inputs[0]
+                like = (*steps, *lanes)[0].to(self.region.dtype)
+                return 0 if 0 in sizes else max(sizes, default=1), like
         raise AssertionError("no group starts")
 
     def _externals(self, group: Currents) -> list[Any]:
@@ -190,9 +195,11 @@ class _Tensors:
         values = ((name, self.arguments[i]) for name, i in group.lanes)
         return {n: torch.as_tensor(x).to(self.like) for n, x in values}
 
-    def _driven(self, group: Currents, inputs: Sequence[Tensor]) -> Tensor:
-        """Return what inputs [T, *] add to the membrane."""
-        known = dict(zip(group.steps, inputs, strict=True)) | self._lanes(group)
+    def _driven(self, group: Currents, inputs: Sequence[Tensor], *, alone: bool = False) -> Tensor:
+        """Return what inputs [T, *] add to the membrane; alone, without what is a sample's own."""
+        lanes = self._lanes(group)
+        lanes |= {name: torch.zeros_like(lanes[name]) for name in group.own if alone}
+        known = dict(zip(group.steps, (x.to(self.like) for x in inputs), strict=True)) | lanes
         return interpret.evaluate(group.drive, known, self.like)
 
     def standing(self, group: Currents | Given) -> Tensor:
@@ -254,11 +261,11 @@ class _Tensors:
     def _gains(self, group: Currents) -> list[Tensor]:
         """Return what a unit of each STEP input adds to the membrane."""
         zero = self.like.new_zeros(())
-        none = self._driven(group, [zero] * len(group.steps))
+        none = self._driven(group, [zero] * len(group.steps), alone=True)
         units = (
             [zero + (i == j) for j in range(len(group.steps))] for i in range(len(group.steps))
         )
-        return [self._driven(group, each) - none for each in units]
+        return [self._driven(group, each, alone=True) - none for each in units]
 
     def _effect(self, group: Currents, spikes: Sequence[Tensor], gains: list[Tensor]) -> Tensor:
         """Return what spikes [T, B, *] of the sources add to the membranes, [T, B, *]."""

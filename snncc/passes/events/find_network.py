@@ -20,6 +20,9 @@ from snncc.ir.events.network import (
     Shown,
 )
 from snncc.ir.events.region import Currents, EventRegion, Given
+from snncc.ir.nodes import Var
+from snncc.ir.symbolic import degree
+from snncc.ir.walk import names_read
 from snncc.passes.base import Rejection
 from snncc.passes.events.between import Between, closure, compares, find_varying
 from snncc.passes.events.find_neurons import EventNeuron
@@ -80,6 +83,11 @@ class NetworkFinder:
         """Return the network, or what is in its way."""
         self.varying = find_varying(self.graph, self.inputs)
         self.given = [] if self.prioritize_input else self.find_inputs()
+        steps = [n for n in self.graph.nodes if n.target is sequence_ops.time_view]
+        static = set(self.given) - closure(self.graph, steps)
+        if static:
+            reason = "an input that is the same at all steps has no events to queue"
+            return Rejection("static", reason, static.pop().meta.get("where"))
         self.members: list[Node] = [*self.given, *self.neurons]
         self.find_sources()
         self.after = closure(self.graph, self.neurons)
@@ -100,7 +108,8 @@ class NetworkFinder:
         )
         if self.order.stop is not None and not any(g.is_output for g in network.groups):
             return Rejection("no-output", "no spiking neuron is last: all of them drive others")
-        region = EventRegion(network, tuple(groups), emitted)
+        dtype = next(iter(self.neurons)).meta["dtype"]
+        region = EventRegion(network, dtype, tuple(groups), emitted)
         return Found(region, self.neurons, self.arguments, shown, self.after)
 
     def find_sources(self) -> None:
@@ -160,9 +169,11 @@ class NetworkFinder:
         targets = [value for value in values if isinstance(value, torch.fx.Node)]
         after, varying = self.after | self.joined, self.varying - self.after - self.joined
         between = Between(self.graph, targets, self.sources, after, varying)
-        for refused in (between.refused, self.refused_lanes(node, neuron)):
-            if refused is not None:
-                return refused
+        if between.refused is not None:
+            return between.refused
+        own = self.own_lanes(node, neuron)
+        if isinstance(own, Rejection):
+            return own
         spikes = [self.sources[source] for source in between.sources]
         first = len(self.edges)
         self.edges += [EventEdge(s.group, index, s.is_delayed) for s in spikes]
@@ -172,7 +183,8 @@ class NetworkFinder:
             linear=between.linear(values),
             sources=tuple(range(first, len(self.edges))),
             externals=tuple(self.argument(n) for n in between.externals),
-            is_varying=any(n in self.varying for n in between.externals),
+            is_varying=bool(own) or any(n in self.varying for n in between.externals),
+            own=own,
             drive=neuron.drive,
             decay=neuron.decay,
             initial=neuron.initial,
@@ -183,22 +195,29 @@ class NetworkFinder:
             shape=tuple(node.meta["lanes"][1:]),
         )
 
-    def refused_lanes(self, node: Node, neuron: EventNeuron) -> Rejection | None:
-        """Return the refusal of a parameter that depends on the input or on spikes."""
+    def own_lanes(self, node: Node, neuron: EventNeuron) -> frozenset[str] | Rejection:
+        """Return the lane inputs of a neuron that differ by sample, or what they may not be."""
         forward, start = neuron.forward, neuron.initial
-        count = len(forward.step_inputs)
-        for name, value in zip(forward.lane_inputs, node.args[1 + count :], strict=True):
+        read = {*names_read(neuron.decay), *neuron.fire.lane_inputs}
+        own: set[str] = set()
+        for name, value in zip(
+            forward.lane_inputs, node.args[1 + len(forward.step_inputs) :], strict=True
+        ):
             if value in self.after:
                 reason = f"'{forward.name}' starts from, or has a parameter of, other spikes"
                 return Rejection("parameter", reason, forward.where)
-            is_start = getattr(start, "name", None) == name
-            if is_start and compares(value):
+            if start == Var(name) and compares(value):
                 reason = f"'{forward.name}' starts from a step that is another program"
                 return Rejection("first-step", reason, forward.where)
-            if value in self.varying and not is_start:
+            if value in self.varying and name in read:
                 reason = f"a parameter of '{forward.name}' depends on the input"
                 return Rejection("parameter", reason, forward.where)
-        return None
+            if value in self.varying and name in names_read(neuron.drive):
+                own.add(name)
+        if degree(neuron.drive, frozenset(forward.step_inputs) | own) not in (0, 1):
+            reason = f"what '{forward.name}' multiplies spikes with depends on the input"
+            return Rejection("parameter", reason, forward.where)
+        return frozenset(own)
 
     def emitted(self) -> tuple[int | float | None, ...] | Rejection:
         """Return for each group where its spikes before the first step are."""

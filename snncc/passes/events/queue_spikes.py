@@ -85,6 +85,8 @@ def _neurons(graph: torch.fx.Graph) -> dict[Node, EventNeuron] | Rejection:
     if not found:
         return Rejection("no-neuron", "the model has no spiking neuron")
     first = next(iter(found))
+    if len({node.meta["dtype"] for node in found}) > 1:
+        return Rejection("type", "its neurons are of several types", first.meta.get("where"))
     after = closure(graph, found)
     for node, neuron in found.items():
         if not _is_as_long(node.args[0], first.args[0], after):
