@@ -52,11 +52,10 @@ from snncc.ir.nodes import (
 from snncc.ir.numerics import Numerics
 from snncc.ir.own_tensor import OwnTensor
 from snncc.ir.program import NeuronProgram
-from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import bool_lets, let_reads, names_read, subexpressions
 from snncc.passes.base import Rejection
 from snncc.passes.dynamic_decay.gates import DecayGates
-from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
+from snncc.passes.hoisting.hoist_stateless import serial_part
 from snncc.passes.meaning.classify_neurons import classify_neuron
 from snncc.passes.neurons import copy_graph, neuron_nodes
 from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
@@ -100,7 +99,7 @@ class SubstituteDynamicDecay:
 
     def run(self, graph: torch.fx.Graph) -> torch.fx.Graph | Rejection:
         """Return the graph with dynamic decays, or which neuron they cannot stand for."""
-        serial = _serial_neuron(graph)
+        serial = serial_part(graph)
         if serial is not None:
             return serial
         result = copy_graph(graph)
@@ -218,17 +217,6 @@ def _jumps(forward: Recurrence) -> bool:
         if any(e.op in JUMPS and not moving.isdisjoint(names_read(e)) for e in jumps):
             return True
     return False
-
-
-def _serial_neuron(graph: torch.fx.Graph) -> Rejection | None:
-    """Return the refusal of a loop that is no neuron, such as one with recurrent weights."""
-    for node in graph.nodes:
-        if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
-            culprit = node.meta.get("culprit")
-            where = (node if culprit is None else culprit).meta.get("where")
-            reason = f"a state stays outside of neurons: {node.meta['rejection'].reason}"
-            return Rejection("recurrent", reason, where)
-    return None
 
 
 def _decay_by_channel(

@@ -27,12 +27,11 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
 from snncc.ir.sequence_ops import TripLength
-from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
 from snncc.passes.events.between import closure
 from snncc.passes.events.find_network import Found, NetworkFinder
 from snncc.passes.events.find_neurons import EventNeuron, find_neuron, may_fire
-from snncc.passes.hoisting.hoist_stateless import EXACT_LOOPS
+from snncc.passes.hoisting.hoist_stateless import serial_part
 from snncc.passes.neurons import neuron_nodes
 
 Node: TypeAlias = torch.fx.Node
@@ -57,7 +56,7 @@ class QueueSpikes:
 
     def run(self, graph: torch.fx.Graph) -> torch.fx.Graph | Rejection:
         """Return the graph with one network of events, or what does not allow it."""
-        for refused in (_serial_part(graph), _spike_outside(graph)):
+        for refused in (serial_part(graph), _spike_outside(graph)):
             if refused is not None:
                 return refused
         neurons = _neurons(graph)
@@ -108,17 +107,6 @@ def _is_as_long(length: Any, first: Any, after: Set[Node]) -> bool:
     if not isinstance(other, TripLength) or length.args != first.args:
         return False
     return (count.dim, count.offset) == (other.dim, other.offset)
-
-
-def _serial_part(graph: torch.fx.Graph) -> Rejection | None:
-    """Return the refusal of a loop that is no neuron."""
-    for node in graph.nodes:
-        if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
-            culprit = node.meta.get("culprit")
-            where = (node if culprit is None else culprit).meta.get("where")
-            reason = f"a state stays outside of neurons: {node.meta['rejection'].reason}"
-            return Rejection("recurrent", reason, where)
-    return None
 
 
 def _spike_outside(graph: torch.fx.Graph) -> Rejection | None:

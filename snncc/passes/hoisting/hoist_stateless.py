@@ -328,3 +328,14 @@ def _parts(node: torch.fx.Node) -> list[torch.fx.Node]:
 
 def _lists(args: list[Any]) -> bool:
     return any(isinstance(a, tuple | list) for a in args)
+
+
+def serial_part(graph: torch.fx.Graph) -> Rejection | None:
+    """Return the refusal of a loop that is no neuron, such as one with recurrent weights."""
+    for node in graph.nodes:
+        if isinstance(node.target, TimeLoop) and node.meta["rejection"].code not in EXACT_LOOPS:
+            culprit = node.meta.get("culprit")
+            where = (node if culprit is None else culprit).meta.get("where")
+            reason = f"a state stays outside of neurons: {node.meta['rejection'].reason}"
+            return Rejection("recurrent", reason, where)
+    return None
