@@ -65,6 +65,9 @@ def may_fire(forward: Recurrence) -> bool:
 def find_neuron(forward: Recurrence) -> EventNeuron | Rejection:
     """Return a spiking neuron in parts, or why it cannot take its input in parts."""
     neuron = classify_neuron(forward)
+    if not forward.step_inputs:
+        reason = "gets the same input at all steps; give it one for each step, as by 'x.expand'"
+        return _rejected(forward, reason)
     if len(neuron.membranes) != 1 or len(neuron.spikes) != 1:
         reason = "is not one membrane with one threshold; layers without weights between are one"
         return _rejected(forward, reason)
