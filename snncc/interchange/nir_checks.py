@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,6 @@ from torch import Tensor
 
 from snncc.arguments import Check
 from snncc.errors import OptionError
-
-# Compressed numbers take a thousandth of their size at best.
-COMPRESSION = 2000
-
 
 STEP = Check(
     "The length 'dt' of a step", code="option.nir", hint="Give dt > 0, in seconds: dt=1e-4."
@@ -74,31 +71,27 @@ def common_size(name: str, values: Mapping[str, Tensor]) -> tuple[int, ...] | No
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that does not hold what it says.
+    """Refuse a file that does not hold what it says, after it was read in a process of its own.
 
     Raises:
         OptionError: Its arrays could not have been written into a file of its size, lie elsewhere,
-            or are there twice.
+            or are there twice; or reading it does not end, or ends the process.
     """
-    import h5py
-
-    sizes: list[int] = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            sizes.append(math.prod(item.shape or ()) * item.dtype.itemsize)
-            is_here = not item.external and not item.is_virtual
-        else:
-            links = (item.get(key, getlink=True) for key in item)
-            is_here = all(isinstance(link, h5py.HardLink) for link in links)
-        if not is_here or h5py.h5o.get_info(item.id).rc > 1:
-            raise refused(f"'{name}' of '{path}' refers to another place.", "Write it anew.")
-
-    with h5py.File(path, "r") as file:
-        visit("/", file["/"])
-        file.visititems(visit)
-    if sum(sizes) > COMPRESSION * path.stat().st_size:
-        raise refused(f"The arrays of '{path}' are larger than its file can hold.", CHECK)
+    command = [sys.executable, "-P", str(_REHEARSAL), str(path.absolute())]
+    try:
+        ran = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, text=True
+        )
+    except subprocess.TimeoutExpired as error:
+        raise refused(
+            f"'{path}' is no intact file: reading it takes more than {_SECONDS} seconds.", _ANEW
+        ) from error
+    if ran.returncode:
+        said = ran.stderr.strip().rsplit("\n", 1)[-1] or "reading it ends the process"
+        raise refused(f"'{path}' cannot be read as a NIR graph: {said[:500]}.", _ANEW)
 
 
+_REHEARSAL = Path(__file__).with_name("nir_rehearsal.py")
+_SECONDS = 60
+_ANEW = "Write it anew."
 CHECK = "Check the graph: nir.NIRGraph(..., type_check=True) does."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +24,16 @@ from benchmarks.harness import Budget, describe_machine, interleave
 from tests.compatibility.case import WIDTH, Case
 from tests.compatibility.check import check, inputs, is_parameter, made, state_of
 from tests.compatibility.corpus import FOLDERS, cases_of
+from tests.compatibility.exports import FORMATS, check_export
 from tests.compatibility.forms import FORMS, check_form, compiling
-from tests.compatibility.results import FORMS_FILE, RESULTS, stored, stored_forms
+from tests.compatibility.results import (
+    EXPORTS_FILE,
+    FORMS_FILE,
+    RESULTS,
+    stored,
+    stored_exports,
+    stored_forms,
+)
 from tests.compatibility.traps import TRAPS
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +71,10 @@ FORMS_HEAD = """How many of the cases that compile do so in each [parallel mode]
 the others are refused with a code.  Those of the first four modes were compared with the serial
 code.
 """
+EXPORTS_HEAD = """How many of them, in evaluation mode, [export](export.md) to a C library in
+floats, to ONNX models, to a program of torch, and to a [NIR graph](nir.md), each of which then ran
+its test vector; the others are refused with a code and what to do.
+"""
 TITLES = {"idioms": "Idioms", "libraries": "Libraries"}
 
 
@@ -72,10 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stored", action="store_true", help="write the page from stored results")
     parser.add_argument("--group", action="append", help="only this group; may be repeated")
     parser.add_argument("--forms", action="store_true", help="check the parallel modes instead")
+    parser.add_argument("--exports", action="append", choices=FORMATS, help="check this instead")
     chosen = parser.parse_args(arguments)
     if chosen.forms:
         store_forms(compiling(all_cases()))
-    for name, cases in {} if chosen.stored or chosen.forms else by_group(all_cases()).items():
+    for format in chosen.exports or ():
+        store_exports(compiling(all_cases()), format)
+    is_stored = chosen.stored or chosen.forms or chosen.exports
+    for name, cases in {} if is_stored else by_group(all_cases()).items():
         if chosen.group is None or name in chosen.group:
             store(name, cases, measure_too=chosen.measure)
     PAGE.write_text(page(), encoding="utf-8")
@@ -123,6 +140,18 @@ def store_forms(cases: list[Case]) -> None:
         refused[form.title] = {name: code for name, code in codes.items() if code}
     result = {"cases": [case.id for case in cases], "refused": refused}
     FORMS_FILE.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def store_exports(cases: list[Case], format: str) -> None:
+    """Export cases to a format, and store which are refused."""
+    known = stored_exports() if EXPORTS_FILE.exists() else {}
+    refused = dict(known.get("refused", {}))
+    with tempfile.TemporaryDirectory() as folder:
+        codes = {case.id: check_export(case, format, Path(folder) / "bundle") for case in cases}
+    refused[format] = {name: code for name, code in codes.items() if code}
+    result = {"cases": [case.id for case in cases], "refused": dict(sorted(refused.items()))}
+    EXPORTS_FILE.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    stored_exports.cache_clear()
 
 
 def can_be_timed(case: Case) -> bool:
@@ -175,7 +204,8 @@ def _step(run: Callable[..., Any], model: Any, args: Any, case: Case) -> Callabl
 
 def page() -> str:
     """Return the page that the stored results make."""
-    parts = [HEAD, TIMES.format(width=WIDTH), _machines(), summary(), forms(), traps()]
+    tables = (summary(), forms(), exports(), traps())
+    parts = [HEAD, TIMES.format(width=WIDTH), _machines(), *tables]
     for folder in FOLDERS:
         groups = by_group(cases_of(folder))
         parts += [f"## {TITLES[folder]}\n"] if groups else []
@@ -223,6 +253,21 @@ def forms() -> str:
     for group, cases in by_group(compiling(all_cases())).items():
         known = [case.id for case in cases if case.id in found["cases"]]
         counts = [sum(i not in found["refused"][title] for i in known) for title in titles]
+        lines.append("| " + " | ".join(map(str, (group, len(known), *counts))) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def exports() -> str:
+    """Return how many of the cases that compile are exported to each format, group by group."""
+    found = stored_exports()
+    lines = [
+        EXPORTS_HEAD,
+        f"| group | cases | {' | '.join(FORMATS)} |",
+        "|---" * (2 + len(FORMATS)) + "|",
+    ]
+    for group, cases in by_group(compiling(all_cases())).items():
+        known = [case.id for case in cases if case.id in found["cases"]]
+        counts = [sum(i not in found["refused"][format] for i in known) for format in FORMATS]
         lines.append("| " + " | ".join(map(str, (group, len(known), *counts))) + " |")
     return "\n".join(lines) + "\n"
 

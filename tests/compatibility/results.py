@@ -13,12 +13,20 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "compatibility"
 
 
 FORMS_FILE = RESULTS / "parallel_modes.json"
+EXPORTS_FILE = RESULTS / "exports.json"
 
 
 @functools.cache
 def stored_forms() -> dict[str, Any]:
     """Return which cases the parallel modes were tried on, and the codes of what they refused."""
     result: dict[str, Any] = json.loads(FORMS_FILE.read_text(encoding="utf-8"))
+    return result
+
+
+@functools.cache
+def stored_exports() -> dict[str, Any]:
+    """Return which cases were exported to each format, and the codes of what was refused."""
+    result: dict[str, Any] = json.loads(EXPORTS_FILE.read_text(encoding="utf-8"))
     return result
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import snncc
 from snncc.errors import LaunchError, OptionError
+from snncc.interchange import nir_checks
 from tests.interchange.graphs import (
     DT,
     GRAPHS,
@@ -423,7 +424,7 @@ def rename(_, file, __) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (enlarge, "larger than its file can hold"),
+        (enlarge, "larger than the file can hold"),
         (borrow, "refers to another place"),
         (share, "refers to another place"),
         (rename, "cannot be read"),
@@ -432,5 +433,25 @@ def rename(_, file, __) -> None:
 def test_a_file_that_holds_something_else_is_refused(tmp_path, edit, message):
     """Sizes are checked before memory is taken, and other files are not read."""
     with_file(tmp_path / "net.nir", edit)
+
+    assert message in refusal_of(lambda: snncc.from_nir(tmp_path / "net.nir"))
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("while True: pass", "takes more than 0.2 seconds"),
+        ("import os; os.abort()", "ends the process"),
+    ],
+)
+def test_a_file_that_the_library_does_not_survive_is_refused(
+    tmp_path, monkeypatch, script, message
+):
+    """It is read in another process first, which may go on for ever, or die."""
+    nir.write(tmp_path / "net.nir", dense())
+    (tmp_path / "reader.py").write_text(script)
+    monkeypatch.setattr(nir_checks, "_REHEARSAL", tmp_path / "reader.py")
+    if "while" in script:
+        monkeypatch.setattr(nir_checks, "_SECONDS", 0.2)
 
     assert message in refusal_of(lambda: snncc.from_nir(tmp_path / "net.nir"))
