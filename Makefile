@@ -70,6 +70,7 @@ bench-gpu:  ## everything that is measured on a GPU, with the Python that holds 
 
 compatibility: $(VENV)/.setup  ## check every idiom and write docs/compatibility.md
 	$(RUN) -m tests.compatibility.report
+	$(RUN) -m tests.compatibility.report --exports c --exports onnx --exports pt2 --exports nir
 
 examples: $(VENV)/.setup  ## run every example
 	$(RUN) examples/speech.py --out out/speech
