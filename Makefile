@@ -64,6 +64,7 @@ bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.hard_reset
 	$(RUN) -m benchmarks.sweeps
 	$(RUN) -m benchmarks.devices
+	$(RUN) -m benchmarks.asynchronous
 
 bench-gpu:  ## everything that is measured on a GPU, with the Python that holds torch and Triton
 	python3 -m benchmarks.gpu
@@ -77,6 +78,7 @@ examples: $(VENV)/.setup  ## run every example
 	$(RUN) examples/digits.py --out out/digits
 	$(RUN) examples/sequential_digits.py
 	$(RUN) examples/vowels.py
+	$(RUN) examples/asynchronous.py
 	$(RUN) examples/deploy_speech.py --out out/deploy
 	$(RUN) examples/language.py
 	$(RUN) examples/two_processes.py

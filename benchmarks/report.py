@@ -73,6 +73,11 @@ cores; the states of a layer of neurons are handed over in M blocks ([devices.md
 "Formula" is what one process of one thread and a hand-over make of the cost model, in each
 direction; a hand-over here is one to the next rank and one back.
 """
+ASYNCHRONOUS = """A chain of four layers in mode `async`, some spikes at a time, against the same
+layers in fused time: forward, and training steps without the optimizer.
+Spikes and forward steps are those of one sample.  "Reference" is the same queue in torch operators
+on all neurons at once; its results are those of the kernels, bit by bit, or nothing is timed.
+"""
 LIBRARIES = """One training step of networks of library neurons and layers, without the optimizer.
 "Fastest / this" is the time of the library's own fastest path over that of the variant.
 "Over products" is the time over that of the convolutions and linear layers as torch does them,
@@ -119,6 +124,7 @@ def main() -> None:
             ("hard_reset_training", HARD_RESET_TRAINING),
             ("sweeps", SWEEPS),
             ("devices", DEVICES),
+            ("asynchronous", ASYNCHRONOUS),
         ):
             file = folder / f"{name}.json"
             if file.exists():
@@ -235,6 +241,8 @@ COLUMNS = {
     "work_bytes": "work B",
     "code_bytes": "code B",
     "spikes": "spikes",
+    "forward_steps": "forward steps",
+    "events_per_second": "events a second",
     "archive_bytes": "archive B",
     "first_step_ms": "first step ms",
     "capture_ms": "capture ms",
@@ -281,6 +289,8 @@ def cell(record: dict[str, Any], column: str) -> str:
         return f"{100 * value:.1f} %"
     if column == "gradient_difference":
         return f"{value:.1e}"
+    if column == "events_per_second":
+        return f"{value:.2g}"
     if isinstance(value, float):
         return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
     return str(value)

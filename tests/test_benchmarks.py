@@ -12,6 +12,7 @@ import snncc
 pytest.importorskip("matplotlib", reason="the benchmarks draw pictures")
 
 from benchmarks import (
+    asynchronous,
     compile_time,
     devices,
     forms,
@@ -186,6 +187,18 @@ def test_hard_resets_are_compared(capsys):
     assert [row["variant"] for row in rows] == ["fused, snncc", "parallel reset, snncc"]
     assert rows[1]["fused_over_this"] > 0
     assert 0 < rows[1]["rate"] < 1
+
+
+def test_queues_of_spikes_are_compared(capsys):
+    """Kernels have the spikes of their reference; what happened is in the records."""
+    rows = asynchronous.main(["--quick", "--case", "0", "--seconds", "0.01"])
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    assert len(rows) == 2 * (1 + 2 * len(asynchronous.GROUPS))
+    queues = [row for row in rows if row["variant"] != "layered"]
+    assert all(row["forward_steps"] > 0 for row in queues)
+    assert all(row["spikes"] > 0 for row in rows)
+    assert all(row["events_per_second"] > 0 for row in queues)
 
 
 def test_sweeps_are_counted_and_compared(capsys, monkeypatch):

@@ -50,6 +50,21 @@ def test_sequential_digits_are_read_by_four_kinds_of_neurons(capsys):
 
 
 @pytest.mark.slow
+def test_digits_are_read_by_queues_of_spikes(capsys):
+    """Three ways to train, three to run, in one table."""
+    pytest.importorskip("sklearn", reason="the digits come with it")
+    import asynchronous
+
+    rows = asynchronous.main(["--epochs", "3"])
+
+    trained = ["layered", "async", "layered, then async"]
+    assert [row.trained for row in rows] == [way for way in trained for _ in range(3)]
+    assert all(row.accuracy > 0.3 for row in rows)
+    assert all(row.spikes > 0 for row in rows)
+    assert "forward steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_vowels_are_told_apart_by_four_kinds_of_neurons(capsys):
     """Speakers by their vowels: the readout sees no padding."""
     pytest.importorskip("aeon", reason="the recordings come with it")
