@@ -87,6 +87,50 @@ def test_reason_says_what_needs_the_whole_sequence(model, reason):
     assert reason in refusal.value.notes[0]
 
 
+def counted(x, late):
+    v, total, n = torch.zeros_like(x[0]), torch.zeros_like(x[0]), torch.zeros(())
+    for t in range(len(x)):
+        v = 0.5 * v + x[t]
+        s = SPIKE(v - 1)
+        v = v - s
+        if late == "branch" and t > 2:
+            total = total + s
+        if late == "number":
+            total = total + s * (n > 2)
+            n = n + 1
+    return total
+
+
+def held(x):
+    v, out = torch.zeros_like(x[0]), []
+    for t in range(2 * len(x)):
+        v = 0.5 * v + x[t // 2]
+        s = SPIKE(v - 1)
+        v = v - s
+        out.append(s)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("model", "advice", "advised", "repeats"),
+    [
+        (lambda x: counted(x, "branch"), "s * (n > 2)", lambda x: counted(x, "number"), 1),
+        (held, "x.repeat_interleave(2, 0)", lif, 2),
+    ],
+    ids=["late", "held"],
+)
+def test_advice_has_a_stream_of_the_same_values(model, advice, advised, repeats):
+    x = (torch.rand(STEPS, 3, 4) * 8).round() / 4
+    with pytest.raises(UnsupportedError) as refusal:
+        snncc.compile(model).stream(x)
+    repeated = x.repeat_interleave(repeats, 0)
+    stream = snncc.compile(advised).stream(repeated)
+    rows = [stream(row) for row in repeated]
+
+    assert advice in refusal.value.hints[0]
+    assert torch.equal(rows[-1] if repeats == 1 else torch.stack(rows), model(x))
+
+
 def test_two_lengths_are_named():
     def model(x, y):
         v = torch.zeros_like(x[0])

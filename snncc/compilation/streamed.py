@@ -94,6 +94,15 @@ def hides_steps(
     return True
 
 
+# What to do, by the code of a rejection.
+_REMEDIES = {
+    "late-loops": "Do at every step what later steps do, times a count of the steps that is 0 or 1"
+    " at first: 'total = total + s * (n > 2)'.",
+    "made-steps": "Put the steps together before the model, whose loop then runs over its input:"
+    " 'model(x.repeat_interleave(2, 0))'.",
+}
+
+
 def no_steps(rejection: Rejection) -> UnsupportedError:
     """Return the error that a model has no steps."""
     return UnsupportedError(
@@ -101,5 +110,7 @@ def no_steps(rejection: Rejection) -> UnsupportedError:
         code="unsupported.stream",
         location=rejection.where,
         notes=[rejection.reason],
-        hints=["Call the compiled model on the whole sequence."],
+        hints=[
+            _REMEDIES.get(rejection.code, "Call the compiled model on the whole sequence."),
+        ],
     )

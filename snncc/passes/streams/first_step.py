@@ -162,7 +162,9 @@ class _Roles:
     def refusal(self) -> Rejection | None:
         """Return why the first step cannot be taken apart from the others."""
         if any(trip.target.offset != -1 for trip in self.trips):  # type: ignore[union-attr]
-            return _refused("its loops begin after the second step, or at different steps")
+            return Rejection(
+                "late-loops", "its loops begin after the second step, or at different steps"
+            )
         for node in self.graph.nodes:
             reason = self.reason(node)
             if reason is not None:

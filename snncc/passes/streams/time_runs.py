@@ -69,7 +69,8 @@ def run_short(
             continue
         return ShortRuns(copy, runs, seen or 0)
     _, _, node = max(stops)  # of an axis that a loop visits, else what got furthest
-    return Rejection("time-axis", _why(node), node.meta.get("where"))
+    code = "made-steps" if _is_made(node) else "time-axis"
+    return Rejection(code, _why(node), node.meta.get("where"))
 
 
 # What operators raise when sizes do not fit: this axis was not the time axis.
@@ -141,6 +142,12 @@ def _why(node: torch.fx.Node) -> str:
     if maker is not None:
         return f"its steps are put together in the model, by '{maker}', not an axis of an input"
     return "its loops do not follow one axis of the inputs"
+
+
+def _is_made(node: torch.fx.Node) -> bool:
+    """Tell whether a node is the view of a loop over steps that the model puts together."""
+    is_view = node.target is sequence_ops.time_view and node.args[2:4] == (0, 1)
+    return is_view and _maker(node.args[0]) is not None
 
 
 def _maker(source: Any) -> str | None:
