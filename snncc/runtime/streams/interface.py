@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from snncc.errors import LaunchError
+
 
 @dataclass(frozen=True)
 class Interface:
@@ -36,3 +38,19 @@ class Interface:
     names: tuple[str, ...]
     own: tuple[bool, ...]
     written: tuple[bool, ...]
+
+    def with_time(self, x: Tensor, position: int, axis: int) -> Tensor:
+        """Return the input of a step as a sequence of one step.
+
+        Raises:
+            LaunchError: It has too many axes, or too few.
+        """
+        rank = self.ranks[position]
+        if x.dim() != rank:
+            raise LaunchError(
+                f"The input '{self.names[position]}' of a step has {x.dim()} axes;"
+                f" it takes {rank}.",
+                code="launch.rank",
+                hints=["A step takes the input without its time axis; 'chunk' takes it with one."],
+            )
+        return x.unsqueeze(axis)

@@ -163,6 +163,24 @@ def initial_states(program: ChunkProgram, starts: Sequence[Any]) -> list[Any]:
     return values
 
 
+def widened(
+    program: ChunkProgram, states: Sequence[Any], like: Sequence[Tensor]
+) -> list[Tensor] | None:
+    """Return states of which numbers fill all that a step leaves; None where others do not fit.
+
+    Args:
+        program: The program that they are states of.
+        states: The states before the first step.
+        like: What a step leaves.
+    """
+    wide: list[Tensor] = []
+    for known, x, y in zip(program.states, states, like, strict=True):
+        if not isinstance(x, Tensor) or x.dtype is not y.dtype:
+            return None
+        wide.append(x.expand(y.shape) if isinstance(known.start, Fill) else x)
+    return wide
+
+
 def restarted(
     program: ChunkProgram,
     states: Sequence[Any],

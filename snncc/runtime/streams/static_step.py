@@ -107,10 +107,11 @@ class StaticStep:
         places = self._inputs
         return all(same) and all(leaves[p.position].shape == p.whole.shape for p in places)
 
-    def refresh(self) -> None:
+    def refreshed(self) -> StaticStep:
         """Compute anew what depends on the parameters alone."""
         for action in self._at_reset:
             action()
+        return self
 
     def _bind(
         self, graph: torch.fx.Graph, given: Sequence[Tensor], is_fixed: Sequence[bool]

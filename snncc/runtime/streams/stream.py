@@ -35,6 +35,7 @@ from snncc.runtime.streams.state import (
     read_state,
     restarted,
     unfit,
+    widened,
     write_state,
 )
 from snncc.runtime.streams.static_step import StaticStep
@@ -90,16 +91,35 @@ class Stream:
             return interface.finish(self._fast(static, leaves))
         for i, axis in enumerate(self._program.input_axes):
             if axis is not None:
-                leaves[i] = self._with_time(leaves[i], i)
+                leaves[i] = interface.with_time(leaves[i], i, axis)
         return interface.finish(self._step(leaves))
 
     def _step(self, leaves: list[Tensor]) -> Sequence[Any]:
         """Take one step and return its outputs without their time axes."""
-        static = self._fitted(leaves) if self._is_settled else None
+        is_ready = self._is_settled or self._is_put_back(leaves)
+        static = self._fitted(leaves) if is_ready else None
         if static is None:
             parts = zip(self._advance(leaves, 1), self._program.output_axes, strict=True)
             return [x if axis is None else x.select(axis, -1) for x, axis in parts]
         return self._fast(static, leaves)
+
+    def _is_put_back(self, leaves: list[Tensor]) -> bool:
+        """Put the states before the first step where steps before a reset had theirs, if they fit.
+
+        What takes these steps can take the first one, too.
+        """
+        known, start = self._static, self._program.start
+        is_drawn = self._program.has_first or any(n.meta.get("impure") for n in start.nodes)
+        if self._states is not None or known is None or is_drawn:
+            return False
+        with self._explaining(leaves), torch.no_grad():
+            self._begin_at(leaves)
+        states = widened(self._program, self._initial(), known.states)
+        if states is None or not known.fits(states, leaves):
+            self._starts = None
+            return False
+        self._states, self._is_settled = states, True
+        return True
 
     def _fitted(self, leaves: list[Tensor]) -> StaticStep | TrainingSteps | None:
         """Return what takes a step from the present states on buffers of its own, if it can."""
@@ -109,7 +129,7 @@ class Stream:
         known = self._static
         if known is None or not known.fits(self._states, leaves):
             known = self._static = self._bound(self._states, leaves)
-        if isinstance(known, TrainingSteps) and not known.accepts(leaves):
+        if isinstance(known, TrainingSteps) and not known.is_ready(leaves):
             return None
         known.move_to(self._states)
         return known
@@ -187,10 +207,9 @@ class Stream:
             self._states = self._starts = self._sizes = None
             self._is_loaded = self._is_settled = False
             self.steps = 0
-            if not self._interface.refresh():
-                self._static = None
-            elif self._static is not None:
-                self._static.refresh()
+            lies_as_before = self._interface.refresh()
+            if isinstance(self._static, StaticStep):
+                self._static = self._static.refreshed() if lies_as_before else None
         elif not isinstance(mask, Tensor) or mask.dtype is not torch.bool or mask.dim() != 1:
             raise MASK.refused(mask, "a tensor of bools with one axis")
         elif self._states is not None:
@@ -379,16 +398,3 @@ class Stream:
         """Return the states before the first step."""
         assert self._starts is not None
         return initial_states(self._program, self._starts)
-
-    def _with_time(self, x: Tensor, position: int) -> Tensor:
-        rank = self._interface.ranks[position]
-        if x.dim() != rank:
-            name = self._interface.names[position]
-            raise LaunchError(
-                f"The input '{name}' of a step has {x.dim()} axes; it takes {rank}.",
-                code="launch.rank",
-                hints=["A step takes the input without its time axis; 'chunk' takes it with one."],
-            )
-        axis = self._program.input_axes[position]
-        assert axis is not None
-        return x.unsqueeze(axis)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,66 +49,96 @@ class TrainingSteps:
     ) -> None:
         self._program, self._trial = program, trial
         self.states: list[Any] = list(states)
-        self._leaves = [
-            _leaf(x, axis, is_own=is_own)
-            for x, axis, is_own in zip(leaves, program.input_axes, program.own, strict=True)
-        ]
-        self._trained = [i for i, leaf in enumerate(self._leaves) if leaf.is_trained]
+        self._axes = program.input_axes
+        self._own = [i for i, is_own in enumerate(program.own) if is_own]
+        self._others = [i for i, is_own in enumerate(program.own) if not is_own]
+        self._trained = [i for i, x in enumerate(leaves) if x.requires_grad]
+        self._known = self._signatures(leaves)
+        self._shapes = [(self._row_shape(leaves[i], i), leaves[i].shape) for i in self._own]
         self._threads = torch.get_num_threads()
         self._free: list[RecordedStep] = []
         self._made = 0
-        self._others: list[tuple[int, Any]] = []  # outputs that are no tensors, and their places
-        self._is_usable = self._can_record(leaves) and self._is_right(leaves)
+        self._numbers: list[tuple[int, Any]] = []  # outputs that are no tensors, and their places
+        on_cpu = all(x.is_cpu for x in leaves) and len(self._trained) > 0
+        self._is_usable = on_cpu and self._is_plain(leaves) and self._is_right(leaves)
 
     def __call__(self, _elapsed: int, leaves: Sequence[Tensor]) -> list[Any]:
         """Take a step."""
         step = self._free.pop() if self._free else self._record(leaves)
         waiting = _Waiting(step, [leaves[i] for i in self._trained], self._free)
-        apply: Any = _StepFunction.apply
-        outputs = list(apply(waiting, self.states, leaves, *waiting.trained))
+        if torch.is_grad_enabled():
+            apply: Any = _StepFunction.apply
+            outputs = list(apply(waiting, self.states, leaves, *waiting.trained))
+        else:
+            outputs = step.forward(self.states, leaves)
         self.states = step.ends
-        for position, value in self._others:
+        for position, value in self._numbers:
             outputs.insert(position, value)
         return outputs
 
     def accepts(self, leaves: Sequence[Tensor]) -> bool:
-        """Tell whether leaves, their inputs with time axes or without, can take a recorded step."""
+        """Tell whether leaves, their inputs without time axes, can take a recorded step now."""
+        rows = zip(self._own, self._shapes, strict=True)
+        return (
+            all(leaves[i].shape == row for i, (row, _) in rows)
+            and self._signatures(leaves) == self._known
+            and self.is_ready(leaves)
+        )
+
+    def is_ready(self, leaves: Sequence[Tensor]) -> bool:
+        """Tell whether a recorded step is free, and torch does nothing that a replay would lack."""
         return (
             self._is_usable
             and (bool(self._free) or self._made < _MOST_WAITING)
-            and self._can_record(leaves)
-            and all(known.is_like(x) for known, x in zip(self._leaves, leaves, strict=True))
+            and self._is_plain(leaves)
         )
 
     def fits(self, states: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
-        """Tell whether steps of these sizes were tried already."""
+        """Tell whether states and leaves, with their time axes, are like those of these steps."""
         same = (a.shape == b.shape for a, b in zip(self.states, states, strict=True))
-        return all(same) and all(
-            known.is_like(x) for known, x in zip(self._leaves, leaves, strict=True)
+        inputs = zip(self._own, self._shapes, strict=True)
+        return (
+            all(same)
+            and all(leaves[i].shape == whole for i, (_, whole) in inputs)
+            and self._signatures(leaves) == self._known
         )
 
     def move_to(self, states: Sequence[Tensor]) -> None:
         """Go on from other states."""
         self.states = list(states)
 
-    def refresh(self) -> None:
-        """Read nothing anew: parameters are looked at before each step."""
+    def _signatures(self, leaves: Sequence[Tensor]) -> list[Any]:
+        """Return what must not change, besides the sizes of inputs."""
+        others = [leaves[i] for i in self._others]
+        places = [(x.data_ptr(), x.stride(), x.shape, x.requires_grad) for x in others]
+        return [*places, *[leaves[i].requires_grad for i in self._own]]
 
-    def _can_record(self, leaves: Sequence[Tensor]) -> bool:
+    def _row_shape(self, x: Tensor, position: int) -> torch.Size:
+        axis = self._axes[position]
+        return x.shape if axis is None else x.squeeze(axis).shape
+
+    def _whole(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """Return leaves with their time axes."""
+        result = list(leaves)
+        for i, (row, whole) in zip(self._own, self._shapes, strict=True):
+            axis = self._axes[i]
+            if axis is not None and leaves[i].dim() == len(row) < len(whole):
+                result[i] = leaves[i].unsqueeze(axis)
+        return result
+
+    def _is_plain(self, leaves: Sequence[Tensor]) -> bool:
         """Tell whether torch does nothing to a step that a replay of its calls would lack."""
-        return (
-            torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-            and torch.get_num_threads() == self._threads
-            and len(self._trained) > 0
-            and all(x.is_cpu for x in leaves)
-            and not is_traced(leaves)
+        return not (
+            torch.is_autocast_enabled("cpu")
+            or torch.is_inference_mode_enabled()
+            or torch.get_num_threads() != self._threads
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            or is_traced([leaves[i] for i in self._own])
         )
 
     def _record(self, leaves: Sequence[Tensor]) -> RecordedStep:
         self._made += 1
-        whole = [known.whole(x) for known, x in zip(self._leaves, leaves, strict=True)]
+        whole = self._whole(leaves)
         with self._trial(whole):
             return RecordedStep(self._program, self.states, whole)
 
@@ -121,9 +150,9 @@ class TrainingSteps:
             for x, is_own in zip(leaves, self._program.own, strict=True)
         ]
         trained = [others[i] for i in self._trained]
-        with self._trial(others):
+        with self._trial(others), torch.enable_grad():
             every, ends = self._program(states, others)
-            self._others = [(i, x) for i, x in enumerate(every) if not isinstance(x, Tensor)]
+            self._numbers = [(i, x) for i, x in enumerate(every) if not isinstance(x, Tensor)]
             outputs = [x for x in every if isinstance(x, Tensor)]
             results = [x for x in outputs if x.requires_grad]
             cotangents = [torch.randn_like(x) for x in results]
@@ -136,41 +165,6 @@ class TrainingSteps:
             found = step.forward(states, others), step.ends
             found_gradients = step.backward(cotangents, [True] * len(trained))
         return is_same((outputs, list(ends)), found) and is_same(gradients, found_gradients)
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    """What is known of a leaf.
-
-    Attributes:
-        place: Of a parameter or a buffer where it lies; None of an input of the step.
-        shape: Its shape, without the time axis.
-        axis: Its time axis.
-        is_trained: Whether it has a gradient.
-    """
-
-    place: tuple[int, tuple[int, ...]] | None
-    shape: torch.Size
-    axis: int | None
-    is_trained: bool
-
-    def is_like(self, x: Tensor) -> bool:
-        """Tell whether a leaf, with its time axis or without, is as it was."""
-        if self.place is not None and self.place != (x.data_ptr(), x.stride()):
-            return False
-        if self.axis is not None and x.dim() > len(self.shape):
-            x = x.squeeze(self.axis)
-        return x.requires_grad == self.is_trained and x.shape == self.shape
-
-    def whole(self, x: Tensor) -> Tensor:
-        """Return a leaf with its time axis."""
-        return x if self.axis is None or x.dim() > len(self.shape) else x.unsqueeze(self.axis)
-
-
-def _leaf(x: Tensor, axis: int | None, *, is_own: bool) -> _Leaf:
-    shape = x.shape if axis is None else x.squeeze(axis).shape
-    place = None if is_own else (x.data_ptr(), x.stride())
-    return _Leaf(place, shape, axis, x.requires_grad)
 
 
 def _another(x: Tensor) -> Tensor:
