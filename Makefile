@@ -58,6 +58,7 @@ bench: $(VENV)/.setup  ## all benchmarks; quiet the machine first
 	$(RUN) -m benchmarks.recurrent
 	$(RUN) -m benchmarks.compile_time
 	$(RUN) -m benchmarks.latency
+	$(RUN) -m benchmarks.online
 	$(RUN) -m benchmarks.whole_numbers
 	$(RUN) -m benchmarks.parallel
 	$(RUN) -m benchmarks.forms

@@ -22,6 +22,7 @@ from benchmarks import (
     libraries,
     network,
     neuron,
+    online,
     parallel,
     recurrent,
     sweeps,
@@ -142,6 +143,17 @@ def test_latency_of_a_step_is_measured(capsys):
         "C library",
     ]
     assert rows[-1]["weight_bytes"] > 4 * 700 * 128
+
+
+def test_online_variants_have_the_gradients_of_the_serial_code(capsys):
+    """The serial code, a stream and a call for all steps train the same network."""
+    rows = online.main(["--quick", "--case", "3", "--seconds", "0.01"])
+    compared = {row["variant"]: row.get("gradient_difference") for row in rows}
+
+    assert json.loads(capsys.readouterr().out)["records"] == rows
+    # The same terms in another order, and a sum of a few tens of them.
+    assert all(compared[name] < 1e-5 for name in online.COMPARED)
+    assert all("skipped" in row or row["kept_kib"] > 0 for row in rows)
 
 
 def test_whole_numbers_are_timed_beside_floats(capsys):
