@@ -43,9 +43,12 @@ class Structure:
             columns = _columns(node)
             return columns is not None and is_timed(columns)
 
-        parts, self._whole = pytree.tree_flatten(tree, is_leaf=is_leaf)
-        firsts = [part if isinstance(part, int) else part[0] for part in parts]
-        _, self.at_step = pytree.tree_flatten(pytree.tree_unflatten(firsts, self._whole))
+        if all(isinstance(leaf, int) for leaf in pytree.tree_leaves(tree)):
+            parts, self._whole = pytree.tree_flatten(tree, is_leaf=is_leaf)
+            firsts = [part if isinstance(part, int) else part[0] for part in parts]
+            _, self.at_step = pytree.tree_flatten(pytree.tree_unflatten(firsts, self._whole))
+        else:  # objects of the user, which torch does not look into
+            parts, self._whole, self.at_step = list(range(spec.num_leaves)), spec, spec
         self.leaves: Columns = []
         self._items: list[tuple[type, pytree.TreeSpec] | None] = []
         for part in parts:
