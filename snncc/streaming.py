@@ -15,6 +15,7 @@ from snncc.compilation.chunk_programs import chunk_program, differentiated
 from snncc.compilation.pipeline import Compiled
 from snncc.compilation.runnable import with_kernels
 from snncc.compilation.step_counts import count_steps
+from snncc.compilation.streamed import WHOLE
 from snncc.compilation.time_lists import TimeLists, find_time_lists
 from snncc.errors import LaunchError, UnsupportedError
 from snncc.frontend.state.results import returned, written
@@ -23,6 +24,7 @@ from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
+from snncc.passes.streams.first_step import ALIKE
 from snncc.runtime.streams.interface import Interface
 from snncc.runtime.streams.stream import Stream
 
@@ -94,7 +96,7 @@ def _another_first(reason: str) -> UnsupportedError:
         "The model cannot run one time step after another.",
         code="unsupported.stream",
         notes=[reason],
-        hints=["Call the compiled model on the whole sequence."],
+        hints=[ALIKE, WHOLE],
     )
 
 

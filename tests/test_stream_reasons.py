@@ -55,6 +55,24 @@ def peeled_rates(x):
     return (torch.stack(out) / len(x)).sum(0)
 
 
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return lif(self.norm(x.flatten(0, 1)).view_as(x))
+
+
+def attending(x):
+    rows = lif(x).transpose(0, 1)
+    return torch.softmax(rows @ rows.transpose(1, 2), -1)
+
+
+def decoding(x):
+    return lif(x + lif(x).sum(0))
+
+
 class OverTime(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -69,22 +87,26 @@ class OverTime(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("model", "reason", "hint"),
     [
-        (repeated, "by 'repeat'"),
-        (reversed_time, "backwards in time"),
-        (every_third, "treat the time steps apart"),
-        (third_alone, "single steps are picked out"),
-        (half_the_steps, "it returns 3, which changes with the number of steps"),
-        (peeled_rates, "its steps compute with the number of all steps"),
-        (OverTime(), "'linear' does not take another number of steps"),
+        (repeated, "by 'repeat'", "before the model"),
+        (reversed_time, "backwards in time", "run forwards"),
+        (every_third, "treat the time steps apart", "what the stream returns"),
+        (third_alone, "single steps are picked out", "pick from"),
+        (half_the_steps, "it returns 3, which changes with the number of steps", "stream.steps"),
+        (peeled_rates, "its steps compute with the number of all steps", "begin with tensors"),
+        (OverTime(), "'linear' does not take another number of steps", "each step alone"),
+        (Normed(), "updates statistics, for the whole sequence", "model.eval()"),
+        (attending, "'matmul' relates every step to every other", "what one step has"),
+        (decoding, "reads what another loop ends with", "stream the two loops apart"),
     ],
 )
-def test_reason_says_what_needs_the_whole_sequence(model, reason):
+def test_reason_says_what_needs_the_whole_sequence(model, reason, hint):
     with pytest.raises(UnsupportedError) as refusal:
         snncc.compile(model).stream(torch.rand(STEPS, 3, 4))
     assert refusal.value.code == "unsupported.stream"
     assert reason in refusal.value.notes[0]
+    assert hint in refusal.value.hints[0]
 
 
 def counted(x, late):

@@ -19,6 +19,9 @@ from snncc.passes.loops.open_layers import OpenLayers
 from snncc.passes.neurons import copy_graph
 from snncc.passes.streams.stream_steps import stream_steps
 
+# What can be done about every model that has no stream.
+WHOLE = "Call the compiled model on the whole sequence."
+
 
 def streamed(
     graph: torch.fx.Graph, tape: Tape, leaves: Sequence[Tensor], *, writes_back: bool = False
@@ -111,6 +114,7 @@ def no_steps(rejection: Rejection) -> UnsupportedError:
         location=rejection.where,
         notes=[rejection.reason],
         hints=[
-            _REMEDIES.get(rejection.code, "Call the compiled model on the whole sequence."),
+            *filter(None, [_REMEDIES.get(rejection.code, rejection.hint)]),
+            WHOLE,
         ],
     )

@@ -19,11 +19,13 @@ class Rejection:
         code: Stable identifier, for instance ``mixed-dtype``.
         reason: One clause without a period, in the user's words.
         where: The user's line that is at fault, where there is one.
+        hint: What to do about it, a sentence, where something can be done.
     """
 
     code: str
     reason: str
     where: Location | None = None
+    hint: str = ""
 
     def __bool__(self) -> bool:
         return False

@@ -137,7 +137,7 @@ class _Analysis:
             time = self.time(node)
             if isinstance(time, Rejection):
                 reason = f"'{_spelled(node)}' {time.reason}"
-                return Rejection(time.code, reason, node.meta.get("where"))
+                return Rejection(time.code, reason, node.meta.get("where"), time.hint)
             self.found[node] = time
         dtypes = {n: _dtype(v) for n, v in self.runs[3].items()}
         known = {n: d for n, d in dtypes.items() if d is not None}
@@ -152,19 +152,21 @@ class _Analysis:
             return LENGTH if small != large else TIMELESS
         grown = [d for d, (a, b) in enumerate(zip(small.shape, large.shape, strict=True)) if a != b]
         if len(grown) > 1:
-            return Rejection("mixes-time", "relates every step to every other")
+            return _mixing("relates every step to every other", "Let it relate what one step has.")
         if node.op == "placeholder":
             return Time(Kind.ALONG, grown[0]) if grown else TIMELESS
         if not grown:
             return self.without_axis(node, kinds)
         if Kind.PREFIX in kinds:
-            return Rejection("mixes-time", "needs the whole sequence before its first step")
+            hint = "Stream what stands before it, and call the rest on what the stream returned."
+            return _mixing("needs the whole sequence before its first step", hint)
         factor = large.shape[grown[0]] - small.shape[grown[0]]
         return self.along(node, grown[0], factor, small.shape[grown[0]] - 2 * factor)
 
     def several(self, node: torch.fx.Node, kinds: set[Kind]) -> Time | Rejection:
         if Kind.PREFIX in kinds and isinstance(node.target, NeuronCall | TimeLoop | LoopCall):
-            return Rejection("mixes-time", "reads what another loop ends with")
+            hint = "Compile and stream the two loops apart: one starts from what the other left."
+            return _mixing("reads what another loop ends with", hint)
         return TUPLE
 
     def without_axis(self, node: torch.fx.Node, kinds: set[Kind]) -> Time | Rejection:
@@ -176,7 +178,7 @@ class _Analysis:
         if Kind.ALONG in kinds:
             if self.is_first(node):
                 return FIRST
-            return PREFIX if self.can_go_on(node) else _mixing(node)
+            return PREFIX if self.can_go_on(node) else _mixing()
         if kinds & {Kind.PREFIX, Kind.LENGTH}:
             return PREFIX
         return FIRST if Kind.FIRST in kinds else TIMELESS
@@ -202,18 +204,21 @@ class _Analysis:
     def along(self, node: torch.fx.Node, dim: int, factor: int, lead: int) -> Time | Rejection:
         """Return the time of a value with a time axis, if its operator treats the steps apart."""
         if lead < 0 or (lead and factor != 1):
-            return Rejection("mixes-time", "leaves steps out")
+            return _mixing(
+                "leaves steps out", "Return all steps, and leave out those of the stream."
+            )
         choices = [Time(Kind.ALONG, dim, factor, inner, lead) for inner in (False, True)]
         choices = choices[: 1 if factor == 1 else 2]
         if _is_structural(node) or self.scans(node):
             return choices[0]
         if node.meta.get("impure") and not self.draws_alone(node):
             reason = "draws random numbers, or updates statistics, for the whole sequence"
-            return Rejection("mixes-time", reason)
+            hint = "Apply it in each step; a norm also streams in evaluation mode, 'model.eval()'."
+            return _mixing(reason, hint)
         try:
             whole, parts = self.evaluated(node)
         except FAILURES:
-            return _mixing(node)
+            return _mixing()
         for choice in choices:
             if all(_same(choice.step(whole, t, 3), part) for t, part in enumerate(parts)):
                 return choice
@@ -224,7 +229,7 @@ class _Analysis:
             ):
                 self.makers.add(node)
                 return choices[0]
-        return _mixing(node)
+        return _mixing()
 
     def scans(self, node: torch.fx.Node) -> bool:
         """Tell whether a node gives running values over time."""
@@ -317,8 +322,11 @@ STRUCTURAL = frozenset(
 )
 
 
-def _mixing(node: torch.fx.Node) -> Rejection:
-    return Rejection("mixes-time", "does not treat the time steps apart")
+def _mixing(
+    reason: str = "does not treat the time steps apart",
+    hint: str = "Apply it to each step alone, or to what the stream returns.",
+) -> Rejection:
+    return Rejection("mixes-time", reason, hint=hint)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

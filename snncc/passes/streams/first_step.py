@@ -38,6 +38,13 @@ from snncc.passes.streams.time_runs import takes_as_length
 JOINED = "joined"  # the axis along which the first step stands in front of this value
 
 
+# What to do about a first step of its own that cannot be taken apart.
+ALIKE = (
+    "Let all loops begin at the first step: begin with tensors, as 'torch.zeros', where a state is "
+    "'None' at first, and multiply what begins later by '(t > 2)'."
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """A sequence graph in two.
@@ -84,13 +91,13 @@ def find_time_after_first(
         results = run_graph(split.first, [value.clone() for value in values])
     handed = results[split.outputs :]
     if not all(isinstance(value, Tensor) for value in handed):
-        return Rejection("first-step", "its first step hands on what is no tensor")
+        return _refused("its first step hands on what is no tensor")
     found = find_time(split.rest, [*values, *handed], [*split.sequences, *(False for _ in handed)])
     if isinstance(found, Rejection):
         return found
     for node in found.graph.nodes:
         if any(found.times[node] != Time(Kind.ALONG, axis) for axis in node.meta.get(JOINED, ())):
-            return Rejection("first-step", "its first step is joined to the others in another axis")
+            return _refused("its first step is joined to the others in another axis")
     places = [n for n in found.graph.nodes if n.op == "placeholder"][1:]
     lengths = {
         (found.times[node].dim, value.shape[found.times[node].dim])
@@ -99,7 +106,7 @@ def find_time_after_first(
     }
     for value, is_input, is_sequence in zip(values, inputs, split.sequences, strict=True):
         if is_input and not is_sequence and lengths.intersection(enumerate(value.shape)):
-            return Rejection("first-step", "an input of its first step may have steps as well")
+            return _refused("an input of its first step may have steps as well")
     return found
 
 
@@ -117,7 +124,7 @@ def _is_loop(node: torch.fx.Node) -> bool:
 
 
 def _refused(reason: str, node: torch.fx.Node | None = None) -> Rejection:
-    return Rejection("first-step", reason, None if node is None else node.meta.get("where"))
+    return Rejection("first-step", reason, None if node is None else node.meta.get("where"), ALIKE)
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ from snncc.ir.sequence_ops import StepCount, TripLength
 from snncc.passes.base import Rejection
 from snncc.passes.streams.explicit_states import Streamer
 from snncc.passes.streams.find_time import MAKERS, Kind, TimeMap, find_time
-from snncc.passes.streams.first_step import Split, find_time_after_first, split_first
+from snncc.passes.streams.first_step import ALIKE, Split, find_time_after_first, split_first
 
 
 def stream_steps(
@@ -44,10 +44,14 @@ def stream_steps(
     for output in graph_outputs(found.graph):
         time = found.times[output]
         if time.kind is Kind.ALONG and time.factor != 1:
-            return Rejection("output-axis", "an output folds time into another axis")
+            reason, hint = (
+                "an output folds time into another axis",
+                "Return it before it is folded.",
+            )
+            return Rejection("output-axis", reason, hint=hint)
     if split is not None and (node := _step_of_counts(found)) is not None:
         reason = "its steps compute with the number of all steps, and its first step is another"
-        return Rejection("step-count", reason, node.meta.get("where"))
+        return Rejection("step-count", reason, node.meta.get("where"), ALIKE)
     return Streamer(found, split).program()
 
 
@@ -66,7 +70,8 @@ def _find(
         return split, None
     found = find_time_after_first(split, values, inputs)
     if not isinstance(found, Rejection) and found.makers:
-        return Rejection("first-step", "its first step is another, and rows stand before it"), None
+        reason = "its first step is another, and rows stand before it"
+        return Rejection("first-step", reason, hint=ALIKE), None
     return found, split
 
 

@@ -69,8 +69,9 @@ def run_short(
             continue
         return ShortRuns(copy, runs, seen or 0)
     _, _, node = max(stops)  # of an axis that a loop visits, else what got furthest
+    reason, hint = _why(node)
     code = "made-steps" if _is_made(node) else "time-axis"
-    return Rejection(code, _why(node), node.meta.get("where"))
+    return Rejection(code, reason, _where(node), hint)
 
 
 # What operators raise when sizes do not fit: this axis was not the time axis.
@@ -126,22 +127,38 @@ class _StopError(Exception):
         self.node = node
 
 
-def _why(node: torch.fx.Node) -> str:
-    """Return why no run on short sequences passed a node, as far as that can be told."""
+def _why(node: torch.fx.Node) -> tuple[str, str]:
+    """Return why no run on short sequences passed a node, as far as can be told, and a hint."""
     if node.target in (torch.select, operator.getitem, torch.narrow):
-        return "single steps are picked out by their numbers"
+        hint = "Return all steps, and pick from what the stream returns."
+        return "single steps are picked out by their numbers", hint
     if node.target is not sequence_ops.time_view:
         name = getattr(node.target, "__name__", str(node.target))
-        return f"'{name}' does not take another number of steps"
+        hint = "Apply it to each step alone; its sizes are those of the whole sequence."
+        return f"'{name}' does not take another number of steps", hint
     source, _, start, stride, _ = node.args
     if isinstance(stride, int) and stride < 0:
-        return "a loop runs backwards in time"
+        hint = "Let the loop run forwards: its first step is the last of the sequence."
+        return "a loop runs backwards in time", hint
     if (start, stride) != (0, 1):
-        return "a loop does not visit every step in order"
+        hint = "Visit every step, and drop the results that are not wanted."
+        return "a loop does not visit every step in order", hint
     maker = _maker(source)
     if maker is not None:
-        return f"its steps are put together in the model, by '{maker}', not an axis of an input"
-    return "its loops do not follow one axis of the inputs"
+        reason = f"its steps are put together in the model, by '{maker}', not an axis of an input"
+        return reason, "Put them together outside of the model, and pass them to it."
+    hint = "Give the inputs of all loops one time axis, or stream loops of other lengths apart."
+    return "its loops do not follow one axis of the inputs", hint
+
+
+def _where(node: torch.fx.Node) -> Any:
+    """Return the line of a node, or that of the first node that depends on it and has one."""
+    seen = [node]
+    for each in seen:
+        if each.meta.get("where") is not None:
+            return each.meta["where"]
+        seen += [user for user in each.users if user not in seen]
+    return None
 
 
 def _is_made(node: torch.fx.Node) -> bool:
@@ -191,7 +208,8 @@ def _with_length(
         elif node in moving:
             seen |= _use_length(node, length)
     if len(seen) > 1:
-        return Rejection("trips", f"its loops make {' and '.join(map(str, sorted(seen)))} steps")
+        reason = f"its loops make {' and '.join(map(str, sorted(seen)))} steps"
+        return Rejection("trips", reason, hint="Compile and stream loops of other lengths apart.")
     for node in result.nodes:
         if node.target is sequence_ops.time_view and node.args[0] not in moving:
             _follow_steps(node, length, seen)
