@@ -66,6 +66,23 @@ def test_kernels_are_the_reference(kind: str) -> None:
     torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("prioritize_input", [True, False], ids=["frame", "queued"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_what_is_no_number_spreads_alike(number: float, prioritize_input: bool) -> None:
+    """Kernels and reference agree on it: in inputs, in weights, and as a priority."""
+    model = Chain([4, 6, 5, 3], strict=True)  # 1 - spike(1 - h) fires where h is no number
+    model, x = dyadic(model, random.Random(1)), spikes(random.Random(1), 6, 3, 4)
+    with torch.no_grad():
+        x[2, 1, 0] = number
+        model.layers[1].weight[2, 3] = number
+    options: dict[str, Any] = {"group_size": 1, "prioritize_input": prioritize_input}
+
+    expected, found = (compiled(model, target=t, **options)(x) for t in ("torch", "c"))
+
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
+    assert torch.equal(found[:, 2], compiled(model, **options)(x[:, 2:])[:, 0])
+
+
 def test_small_groups_are_another_network() -> None:
     """With one spike at a time results differ from the layered network, and repeat."""
     model, x = _case("hard")
@@ -227,7 +244,47 @@ def static(x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("model", [delayed, shown, started], ids=lambda f: f.__name__)
+def layer(x: Tensor) -> Tensor:
+    v, out = x.new_zeros(x.shape[1:]), []
+    for x_t in x:
+        s, v = leaky(v, x_t)
+        out.append(s)
+    return torch.stack(out)
+
+
+def widened(x: Tensor) -> Tensor:
+    """What is added to spikes gives them an axis, along which they are summed up."""
+    v, w, out = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]), []
+    beside = torch.tensor([1.0, -0.5, -0.25]).to(x)
+    for x_t in x:
+        s, v = leaky(v, 2.0 * x_t)
+        z, w = leaky(w, 0.25 * (s.flip(1).unsqueeze(2) - beside).sum(2))
+        out.append(z)
+    return torch.stack(out)
+
+
+def timed(x: Tensor) -> Tensor:
+    """A bias of its own for each step."""
+    v, w, out = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]), []
+    biases = torch.arange(x.shape[0] * 4).reshape(-1, 4).to(x) / 8.0 - 1.0
+    for t in range(x.shape[0]):
+        s, v = leaky(v, x[t])
+        z, w = leaky(w, s.flip(1) + biases[t])
+        out.append(z)
+    return torch.stack(out)
+
+
+def folded(x: Tensor) -> Tensor:
+    """Layers over all steps at once, by shapes that the input has."""
+    kernel = torch.tensor([0.5, -0.25, 1.0]).to(x).reshape(1, 1, 3)
+    s = layer(2.0 * x).flatten(0, 1).unsqueeze(1)
+    mixed = torch.nn.functional.conv1d(s, kernel, padding=1)
+    return layer(mixed.reshape(x.shape[0], -1, 4))
+
+
+@pytest.mark.parametrize(
+    "model", [delayed, shown, started, widened, timed, folded], ids=lambda f: f.__name__
+)
 def test_functions(model: Any) -> None:
     """What a model gives beside spikes, and starts from, is kept."""
     x = spikes(random.Random(3), 6, 3, 4)
@@ -331,6 +388,14 @@ def mixing(x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def shifted(x: Tensor) -> Tensor:
+    return layer(layer(x).roll(2, 0) * 0.5)
+
+
+def turned(x: Tensor) -> Tensor:
+    return layer(layer(x).transpose(0, 1) * 0.5)
+
+
 def decided(x: Tensor) -> Tensor:
     v, out = x.new_zeros(x.shape[1:]), []
     for x_t in x:
@@ -348,6 +413,8 @@ def decided(x: Tensor) -> Tensor:
         (squared, "form.async", "their effect is not linear"),
         (charge_shown, "form.async", "potential before the reset"),
         (silent, "form.async", "no spiking neuron"),
+        (shifted, "unsupported.async-network", "whenever and in which sample"),
+        (turned, "unsupported.async-network", "whenever and in which sample"),
         (mixing, "unsupported.async-network", "whenever and in which sample"),
         (decided, "form.async", "neuron1"),
     ],

@@ -17,7 +17,7 @@ import torch.fx
 from torch import Tensor
 
 from snncc.errors import UnsupportedError
-from snncc.ir import interpret
+from snncc.ir import interpret, sequence_ops
 from snncc.ir.events.draws import new_seed
 from snncc.ir.events.network import EventNetwork, EventTensors
 from snncc.ir.events.run import run_events
@@ -38,6 +38,7 @@ class Currents:
         sources: Indices of the edges that end here, one for each placeholder of spikes.
         externals: Positions of the other placeholders among the arguments of the region.
         is_varying: Whether what it gets without spikes differs from step to step or by sample.
+        is_sized: Whether one of ``externals`` may have as many steps as the call.
         own: The lane inputs that differ by sample: they are added, and multiply nothing.
         drive: What the STEP inputs and lane inputs add to the membrane, affine in the first.
         decay: What the membrane keeps of itself.
@@ -52,6 +53,7 @@ class Currents:
     sources: tuple[int, ...]
     externals: tuple[int, ...]
     is_varying: bool
+    is_sized: bool
     own: frozenset[str]
     drive: Expr
     decay: Expr
@@ -73,6 +75,17 @@ class Currents:
     def run_linear(self) -> Any:
         """The function of ``linear``."""
         return function_of(self.linear)
+
+    @cached_property
+    def weight(self) -> int | None:
+        """The position among ``externals`` of the weight, where a linear layer is all there is."""
+        results: Any = self.linear.output_node().args[0]
+        spikes, *externals = self.linear.find_nodes(op="placeholder")
+        if len(results) == len(self.sources) == 1:
+            (layer,) = results
+            if layer and layer.target is sequence_ops.linear and layer.args[0] is spikes:
+                return externals.index(layer.args[1]) if layer.args[1] in externals else None
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +146,7 @@ class EventRegion:
             UnsupportedError: What is between two neurons mixes time steps or samples.
         """
         made = _Tensors(self, length, arguments)
+        made.require_separate()
         neurons = [g if isinstance(g, Currents) else None for g in self.groups]
         return EventTensors(
             standing=tuple(made.standing(g) for g in self.groups),
@@ -206,7 +220,8 @@ class _Tensors:
         """Return what a group gets without any spike, [T, B, n]."""
         if isinstance(group, Given):
             return torch.as_tensor(self.arguments[group.argument]).flatten(2).to(self.like)
-        length = self.length if group.is_varying or not group.sources else 1
+        is_long = group.is_varying or group.is_sized or not group.sources
+        length = self.length if is_long else 1
         silence = [self._silence(edge, length) for edge in group.sources]
         return self.whole(group, silence, length).expand(self.length, -1, -1)
 
@@ -252,7 +267,6 @@ class _Tensors:
             return tuple(self.like.new_zeros(sizes[e.source], sizes[e.target]) for e in edges)
         for group in self.region.groups:
             if isinstance(group, Currents):
-                self._require_separate(group)
                 gains = self._gains(group)
                 for edge in group.sources:
                     made[edge] = self._matrix(group, edge, gains)
@@ -303,18 +317,36 @@ class _Tensors:
                 ],
                 hints=["Use mode='fused', which needs no matrix of a convolution."],
             )
-        length = -(-count // self.samples)
+        if group.weight is not None and (len(shape), len(group.shape)) == (1, 1):
+            weight: Tensor = self.arguments[group.externals[group.weight]]
+            return gains[0] * weight.to(self.like).t()
+        length = self.length if group.is_sized else -(-count // self.samples)
+        rows = length * self.samples
         spikes = [self._silence(each, length) for each in group.sources]
-        units = self.like.new_zeros(length * self.samples, count)
-        units[:count] = torch.eye(count, dtype=units.dtype, device=units.device)
-        spikes[group.sources.index(edge)] = units.reshape(length, self.samples, *shape)
-        return self._effect(group, spikes, gains).reshape(length * self.samples, -1)[:count]
+        made = []
+        for first in range(0, count, rows):
+            units = self.like.new_zeros(rows, count)
+            units[: count - first, first : first + rows].fill_diagonal_(1.0)
+            spikes[group.sources.index(edge)] = units.reshape(length, self.samples, *shape)
+            made.append(self._effect(group, spikes, gains).reshape(rows, -1))
+        return torch.cat(made)[:count]
 
-    def _require_separate(self, group: Currents) -> None:
-        """Check that neither time steps nor samples mix, for a batch size not yet seen."""
-        key = (id(group), self.samples)
-        if key in self.region.separate or not group.sources:
-            return
+    def require_separate(self) -> None:
+        """Check that neither time steps nor samples mix, where that is not known yet."""
+        known, length = self.region.separate, self.length
+        for index, group in enumerate(self.region.groups):
+            if isinstance(group, Currents) and group.sources and self.samples and length:
+                # With a step more than there are, no shift of steps is none.
+                key = (index, self.samples, length if group.is_sized else None)
+                if key not in known and self._is_separate(group, length + (not group.is_sized)):
+                    known.add(key)
+
+    def _is_separate(self, group: Currents, length: int) -> bool:
+        """Tell whether spikes do the same wherever they are; not known where that is no number.
+
+        Raises:
+            UnsupportedError: They do not.
+        """
         with torch.no_grad():
             gains = self._gains(group)
             generator = torch.Generator().manual_seed(0)  # the user's is left alone
@@ -322,13 +354,18 @@ class _Tensors:
                 torch.rand(self._silence(e, 1)[:, :1].shape, generator=generator).to(self.like)
                 for e in group.sources
             ]
-            alike = [x.expand(2, self.samples, *x.shape[2:]).clone() for x in once]
+            alike = [x.expand(length, self.samples, *x.shape[2:]).clone() for x in once]
             same = self._effect(group, alike, gains)
             for x in alike:
-                x.flatten(0, 1)[1:] = 0.0
+                x[1:], x[:, :-1] = 0.0, 0.0  # the last sample of the first step is left
             alone = self._effect(group, alike, gains)
-        rows, row = same.flatten(0, 1), alone.flatten(0, 1)
-        expected = torch.cat([rows[:1], torch.zeros_like(rows[1:])])
-        if not torch.allclose(rows, rows[:1].expand_as(rows)) or not torch.equal(row, expected):
-            raise self._mixes(group)
-        self.region.separate.add(key)
+        first = same[:1, -1:]
+        expected = torch.zeros_like(alone)
+        expected[:1, -1:] = first
+        numbers = first.isfinite()
+        scale = first[numbers].abs().max() if bool(numbers.any()) else 0.0
+        for found, wanted in ((same, first.expand_as(same)), (alone, expected)):
+            difference = (found - wanted).abs()
+            if bool((difference > 1e-4 * scale).any()):
+                raise self._mixes(group)
+        return bool(numbers.all())

@@ -37,6 +37,7 @@ from snncc.ir import interpret
 from snncc.ir.events.draws import Purpose, uniform
 from snncc.ir.events.network import POTENTIAL, EventNetwork, EventTensors, Shown
 
+_LOWEST = torch.finfo(torch.float64).min
 # The columns of the counts.
 COUNTS = ("forward_steps", "events", "spikes", "operations", "evaluations")
 
@@ -83,7 +84,8 @@ class _Deliver(torch.autograd.Function):
         total = base.clone()
         for column in order.unbind(1):
             height = e.gather(1, column.clamp(min=0)[:, None])
-            total += torch.where(column[:, None] < 0, 0.0, height * weights[column.clamp(min=0)])
+            row = weights[column.clamp(min=0)]
+            total += torch.where((column[:, None] < 0) | (row == 0), 0.0, height * row)
         return total
 
     @staticmethod
@@ -250,6 +252,7 @@ class _Run:
         if order.policy == "random" or order.noise > 0.0:
             draws = uniform(self.seed, Purpose.ORDER, self.rows, t, k, self.numbers)
             priority = draws if order.policy == "random" else priority + order.noise * draws
+        priority = torch.where(priority >= _LOWEST, priority, _LOWEST)  # what is no number, too
         priority = torch.where(queued, priority, -torch.inf)
         indices = priority.sort(stable=True, dim=1, descending=True).indices[:, :most]
         return torch.where(queued.gather(1, indices), indices, -1)

@@ -67,7 +67,7 @@ class NetworkFinder:
 
     ``after`` are the nodes that need the network to have run, ``joined`` those that depend on
     inputs whose events are queued; ``varying`` those that depend on inputs of the model or are
-    drawn.
+    drawn; ``fixed`` are parameters and buffers.
     """
 
     graph: torch.fx.Graph
@@ -82,6 +82,8 @@ class NetworkFinder:
     def find(self) -> Found | Rejection:
         """Return the network, or what is in its way."""
         self.varying = find_varying(self.graph, self.inputs)
+        placeholders = zip(self.graph.find_nodes(op="placeholder"), self.inputs, strict=True)
+        self.fixed = {node for node, is_input in placeholders if not is_input}
         self.given = [] if self.prioritize_input else self.find_inputs()
         steps = [n for n in self.graph.nodes if n.target is sequence_ops.time_view]
         static = set(self.given) - closure(self.graph, steps)
@@ -184,6 +186,7 @@ class NetworkFinder:
             sources=tuple(range(first, len(self.edges))),
             externals=tuple(self.argument(n) for n in between.externals),
             is_varying=bool(own) or any(n in self.varying for n in between.externals),
+            is_sized=any(n not in self.fixed for n in between.externals),
             own=own,
             drive=neuron.drive,
             decay=neuron.decay,

@@ -114,9 +114,14 @@ def _sum(node: Node, inner: Any, tainted: Set[Node], varying: Set[Node]) -> Call
     first, second = (any(n in tainted for n in _nodes([a])) for a in node.args)
     if first and second:
         return node.target, node.args, {}
-    if first:
-        return torch.add, (node.args[0], 0.0), {}
-    return (torch.neg if inner is torch.sub else torch.clone), (node.args[1],), {}
+    spikes, other = node.args if first else reversed(node.args)
+    return beside, (spikes, other), {"negated": second and inner is torch.sub}
+
+
+def beside(x: Tensor, other: Tensor | float, *, negated: bool) -> Tensor:
+    """Return what spikes are made of in a sum or difference: as wide as the sum is."""
+    x = x.expand_as(x + other)
+    return -x if negated else x
 
 
 def _norm(node: Node, inner: Any, tainted: Set[Node], varying: Set[Node]) -> Call | Rejection:

@@ -76,9 +76,14 @@ static void deliver(const struct network *a, struct work *w, const struct edge *
     count = ALL;
   if (e->rows) {
     const real *restrict row = e->rows + j * to->size;
+    if (isfinite(height)) {
 #pragma omp simd
-    for (int64_t i = 0; i < to->size; i++)
-      current[i] += height * row[i];
+      for (int64_t i = 0; i < to->size; i++)
+        current[i] += height * row[i];
+    } else
+      for (int64_t i = 0; i < to->size; i++)
+        if (row[i] != 0)
+          current[i] += height * row[i];
     if (e->full)
       count = ALL;
     for (int64_t i = 0; i < to->size && count != ALL; i++)

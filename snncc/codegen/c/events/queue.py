@@ -8,6 +8,13 @@ INLINE int precedes(const struct work *w, int32_t i, int32_t j)
   return w->priority[i] > w->priority[j] || (w->priority[i] == w->priority[j] && i < j);
 }
 
+/* A potential as a priority: what is no number, or infinitely low, comes last. */
+INLINE double ordered(double potential)
+{
+  const double lowest = -0x1.fffffffffffffp1023;
+  return potential >= lowest ? potential : lowest;
+}
+
 INLINE void put(struct work *w, int64_t place, int32_t neuron)
 {
   w->queue[place] = neuron;
@@ -52,7 +59,8 @@ static void enqueue(struct work *w, int32_t neuron, real height, double potentia
   if (w->queued[neuron] == 0)
     put(w, w->waiting++, neuron);
   w->queued[neuron] += height;
-  w->before[neuron] = w->priority[neuron] = potential;
+  w->before[neuron] = potential;
+  w->priority[neuron] = ordered(potential);
   rise(w, w->place[neuron]);
   sink(w, w->place[neuron]);
   if (w->queued[neuron] == 0)
@@ -66,7 +74,7 @@ static void draw_priorities(const struct network *a, struct work *w)
   for (int64_t k = 0; k < w->waiting; k++) {
     const int32_t i = w->queue[k];
     const double drawn = uniform(draws, i);
-    w->priority[i] = a->is_random ? drawn : w->before[i] + a->noise * drawn;
+    w->priority[i] = a->is_random ? drawn : ordered(w->before[i] + a->noise * drawn);
   }
   for (int64_t k = w->waiting / 2; k-- > 0;)
     sink(w, k);
