@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import snncc
-from snncc.errors import UnsupportedError
+from snncc.errors import LaunchError, UnsupportedError
 from snncc.nn import ATan
+from snncc.runtime.streams import training_steps
 
 STEPS, BATCH = 12, 4
+KINDS = ("dropout", "delay", "norm", "convolution", "recurrent", "product")
 
 
 class Net(nn.Module):
@@ -29,6 +31,7 @@ class Net(nn.Module):
         self.back = nn.Linear(8, 8, bias=False)
         if kind == "norm":
             self.norm = nn.BatchNorm1d(8)
+        self.steps_axis = 1 if kind == "batch first" else 0
 
     def between(self, s: Tensor, before: Tensor) -> Tensor:
         match self.kind:
@@ -43,6 +46,7 @@ class Net(nn.Module):
         return s
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.movedim(self.steps_axis, 0)
         v, w, s = (torch.zeros(x.shape[1], 8) for _ in range(3))
         total, out = torch.zeros(x.shape[1], 3), []
         for x_t in x:
@@ -58,9 +62,11 @@ class Net(nn.Module):
             z = self.spike(w - 0.25)
             w = w - z
             y = self.out(z)
+            if self.kind == "product":
+                y = y * torch.sigmoid(w).prod(1, keepdim=True)
             total = total + y
             out.append(y)
-        return torch.stack(out), total
+        return torch.stack(out, self.steps_axis), total
 
 
 def opened(kind: str = "plain") -> tuple[Net, snncc.Stream, Tensor]:
@@ -92,7 +98,7 @@ def trained(model: Net, step: snncc.Stream, x: Tensor, *, window: int = 1) -> li
 @pytest.mark.parametrize(
     ("kind", "window"),
     [
-        *[(kind, 1) for kind in ("dropout", "delay", "norm", "convolution", "recurrent")],
+        *[(kind, 1) for kind in KINDS],
         ("twice", 1),  # of several steps, the two gradients of a weight are added up in pairs
         *[("plain", window) for window in (1, 3, STEPS)],
         ("norm", STEPS),
@@ -199,3 +205,86 @@ def test_what_changes_between_steps_is_seen(change):
     for expected, actual in zip(*found, strict=True):
         same = torch.equal(expected, actual) if torch.is_tensor(expected) else expected == actual
         assert same
+
+
+def test_inputs_may_lie_in_any_way():
+    """What a step computes does not depend on how the input of the first one lay in memory."""
+    found = []
+    for is_watched in (True, False):
+        torch.manual_seed(0)
+        model, x = Net("batch first"), torch.rand(64, STEPS, 6)
+        step = snncc.compile(model, mode="online").stream(x)
+        layouts = [
+            x[:, 0].t().contiguous().t(),
+            x[:, 1].t().contiguous().t(),
+            x[:1, 2].expand(64, 6),
+        ]
+        layouts += [x[:, 3].contiguous(), *(x[:, t] for t in range(4, STEPS))]
+        with watched(is_watched):
+            for x_t in layouts:
+                x_t = x_t.detach().requires_grad_()
+                y, _ = step(x_t)
+                y.square().sum().backward()
+                found.append([y.detach(), x_t.grad, model.first.weight.grad.clone()])
+
+    for expected, actual in zip(found[:STEPS], found[STEPS:], strict=True):
+        assert all(map(torch.equal, expected, actual))
+
+
+class Lookup(nn.Module):
+    """A neuron whose spikes say what a second one reads from a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.table, self.spike = nn.Linear(6, 8), nn.Embedding(5, 8), ATan()
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        v = w = torch.zeros(x.shape[1], 8)
+        out = []
+        for x_t, i in zip(x, index, strict=True):
+            v = 0.5 * v + self.first(x_t)
+            s = self.spike(v - 0.1)
+            v = v - s
+            w = 0.75 * w + s * self.table(i + s.sum(1).long().clamp(max=1))
+            out.append(w)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize("mode", ["serial", "online"])
+def test_a_step_that_fails_is_not_taken(mode):
+    """An index out of range is refused in the middle of a step; the state stays as it was."""
+    torch.manual_seed(0)
+    model, x, index = Lookup(), torch.rand(STEPS, BATCH, 6), torch.randint(0, 4, (STEPS, BATCH))
+    step = snncc.compile(model, mode=mode).stream(x, index)
+    expected = [step(x_t, i).detach() for x_t, i in zip(x, index, strict=True)]
+    step.reset()
+    for t, (x_t, i) in enumerate(zip(x, index, strict=True)):
+        if t % 3 == 2:
+            with pytest.raises(LaunchError) as error:
+                step(x_t, i + 9)
+            assert error.value.code == "launch.sizes"
+        assert torch.equal(expected[t], step(x_t, i))
+    assert step.steps == STEPS
+
+
+def test_steps_that_wait_are_bounded_in_bytes(monkeypatch):
+    """Two steps and a half may wait: of more, the others run as the program."""
+    model, step, x = opened()
+    step(x[0])
+    step(x[1])
+    size = step._static._free[0].size
+    monkeypatch.setattr(training_steps, "_MOST_BYTES", size * 5 // 2)
+    made = []
+    record = training_steps.RecordedStep
+    monkeypatch.setattr(
+        training_steps, "RecordedStep", lambda *args: made.append(record(*args)) or made[-1]
+    )
+    step = snncc.compile(model, mode="online").stream(x)
+    sum(step(x_t)[0].sum() for x_t in x).backward()
+    assert len(made) == 2
+    assert size > 4 * sum(x.numel() for x in step.state.values())
+
+    monkeypatch.setattr(training_steps, "_MOST_BYTES", size - 1)
+    step = snncc.compile(model, mode="online").stream(x)
+    sum(step(x_t)[0].sum() for x_t in x).backward()
+    assert len(made) == 3  # tried, and too large

@@ -598,3 +598,26 @@ def test_a_stream_says_what_it_is():
     assert lines[1:] == [
         f"  holds {name} {sizes[name.partition('.')[2]]} float32 on cpu" for name in step.state
     ]
+
+
+@pytest.mark.parametrize("mode", ["serial", "online"])
+def test_the_state_is_not_in_memory_of_the_user(mode):
+    """Inputs and outputs may be overwritten after a step, or after a chunk."""
+
+    def model(x):
+        v, out = torch.zeros_like(x[0]), []
+        for x_t in x:
+            v = 0.5 * v + x_t
+            out.append(v)
+        return torch.stack(out), v
+
+    x = torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(0))
+    _, expected = snncc.compile(model, mode=mode)(x)
+    stream = snncc.compile(model, mode=mode).stream(x)
+    for part in (x[0], x[1], x[2:5], x[5:6], x[6], x[7]):
+        given = part.clone()
+        out, total = (stream.chunk if given.dim() == 3 else stream)(given)
+        result = total.clone()
+        for tensor in (given, out, total):
+            tensor.fill_(7.0)
+    assert torch.equal(expected, result)

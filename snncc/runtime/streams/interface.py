@@ -39,12 +39,16 @@ class Interface:
     own: tuple[bool, ...]
     written: tuple[bool, ...]
 
-    def with_time(self, x: Tensor, position: int, axis: int) -> Tensor:
-        """Return the input of a step as a sequence of one step.
+    def with_time(self, leaves: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
+        """Return the leaves of a step as sequences of one step.
 
         Raises:
-            LaunchError: It has too many axes, or too few.
+            LaunchError: One has too many axes, or too few.
         """
+        each = enumerate(zip(leaves, axes, strict=True))
+        return [x if axis is None else self._with_time(x, i, axis) for i, (x, axis) in each]
+
+    def _with_time(self, x: Tensor, position: int, axis: int) -> Tensor:
         rank = self.ranks[position]
         if x.dim() != rank:
             raise LaunchError(
@@ -53,4 +57,4 @@ class Interface:
                 code="launch.rank",
                 hints=["A step takes the input without its time axis; 'chunk' takes it with one."],
             )
-        return x.unsqueeze(axis)
+        return x.contiguous().unsqueeze(axis)  # recorded steps read it so, too

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snncc.runtime.streams.recording import Recorder, Replay, memory_of
+from snncc.runtime.streams.recording import Recorder, Replay, computes_alike, memory_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class RecordedStep:
         kept: Which of the leaves that are trained its gradient reads.
         constant: Which of its outputs that are tensors have no gradient.
         can_replay: Whether nothing but what was recorded decides what a step does.
+        size: How many bytes it keeps, besides the parameters.
     """
 
     def __init__(
@@ -88,7 +89,12 @@ class RecordedStep:
         whole = self._gradient([True] * len(self._results), [True] * len(self._trained))
         self.kept = [i for i, x in enumerate(self._trained) if memory_of(x) in whole.read]
         self.constant = [i for i, x in enumerate(self._outputs) if not x.requires_grad]
-        self.can_replay = recorder.is_fixed
+        is_fixed = recorder.is_fixed and len(self._backward) > 0
+        self.can_replay = is_fixed and computes_alike(self._results)
+        own = zip(self._leaves, program.own, strict=True)
+        others = {memory_of(x) for x, is_own in own if not is_own}
+        sizes = self._forward.sizes | whole.sizes
+        self.size = sum(size for place, size in sizes.items() if place not in others)
 
     def forward(self, states: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Any]:
         """Take the step and return its outputs that are tensors."""
@@ -97,7 +103,13 @@ class RecordedStep:
         for i, whole, row in self._inputs:
             value = leaves[i]
             (whole if value.dim() == whole.dim() else row).copy_(value)
-        return self._forward()
+        try:
+            return self._forward()
+        except BaseException:  # an index out of range, or the user: the step is not taken
+            if states is self.ends:
+                for end, place in zip(self.ends, self._states, strict=True):
+                    end.copy_(place)
+            raise
 
     def backward(
         self, cotangents: Sequence[Tensor | None], needs: Sequence[bool]
@@ -114,19 +126,25 @@ class RecordedStep:
         return self._gradient([x is not None for x in cotangents], needs)()
 
     def _gradient(self, given: Sequence[bool], needs: Sequence[bool]) -> Replay:
-        """Return what computes gradients; it is recorded when it is needed for the first time."""
+        """Return what computes gradients; it is recorded when it is needed for the first time.
+
+        Where a value decides what runs, it is recorded each time.
+        """
         key = (*given, *needs)
-        if key not in self._backward:
-            results, cotangents = (
-                [x for x, is_given in zip(values, given, strict=True) if is_given]
-                for values in (self._results, self._cotangents)
+        if key in self._backward:
+            return self._backward[key]
+        results, cotangents = (
+            [x for x, is_given in zip(values, given, strict=True) if is_given]
+            for values in (self._results, self._cotangents)
+        )
+        trained = [x for x, is_needed in zip(self._trained, needs, strict=True) if is_needed]
+        with torch.enable_grad(), Recorder() as recorder:
+            found = torch.autograd.grad(
+                results, trained, cotangents, retain_graph=True, allow_unused=True
             )
-            trained = [x for x, is_needed in zip(self._trained, needs, strict=True) if is_needed]
-            with torch.enable_grad(), Recorder() as recorder:
-                found = torch.autograd.grad(
-                    results, trained, cotangents, retain_graph=True, allow_unused=True
-                )
-            each = iter(found)
-            wanted = [next(each) if is_needed else None for is_needed in needs]
-            self._backward[key] = Replay(recorder.calls, wanted, is_last=True)
-        return self._backward[key]
+        each = iter(found)
+        wanted = [next(each) if is_needed else None for is_needed in needs]
+        replay = Replay(recorder.calls, wanted, is_last=True)
+        if recorder.is_fixed:
+            self._backward[key] = replay
+        return replay

@@ -89,6 +89,10 @@ class Replay:
         calls: What was recorded.
         wanted: The results that a replay returns, as tensors of their own.
         is_last: Whether nothing else reads what was recorded; results need no place then.
+
+    Attributes:
+        read: Where what it reads lies.
+        sizes: For each place that it keeps its bytes.
     """
 
     def __init__(
@@ -107,6 +111,13 @@ class Replay:
             action = call.again if isinstance(call, Launch) else self._again(call)
             if action is not None:
                 self._actions.append(action)
+        self.sizes = {
+            memory_of(x): x.untyped_storage().nbytes()
+            for call in calls
+            for x in (*call.reads, *(_tensors(call.result) if isinstance(call, _Call) else ()))
+            if memory_of(x) not in self._makers
+        }
+        self._wanted.clear()  # results without a place are not kept
 
     def __call__(self) -> list[Tensor | None]:
         """Run, and return the wanted results."""
@@ -202,6 +213,21 @@ def _is_made_once(place: int, uses: Mapping[int, Sequence[_Call | Launch]]) -> b
     """Tell whether an operator makes what lies in a place, and nothing else uses it."""
     using = uses.get(place, ())
     return len(using) == 1 and isinstance(using[0], _Call) and place not in using[0].read
+
+
+# Nodes of autograd that compute with another formula, to other bits, while operators are recorded.
+_UNLIKE = frozenset({"ProdBackward0", "ProdBackward1", "CumprodBackward0"})
+
+
+def computes_alike(results: Sequence[Tensor]) -> bool:
+    """Tell whether torch computes the gradient of results in the same way while it is recorded."""
+    waiting, seen = [x.grad_fn for x in results], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return _UNLIKE.isdisjoint(node.name() for node in seen)
 
 
 _EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})

@@ -19,6 +19,7 @@ from snncc.arguments import Check, shown
 from snncc.errors import BundleError, LaunchError
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill
+from snncc.runtime.streams.recording import memory_of
 
 # What reading a damaged or foreign file may raise.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, LaunchError)
@@ -109,6 +110,18 @@ def own_rows(program: ChunkProgram, outputs: Sequence[Any], steps: int) -> Seque
         x.narrow(axis, lead, steps) if lead and axis is not None else x
         for x, lead, axis in zip(outputs, program.output_leads, program.output_axes, strict=True)
     ]
+
+
+def apart(states: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Return states without the graph that they were computed in, in memory of their own.
+
+    Args:
+        states: The states.
+        others: What the user may write into: outputs, inputs and parameters.
+    """
+    taken = {memory_of(x) for x in others if isinstance(x, Tensor)}
+    tensors = [x.detach() if isinstance(x, Tensor) else x for x in states]
+    return [x.clone() if isinstance(x, Tensor) and memory_of(x) in taken else x for x in tensors]
 
 
 def filled(program: ChunkProgram, states: Sequence[Any], ends: Sequence[Any]) -> list[Any]:

@@ -23,6 +23,9 @@ from snncc.runtime.plans import ForwardPlan
 Action = Callable[[], object]
 
 
+_PLACES = (torch.int64, torch.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where an input of a step is copied to, with its time axis and without."""
@@ -76,6 +79,12 @@ class StaticStep:
             for x, axis in zip(results, axes, strict=False)
         ]
         self._keep(results[len(axes) :])
+        # A place out of range is found in the middle of a step, which is not taken then.
+        is_indexed = any(
+            isinstance(x, Tensor) and x.dtype in _PLACES for x in self._values.values()
+        )
+        self._saved = [(x.clone(), x) for x in self.states] if is_indexed else []
+        self.move_to(states)  # kernels have run
 
     def __call__(self, elapsed: int, leaves: Sequence[Tensor]) -> list[Any]:
         """Take a step; its input, with or without its time axis, is one that it accepts."""
@@ -83,8 +92,15 @@ class StaticStep:
         for place in self._inputs:
             value = leaves[place.position].detach()  # no other tensor here has a gradient
             (place.whole if value.dim() == place.whole.dim() else place.step).copy_(value)
-        for action in self._actions:
-            action()
+        for before, state in self._saved:
+            before.copy_(state)
+        try:
+            for action in self._actions:
+                action()
+        except BaseException:
+            for before, state in self._saved:
+                state.copy_(before)
+            raise
         return [x.clone() if isinstance(x, Tensor) else self._number(x) for x in self._results]
 
     def _number(self, value: Any) -> Any:
@@ -214,7 +230,9 @@ class StaticStep:
                 continue
             if _alike(given[start], written[i]):
                 written[i] = given[start]
-        self._actions.append(plan.bound(tensors, written))
+        run = plan.bound(tensors, written)
+        run()  # what reads its results is tried on these values
+        self._actions.append(run)
         return written
 
     def _keep(self, ends: Sequence[Tensor]) -> None:

@@ -28,6 +28,7 @@ from snncc.runtime.streams.recorded_step import StepProgram
 from snncc.runtime.streams.state import (
     MASK,
     STATE,
+    apart,
     described,
     filled,
     initial_states,
@@ -89,9 +90,7 @@ class Stream:
         leaves = interface.collect(args, kwargs)
         if static is not None and self._states is static.states and static.accepts(leaves):
             return interface.finish(self._fast(static, leaves))
-        for i, axis in enumerate(self._program.input_axes):
-            if axis is not None:
-                leaves[i] = interface.with_time(leaves[i], i, axis)
+        leaves = interface.with_time(leaves, self._program.input_axes)
         return interface.finish(self._step(leaves))
 
     def _step(self, leaves: list[Tensor]) -> Sequence[Any]:
@@ -128,7 +127,8 @@ class Stream:
             return None
         known = self._static
         if known is None or not known.fits(self._states, leaves):
-            known = self._static = self._bound(self._states, leaves)
+            with self._explaining(leaves):
+                known = self._static = self._bound(self._states, leaves)
         if isinstance(known, TrainingSteps) and not known.is_ready(leaves):
             return None
         known.move_to(self._states)
@@ -145,7 +145,11 @@ class Stream:
 
     def _fast(self, static: StaticStep | TrainingSteps, leaves: list[Tensor]) -> Sequence[Any]:
         """Take a step on buffers that are there."""
-        results = static(self.steps + 1, leaves)
+        try:
+            results = static(self.steps + 1, leaves)
+        except (RuntimeError, IndexError, ValueError):
+            with self._explaining(leaves):
+                raise
         self.steps += 1
         self._states = static.states
         return results
@@ -287,27 +291,21 @@ class Stream:
                     self._require_fitting(self._states, leaves, steps)
             with self._gradients():
                 results = self._run(self.steps + steps, *self._states, *leaves)
-        self._states = self._constants(results[self._outputs :])
+        outputs = results[: self._outputs]
+        self._states = apart(results[self._outputs :], (*outputs, *leaves))
         self._is_settled = True
         self.steps += steps
-        outputs = results[: self._outputs]
         return outputs if is_first else own_rows(self._program, outputs, steps)
 
     def _gradients(self) -> torch.set_grad_enabled:
         """Return the context of a step."""
         return torch.set_grad_enabled(self._keeps_gradients and torch.is_grad_enabled())
 
-    def _constants(self, states: Sequence[Any]) -> list[Any]:
-        """Return states without the graph that they were computed in."""
-        if not self._keeps_gradients:
-            return list(states)
-        return [x.detach() if isinstance(x, Tensor) else x for x in states]
-
     def _advance_from_first(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
         """Take a first step that is another program, and then those that follow."""
         with self._gradients(), self._explaining(leaves):
             outputs = self._begin_at(self._between(leaves, 0, 1))
-        self._starts = self._constants(self._starts or ())
+        self._starts = apart(self._starts or (), leaves)
         self._states = self._initial()
         if any(isinstance(state.start, Fill) for state in self._program.states):
             first = self._between(leaves, 0, 1)

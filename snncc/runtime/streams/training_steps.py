@@ -21,8 +21,10 @@ from snncc.runtime.streams.recorded_step import RecordedStep, StepProgram
 from snncc.runtime.streams.recording import is_same
 from snncc.runtime.tracing import is_traced
 
-# Steps that wait for their backward pass; where there are more, they run without a record.
+# Steps that wait for their backward pass, and their bytes; where there are more, they run without
+# a record.
 _MOST_WAITING = 8
+_MOST_BYTES = 256 * 2**20
 
 _keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
@@ -57,7 +59,7 @@ class TrainingSteps:
         self._shapes = [(self._row_shape(leaves[i], i), leaves[i].shape) for i in self._own]
         self._threads = torch.get_num_threads()
         self._free: list[RecordedStep] = []
-        self._made = 0
+        self._made, self._most = 0, 1
         self._numbers: list[tuple[int, Any]] = []  # outputs that are no tensors, and their places
         on_cpu = all(x.is_cpu for x in leaves) and len(self._trained) > 0
         self._is_usable = on_cpu and self._is_plain(leaves) and self._is_right(leaves)
@@ -89,7 +91,7 @@ class TrainingSteps:
         """Tell whether a recorded step is free, and torch does nothing that a replay would lack."""
         return (
             self._is_usable
-            and (bool(self._free) or self._made < _MOST_WAITING)
+            and (bool(self._free) or self._made < self._most)
             and self._is_plain(leaves)
         )
 
@@ -158,13 +160,16 @@ class TrainingSteps:
             cotangents = [torch.randn_like(x) for x in results]
             gradients = torch.autograd.grad(results, trained, cotangents, allow_unused=True)
         step = self._record(leaves)  # after the program, whose plans and kernels are there now
-        if not step.can_replay:
+        if not step.can_replay or step.size > _MOST_BYTES:
             return False
-        self._free.append(step)
+        self._most = min(_MOST_WAITING, _MOST_BYTES // max(step.size, 1))
         with self._trial(others), torch.no_grad():
             found = step.forward(states, others), step.ends
             found_gradients = step.backward(cotangents, [True] * len(trained))
-        return is_same((outputs, list(ends)), found) and is_same(gradients, found_gradients)
+        if not (is_same((outputs, list(ends)), found) and is_same(gradients, found_gradients)):
+            return False
+        self._free.append(step)
+        return True
 
 
 def _another(x: Tensor) -> Tensor:
@@ -214,7 +219,9 @@ class _StepFunction(torch.autograd.Function):
         given = [c for i, c in enumerate(cotangents) if i not in step.constant]
 
         def run(*values: Tensor | None) -> list[Tensor | None]:
-            return step.backward(values[: len(given)], needs)
+            found = step.backward(values[: len(given)], needs)
+            pairs = zip(found, ctx.waiting.trained, strict=True)  # an input may have no time axis
+            return [None if x is None else x.view_as(leaf) for x, leaf in pairs]
 
         gradients = once(run, (*given, *ctx.waiting.trained))
         if not _keeps_graph():
