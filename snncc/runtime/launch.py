@@ -51,7 +51,7 @@ def noted_launches(note: Callable[[Launch], None]) -> Iterator[None]:
 
 def are_noted() -> bool:
     """Tell whether launches are noted, so that kernels may run while torch records."""
-    return _NOTE.get() is not None
+    return not torch.compiler.is_dynamo_compiling() and _NOTE.get() is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,7 @@ def main() -> None:
         for name in ("momentum", "random refires", "stops later"):
             whole = differentiable(network, ORDERS[name])
             flat = drawn_tensors(whole, done, torch.float32)
-            results, _ = run_kernel(EventKernel(whole), whole.unflatten(flat), SEED)
+            results, _ = run_kernel(EventKernel(whole, 2), whole.unflatten(flat), SEED)
             sum(x.sum() for x in results).backward()
             done += 1
     sys.stdout.write(f"{done} runs\n")

@@ -269,11 +269,11 @@ def _has_rows(x: Tensor) -> bool:
 
 
 def _scratch_bytes(layout: EventLayout, size: int, extents: dict[str, int]) -> int:
-    """Return the bytes of scratch of one thread: at least what the kernels' `set_up` takes."""
+    """Return the bytes of scratch of one thread, whole lines: at least what `set_up` takes."""
     n, lines = layout.neurons, 24 + len(layout.sizes)
-    forward = n * (5 * size + 2 * 8 + 3 * 4 + 2)
-    if not extents:
-        return forward + lines * _LINE
-    noted = extents["most_neurons"]
-    steps = 4 * 8 * (extents["most_groups"] + extents["most_steps"])
-    return forward + n * 9 * size + noted * (2 * size + 5) + steps + lines * _LINE
+    arrays = n * (5 * size + 2 * 8 + 3 * 4 + 2)
+    if extents:
+        noted = extents["most_neurons"]
+        steps = 4 * 8 * (extents["most_groups"] + extents["most_steps"])
+        arrays += n * 9 * size + noted * (2 * size + 5) + steps
+    return -(-arrays // _LINE) * _LINE + lines * _LINE
