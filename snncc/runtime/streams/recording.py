@@ -25,8 +25,15 @@ from snncc.runtime.launch import Launch, noted_launches
 
 Action: TypeAlias = Callable[[], object]
 
-# What hands values to Python, or makes sizes of them: another step might do something else.
-_DECIDES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+# What hands values to Python, or makes sizes of them: another step might do something else.  And
+# what makes another view of the tensor that it is given, which would then be taken for its result.
+_DECIDES = frozenset(
+    {
+        torch.Tag.data_dependent_output,
+        torch.Tag.dynamic_output_shape,
+        torch.Tag.inplace_view,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         calls: What ran, in order.
-        is_fixed: Whether nothing depended on a value of a tensor.
+        is_fixed: Whether another step does the same: no value of a tensor decided what ran, and
+            every tensor is seen as it was made.
     """
 
     def __init__(self) -> None:
