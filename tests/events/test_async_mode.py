@@ -274,6 +274,18 @@ def timed(x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def scaled(x: Tensor) -> Tensor:
+    """A reset by a threshold of one times the spike, which is shown in a sum alone."""
+    v, w, out = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]), []
+    for x_t in x:
+        s, v = leaky(v, x_t)
+        h = 0.5 * w + s.flip(1)
+        z = spike(h - 1.0)
+        w = h - z * 1.0
+        out.append(z + s)
+    return torch.stack(out)
+
+
 def folded(x: Tensor) -> Tensor:
     """Layers over all steps at once, by shapes that the input has."""
     kernel = torch.tensor([0.5, -0.25, 1.0]).to(x).reshape(1, 1, 3)
@@ -283,7 +295,7 @@ def folded(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "model", [delayed, shown, started, widened, timed, folded], ids=lambda f: f.__name__
+    "model", [delayed, shown, started, widened, timed, scaled, folded], ids=lambda f: f.__name__
 )
 def test_functions(model: Any) -> None:
     """What a model gives beside spikes, and starts from, is kept."""
@@ -388,6 +400,17 @@ def mixing(x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def branched(x: Tensor) -> Tensor:
+    u = v = w = x.new_zeros(x.shape[1:])
+    out = []
+    for x_t in x:
+        a, u = leaky(u, x_t)
+        b, v = leaky(v, a.flip(1))
+        c, w = leaky(w, (a + b).flip(1))
+        out.append(c)
+    return torch.stack(out)
+
+
 def shifted(x: Tensor) -> Tensor:
     return layer(layer(x).roll(2, 0) * 0.5)
 
@@ -412,6 +435,7 @@ def decided(x: Tensor) -> Tensor:
         (gated, "form.async", "their effect is not linear"),
         (squared, "form.async", "their effect is not linear"),
         (charge_shown, "form.async", "potential before the reset"),
+        (branched, "form.async", "in place of fc"),
         (silent, "form.async", "no spiking neuron"),
         (shifted, "unsupported.async-network", "whenever and in which sample"),
         (turned, "unsupported.async-network", "whenever and in which sample"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from snncc.ir.events.network import POTENTIAL
 from snncc.ir.neuron_class import Decay, NeuronClass, Role, SpikeClass, StateClass, Values
-from snncc.ir.nodes import Const, Expr, Input, Let, Rank, Recurrence, Var
+from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, Var
 from snncc.ir.symbolic import degree
 from snncc.ir.walk import let_reads, names_read, substitute
 from snncc.passes.base import Rejection
@@ -72,6 +72,7 @@ def find_neuron(forward: Recurrence) -> EventNeuron | Rejection:
         reason = "is not one membrane with one threshold; layers without weights between are one"
         return _rejected(forward, reason)
     (spike,), (membrane,) = neuron.spikes, neuron.membranes
+    spike = _unscaled(forward, spike)
     reason = _unfit(neuron, membrane, spike) or _unfit_state(membrane, spike)
     if reason:
         return _rejected(forward, reason)
@@ -95,6 +96,14 @@ def find_neuron(forward: Recurrence) -> EventNeuron | Rejection:
     update = _renamed(membrane.update, spike.compared)
     made = (membrane.decay, membrane.drive, membrane.name, spike.name, update)
     return EventNeuron(forward, fire, *made, rest)
+
+
+def _unscaled(forward: Recurrence, spike: SpikeClass) -> SpikeClass:
+    """Return the spike itself where it was found as itself times one, as a reset reads it."""
+    match next(let.expr for let in forward.lets if let.name == spike.name):
+        case Binary(Op.MUL, Var(name), Const(1.0)) if any(x.name == name for x in forward.lets):
+            return replace(spike, name=name)
+    return spike
 
 
 def _renamed(name: str, charge: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from snncc.frontend.operators.canonical import cast
 from snncc.ir import sequence_ops
+from snncc.ir.neuron_call import NeuronCall
 from snncc.passes.base import Rejection
 
 Node: TypeAlias = torch.fx.Node
@@ -57,6 +58,9 @@ def without_offset(node: Node, tainted: Set[Node], varying: Set[Node]) -> Call |
     for targets, rule in _RULES.items():
         if inner in targets:
             return rule(node, inner, tainted, varying)
+    if isinstance(inner, NeuronCall):
+        reason = f"what '{inner.__name__}' gives beside spikes drives neurons: it waits for all"
+        return _rejected(node, f"{reason}; in place of fc(a + b), add up fc(a) + fc(b)")
     name = getattr(inner, "__name__", str(inner))
     return _rejected(node, f"'{name}' is not linear in the spikes that it gets")
 
