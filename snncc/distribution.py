@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +17,17 @@ from snncc.arguments import Check, shown
 from snncc.compilation.chunk_programs import chunk_program, differentiated
 from snncc.compilation.pipeline import Compiled
 from snncc.compilation.relay import (
+    begun,
     can_split,
     fingerprint,
-    initial,
     number_of,
     relayed,
     shapes_of_states,
+    steps_between,
 )
 from snncc.errors import LaunchError, OptionError, UnsupportedError
 from snncc.frontend.placement import placed
+from snncc.frontend.session import is_recording
 from snncc.frontend.state.results import apart, returned, write_back, written
 from snncc.frontend.state.sources import gather
 from snncc.ir.chunk_program import ChunkProgram
@@ -105,6 +108,10 @@ class DistributedModule(nn.Module):
         self._programs = weakref.WeakKeyDictionary()
         self._is_compared = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": weakref.WeakKeyDictionary(), "_is_compared": False}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on the segment of this rank, together with the other ranks.
 
@@ -112,17 +119,20 @@ class DistributedModule(nn.Module):
             LaunchError: Another rank makes another call, or none.
             UnsupportedError: The model cannot be split.
         """
+        if is_recording():  # by the compilation of a model around this one
+            raise _part_of_another()
         try:
             segment = self._segment(args, kwargs)
         except Exception:
-            self._ranks.exchange([0] * (len(_DIFFERENCES) + 1), _device_of(args, kwargs))
+            self._ranks.exchange([0] * (len(_DIFFERENCES) + 2), _device_of(args, kwargs))
             raise
-        header = [*self._header(segment), segment.steps]
+        header = [*self._header(segment), segment.steps, secrets.randbits(31)]
         seen = self._ranks.exchange(header, segment.values[0].device)
         require_same(seen)
         self._is_compared = True
-        results = self._run(segment, [each[-1] for each in seen])
-        self._ranks.flush()
+        ranks = self._ranks.of_call(tag=seen[0][-1])
+        results = self._run(segment, ranks, [each[-2] for each in seen])
+        ranks.flush()
         tape, program = segment.compiled.recording.tape, self.module.program
         outputs = placed(tape, segment.values, results)
         result = returned(tape, program, outputs, args, kwargs)
@@ -185,6 +195,8 @@ class DistributedModule(nn.Module):
         steps = {x.shape[axis] for x, axis in zip(values, axes, strict=True) if axis is not None}
         if len(steps) > 1:
             raise LaunchError(f"The inputs have {sorted(steps)} steps.", code="launch.sizes")
+        if program.chunk.has_first and self._ranks.is_first and steps == {1}:
+            raise _refused("its first step is another program; the first rank has no step after it")
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in values)
         return _Segment(compiled, program, values, sizes, steps.pop(), wanted)
 
@@ -193,29 +205,41 @@ class DistributedModule(nn.Module):
         needs = [x.requires_grad for x in segment.values]
         how = self.blocks, self.module.training, self.module.options.target
         flags = needs, segment.has_gradients, how
-        content = 1 if self._is_compared else _content([*self.module.parameters()])
+        content = (
+            1
+            if self._is_compared
+            else _content([*self.module.parameters(), *self.module.buffers()])
+        )
         sizes = [[*size[:1], *map(str, size[1:])] for size in segment.sizes]  # type: ignore[index]
         return [1, segment.program.number, number_of(str(sizes)), number_of(str(flags)), content]
 
-    def _run(self, segment: _Segment, steps: Sequence[int]) -> list[Any]:
+    def _run(self, segment: _Segment, ranks: Ranks, steps: Sequence[int]) -> list[Any]:
         """Return the outputs of the program: those of the segment, and those of the sequence."""
-        ranks, chunk = self._ranks, segment.program.chunk
+        chunk = segment.program.chunk
         leaves = list(apart(segment.compiled.recording.tape, segment.values))
         call = Call(ranks, segment.likes, self.blocks or _BLOCKS)
         if segment.has_gradients:
-            call.root = self._enter(leaves, chunk)
+            call.root = self._enter(ranks, leaves, chunk)
+        first: Sequence[Any] = ()
         starts: Sequence[Any] = [None] * len(chunk.states)
         if ranks.is_first:
-            starts = initial(chunk, segment.program.begin(*leaves), segment.likes)
+            ahead = steps_between(chunk, leaves, 0, 1) if chunk.has_first else leaves
+            first, starts = begun(chunk, segment.program.begin(*ahead), segment.likes)
+            leaves = steps_between(chunk, leaves, int(chunk.has_first), segment.steps)
         outputs = segment.program.run(call, sum(steps[: ranks.rank + 1]), *starts, *leaves)
+        if first:
+            outputs = tuple(
+                new if axis is None else torch.cat([old, new], axis)
+                for old, new, axis in zip(first, outputs, chunk.output_axes, strict=True)
+            )
         return _left(call, outputs, chunk.output_axes)
 
-    def _enter(self, leaves: list[Tensor], chunk: ChunkProgram) -> Tensor:
+    def _enter(self, ranks: Ranks, leaves: list[Tensor], chunk: ChunkProgram) -> Tensor:
         """Put tensors that are the same on every rank behind the beginning of the graph."""
         own = {id(parameter) for parameter in self.module.parameters()}
         needing = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
         shared = tuple(id(leaves[i]) not in own and chunk.input_axes[i] is None for i in needing)
-        root, entered = enter(self._ranks, [leaves[i] for i in needing], shared)
+        root, entered = enter(ranks, [leaves[i] for i in needing], shared)
         places = (i for i, is_shared in zip(needing, shared, strict=True) if is_shared)
         for i, leaf in zip(places, entered, strict=True):
             leaves[i] = leaf
@@ -257,7 +281,7 @@ _DIFFERENCES = (
     "runs another program",
     "has inputs of other sizes or types",
     "has other gradients, blocks or modes to compute",
-    "has parameters of other values",
+    "has parameters or buffers of other values",
 )
 
 
@@ -309,6 +333,14 @@ def _program(compiled: Compiled, values: Sequence[Tensor]) -> _Program:
     if any(x.requires_grad for x in values):
         chunk = differentiated(chunk, compiled, options, values, by_states=True)
     return _Program(chunk, relayed(chunk, options), function_of(chunk.start), number)
+
+
+def _part_of_another() -> OptionError:
+    return OptionError(
+        "A model whose time is split cannot be compiled again, nor as a part of another.",
+        code="option.distribute",
+        hints=["Compile the whole model, and then split its time."],
+    )
 
 
 def _refused(reason: str, where: Any = None) -> UnsupportedError:

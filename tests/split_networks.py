@@ -6,11 +6,14 @@ product is exact whatever the order in which it adds, and results are compared b
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,28 @@ class Readouts(nn.Module):
             "delayed": torch.stack(delayed),
             "weights": self.fc.weight.sum(),
         }
+
+
+class FirstStep(nn.Module):
+    """Its first step is another program than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.spike = ATan()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        v: Any = None
+        total: Any = 0
+        spikes = []
+        for x_t in x:
+            current = self.fc(x_t)
+            v = 2 * current if v is None else 0.5 * v + current
+            s = self.spike(v - 1.0)
+            v = v - s
+            spikes.append(s)
+            total = total + s
+        return torch.stack(spikes), total, v
 
 
 class Carried(nn.Module):
@@ -267,6 +292,45 @@ def carries_gradients(part: Part) -> None:
     close(model.fc.weight.grad, wanted[1])
 
 
+def mixes_calls(part: Part) -> None:
+    """Calls and models share a backward pass; a copy is another model of the same group."""
+    model, other = rounded(Feedforward()), rounded(Feedforward())
+    x, y = numbers(6, 2, 5), numbers(4, 3, 5)
+    loss = model(x).sum() + model(y).square().sum() + other(x).square().sum()
+    wanted = torch.autograd.grad(loss, [model.layer1.weight, other.layer1.weight])
+    fast = part.split(model)
+    copied = copy.deepcopy(fast)
+    copied.load_state_dict(part.split(other).state_dict())
+
+    for _ in range(2):  # accumulated, and added up once
+        (fast(part.own(x)).sum() + fast(part.own(y)).square().sum()).backward()
+        copied(part.own(x)).square().sum().backward(retain_graph=True)
+    fast.sum_gradients()
+    copied.sum_gradients()
+
+    close(model.layer1.weight.grad / 2, wanted[0])
+    close(copied.module.layer1.weight.grad / 2, wanted[1])
+
+
+def cannot_be_mixed_up(part: Part) -> None:
+    """What another rank or another compilation would take for something else is refused."""
+    x = numbers(4, 2, 5)
+    fast = part.split(rounded(Feedforward()))
+    refused(lambda: pickle.dumps(fast), "option.distribute", "cannot be pickled")
+    refused(lambda: snncc.compile(fast)(x), "option.distribute", "compiled again")
+    outputs = fast(part.own(x)).sum()
+    again = partial(torch.autograd.grad, outputs, [fast.module.layer1.weight], create_graph=True)
+    refused(again, "unsupported.double-backward", "differentiated again")
+
+
+def crosses_backward_passes(part: Part) -> None:
+    """A rank that differentiates another call than its neighbour gets no gradient of that one."""
+    fast = part.split(rounded(Feedforward()))
+    x = numbers(4, 2, 5)
+    calls = [fast(part.own(x)).sum() for _ in range(2)]
+    refused(lambda: calls[part.rank].backward(), "launch.ranks", "waited in vain")
+
+
 def asks_for_single_gradients(part: Part) -> None:
     """A pass for one parameter alone, from one output alone, passes by every hand-over."""
     model = rounded(Feedforward())
@@ -308,9 +372,12 @@ def differs(part: Part) -> None:
     ]
     for action, text in cases:
         refused(action, "launch.ranks", text)
-    other = network()
-    other.readout.bias.data += part.rank
-    refused(lambda: part.split(other)(x), "launch.ranks", "Rank 1 has parameters of other values")
+    for name in ("bias", "scale"):
+        other = network()
+        other.readout.register_buffer("scale", torch.zeros(3))
+        getattr(other.readout, name).data += part.rank
+        differing = part.split(other)
+        refused(partial(differing, x), "launch.ranks", "Rank 1 has parameters or buffers of other")
     agree(part, TwoStates(), axis=1)
 
 
@@ -380,13 +447,17 @@ CASES = {
     "more-blocks-than-lanes": Case(lambda part: agree(part, TwoStates(), axis=1, blocks=64)),
     "interpreted": Case(lambda part: agree(part, TwoStates(), axis=1, blocks=2, target="torch")),
     "readouts": Case(lambda part: agree(part, Readouts(), blocks=1), 3),
+    "first-step": Case(lambda part: agree(part, FirstStep())),
     "feedback": Case(lambda part: agree(part, OwnSpikes())),
     "keeps-state": Case(keeps_state),
     "carries-gradients": Case(carries_gradients),
     "single-gradients": Case(asks_for_single_gradients),
+    "mixes-calls": Case(mixes_calls),
+    "cannot-be-mixed-up": Case(cannot_be_mixed_up),
     "differs": Case(differs),
     "fails-on-one-rank": Case(fails_on_one_rank),
     "cannot-be-split": Case(cannot_be_split),
+    "crossed": Case(crosses_backward_passes, timeout=3 * HASTY),
     "left-alone": Case(is_left_alone, timeout=HASTY),  # the last: its group is unusable after it
 }
 

@@ -37,9 +37,7 @@ _NUMBERED = (sequence_ops.numbers_until, sequence_ops.steps_until)
 def can_split(program: ChunkProgram) -> Rejection | None:
     """Return why a program cannot run in several processes, or None where it can."""
     if all(axis is None for axis in program.input_axes):
-        return Rejection("time-axis", "no input of the model has a time axis")
-    if program.has_first:
-        return Rejection("first-step", "its first step is another program than the others")
+        return Rejection("time-axis", "no input has a time axis, or it is one step and the first")
     if any(program.output_leads):
         return Rejection("leads", "it returns a row from before its first step")
     for node in program.graph.nodes:
@@ -97,7 +95,10 @@ class _Relay:
         forward = neuron.program.forward
         count = len(forward.states)
         own = [self.entrances.index(n) for n in given[-count:] if n in self.entrances]
-        if not count or len(own) != count or any(len(self.entrances[i].users) > 1 for i in own):
+        is_read = any(
+            len(self.entrances[i].users) > 1 or self.entrances[i] in given[:-count] for i in own
+        )
+        if not count or len(own) != count or is_read:
             return set()
         finals: Any = tuple(self.exits[i].args[1] for i in own)
         assert all(self.exits[i].args[0] is node for i in own)
@@ -174,13 +175,10 @@ def shapes_of_states(
         x.detach().clone() if written else x.detach()
         for x, written in zip(leaves, is_written, strict=True)
     ]
-    first = [
-        x if axis is None else x.narrow(axis, 0, 1)
-        for x, axis in zip(given, program.input_axes, strict=True)
-    ]
+    first = steps_between(program, given, 0, 1)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         started = function_of(program.start)(*first)
-        starts = initial(program, started)
+        _, starts = begun(program, started)
         ends = function_of(program.graph)(1, *starts, *first)
     found = []
     for i, value in enumerate(ends[len(program.output_axes) :]):
@@ -190,10 +188,10 @@ def shapes_of_states(
     return found
 
 
-def initial(
+def begun(
     program: ChunkProgram, started: Sequence[Any], likes: Sequence[Tensor] | None = None
-) -> list[Any]:
-    """Return the states before the first step.
+) -> tuple[Sequence[Any], list[Any]]:
+    """Return the outputs of a first step that is a program of its own, and the first states.
 
     Args:
         program: The program.
@@ -201,6 +199,8 @@ def initial(
         likes: For each state a tensor of its shape, dtype and device; without them a loop makes of
             a `Fill` what it needs.
     """
+    count = len(program.output_axes) if program.has_first else 0
+    outputs, started = started[:count], started[count:]
     values: list[Any] = []
     for i, state in enumerate(program.states):
         start = state.start
@@ -214,4 +214,14 @@ def initial(
             values.append(start)
         else:
             values.append(torch.tensor(start.value, dtype=state.dtype))
-    return values
+    return outputs, values
+
+
+def steps_between(
+    program: ChunkProgram, leaves: Sequence[Tensor], start: int, end: int
+) -> list[Tensor]:
+    """Return the tensors of a program's placeholders for some of its steps."""
+    return [
+        x if axis is None else x.narrow(axis, start, end - start)
+        for x, axis in zip(leaves, program.input_axes, strict=True)
+    ]

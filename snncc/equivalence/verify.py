@@ -101,7 +101,9 @@ def verify(
         raise OptionError(
             "The second argument of 'verify' is not a compiled model.",
             code="option.verify",
-            hints=["Pass the result of 'snncc.compile(model)'."],
+            hints=[
+                "Pass the result of 'snncc.compile(model)'; of a distributed one, its 'module'."
+            ],
         )
     require_model(model)
     gradients = _option("gradients").flag(gradients) and fast.options.mode != "serial"

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snncc.ir.once import once
 from snncc.runtime import memory
 from snncc.runtime.devices.handover import Call
 from snncc.runtime.devices.ranks import Ranks
@@ -250,12 +249,8 @@ class _InBlocks(torch.autograd.Function):
         rest = [[next(values) for _ in range(count)] for count in ctx.each]
         run: BlockRun = ctx.run
         needs = ctx.needs_input_grad[3:]
-        given = [x for x in cotangents[:-1] if x is not None]
-
-        def gradients(*_all: Tensor) -> list[Tensor | None]:
-            return run.backward(run.given(tensors), rest, cotangents[:-1], needs)
-
-        return None, None, None, *once(gradients, (*given, *tensors))
+        found = run.backward(run.given(tensors), rest, cotangents[:-1], needs)
+        return None, None, None, *found
 
 
 def runs_in_parts(neuron: Neuron, blocks: Blocks, tensors: Sequence[Tensor]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snncc.ir.once import no_second_derivative
 from snncc.runtime.devices.ranks import Ranks, Receipt
 
 
@@ -167,6 +168,8 @@ class _Leave(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        if torch.is_grad_enabled():  # 'create_graph=True'; what travels has no graph
+            raise no_second_derivative()
         engine: Any = torch.autograd.Variable._execution_engine
         engine.queue_callback(ctx.ranks.flush)
         own = (g if counts else None for g, counts in zip(gradients, ctx.counted, strict=True))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from snncc.errors import LaunchError
+from snncc.errors import LaunchError, OptionError
 
 
 class Ranks:
@@ -23,18 +23,34 @@ class Ranks:
 
     Args:
         group: Their process group, whose ranks are in the order of time.
+        tag: What is on every message between neighbours; NCCL knows no tags.
 
     Attributes:
         rank: The place of this process.
         size: How many there are.
     """
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any, tag: int = 0) -> None:
         self.group = group
         self.rank: int = dist.get_rank(group)
         self.size: int = dist.get_world_size(group)
         self._global = [dist.get_global_rank(group, rank) for rank in range(self.size)]
+        self._tag = tag
         self._pending: list[tuple[Any, Tensor]] = []
+
+    def of_call(self, tag: int) -> Ranks:
+        """Return the ranks in one call, whose messages no other call takes for its own."""
+        return Ranks(self.group, tag)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        return Ranks(self.group)
+
+    def __reduce__(self) -> NoReturn:
+        raise OptionError(
+            "A process group cannot be pickled.",
+            code="option.distribute",
+            hints=["Pickle the compiled model ('fast.module'), or a 'state_dict()'."],
+        )
 
     @property
     def is_first(self) -> bool:
@@ -63,7 +79,7 @@ class Ranks:
         if value.numel():
             data = _bytes(value.detach())
             with self._waiting(f"rank {rank}"):
-                work = dist.isend(data, self._global[rank], group=self.group)
+                work = dist.isend(data, self._global[rank], group=self.group, tag=self._tag)
             self._pending.append((work, data))
 
     def receive(self, shape: Sequence[int], like: Tensor, rank: int) -> Receipt:
@@ -72,7 +88,8 @@ class Ranks:
         if not value.numel():
             return Receipt(value, lambda: None)
         with self._waiting(f"rank {rank}"):
-            work: Any = dist.irecv(_bytes(value), self._global[rank], group=self.group)
+            peer = self._global[rank]
+            work: Any = dist.irecv(_bytes(value), peer, group=self.group, tag=self._tag)
 
         def wait() -> None:
             with self._waiting(f"rank {rank}"):
