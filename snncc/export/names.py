@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _LONGEST = 100  # letters of a library's name: file names, of at most 255, are made of it
 
@@ -25,6 +26,12 @@ _LOCALS = """
 _TAKEN = frozenset((_KEYWORDS + _LOCALS).split())
 # Macros of a header that are no sizes of inputs and outputs, without what they start with.
 _MACROS = re.compile(r"h|weights|steps|state_\w*|n_\w*|\w*_fraction", re.IGNORECASE)
+
+
+def operator_name(target: Any) -> str:
+    """Return what the user calls an operator."""
+    name = getattr(target, "__name__", str(target))
+    return str(name.removeprefix("go_on_with_"))
 
 
 def is_library_name(name: object) -> bool:

@@ -14,6 +14,7 @@ import torch.fx
 from torch import Tensor
 
 from snncc.codegen.prepare import find_live, prepare
+from snncc.export.names import operator_name
 from snncc.export.network import Array, Copy, Lookup, Operand, Pointwise, Steps
 from snncc.export.tensor_operators import HANDLERS
 from snncc.ir import sequence_ops
@@ -61,8 +62,7 @@ def apply(tracer: Tracer, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
             return _elementwise(tracer, value, target, args, kwargs)
         if target in _ARRANGING:
             return _arranged(tracer, value, args[0])
-    name = getattr(target, "__name__", str(target))
-    raise tracer.refusal(f"the operator '{name}' has no form in a library")
+    raise tracer.refusal(f"the operator '{operator_name(target)}' has no form in a library")
 
 
 def apply_counted(tracer: Tracer, target: Any, args: tuple[Any, ...]) -> Any:
@@ -71,6 +71,8 @@ def apply_counted(tracer: Tracer, target: Any, args: tuple[Any, ...]) -> Any:
         count = next(x for x in args if isinstance(x, Steps))
         factor = next(x for x in args if not isinstance(x, Steps))
         return Steps(count.factor * factor)
+    if isinstance(target, sequence_ops.StepCount):
+        return _step_count(tracer, target, args[0])
     if target is sequence_ops.numbers_until:
         values, rank, _, dtype, _ = args
         table = torch.tensor(values, dtype=dtype).reshape(-1, *(1,) * rank)
@@ -80,8 +82,20 @@ def apply_counted(tracer: Tracer, target: Any, args: tuple[Any, ...]) -> Any:
     if target in SCALAR_OPS:
         example = [1.0 if isinstance(x, Steps) else x for x in args]
         return _elementwise(tracer, target(*example), target, args, {})
-    name = getattr(target, "__name__", str(target))
+    name = operator_name(target)
     raise tracer.refusal(f"'{name}' uses the number of steps in a way that no library has")
+
+
+def _step_count(tracer: Tracer, target: sequence_ops.StepCount, steps: Steps) -> Any:
+    """Return what stands for a number that Python computed from the number of steps."""
+    if target.offset:
+        number = f"{target.slope} * steps {target.offset:+d}"
+        raise tracer.refusal(f"a number follows the steps as '{number}', which no library counts")
+    whole = Steps(steps.factor * target.slope)
+    if not target.is_inverse:
+        return whole
+    one = torch.ones((), dtype=torch.float64 if tracer.result.is_double else torch.float32)
+    return apply_counted(tracer, torch.div, (one, whole))
 
 
 def _looked_up(tracer: Tracer, table: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from snncc.export.network import (
     Reduce,
     Softmax,
 )
+from snncc.export.remedies import EVALUATION
 from snncc.ir import sequence_ops
 
 if TYPE_CHECKING:
@@ -208,6 +209,8 @@ def _reduction(kind: str) -> Handler:
         tracer: Tracer, value: Any, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any
     ) -> Any:
         has_index = isinstance(value, tuple)
+        if has_index:
+            tracer.refuse_indices()
         result = value[0] if has_index else value
         axes = tuple(range(x.dim())) if dim in (None, (), []) else items(dim, 1)
         axes = tuple(sorted(a % x.dim() for a in axes)) if x.dim() else ()
@@ -295,7 +298,7 @@ def _batch_norm(  # noqa: PLR0913 - the signature of torch
 ) -> Tensor:
     """Write a norm in evaluation mode as a factor and a shift for each channel."""
     if training or mean is None or var is None:
-        raise tracer.refusal("a batch norm in training mode, or without running statistics")
+        raise tracer.refusal("a batch norm that takes the statistics of its batch", EVALUATION)
     shape = (-1, *(1,) * (x.dim() - 2))
     scale = torch.rsqrt(var + eps) if weight is None else weight / torch.sqrt(var + eps)
     shift = -mean * scale if bias is None else bias - mean * scale

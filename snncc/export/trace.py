@@ -8,6 +8,7 @@ and are laid out in line.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from snncc.export import operators
 from snncc.export.names import parameter_name
 from snncc.export.network import Array, Buffer, Copy, Home, Network, Steps
 from snncc.export.one_step import after_a_step, begun, in_line
+from snncc.export.remedies import OTHER_OPERATORS, OTHER_TYPES, OUTSIDE
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill
 
@@ -74,7 +76,8 @@ class Tracer:
         """Return the network."""
         types = {x.dtype for x in self.leaves if x.is_floating_point()}
         if len(types) > 1 or not types <= {torch.float32, torch.float64}:
-            raise self.refusal(f"its tensors are of {', '.join(sorted(map(str, types)))}")
+            kinds = ", ".join(sorted(map(str, types)))
+            raise self.refusal(f"its tensors are of {kinds}", OTHER_TYPES)
         self.result.is_double = types == {torch.float64}
         count, *places = (n for n in self.graph.nodes if n.op == "placeholder")
         self.values[count] = Steps()
@@ -100,7 +103,7 @@ class Tracer:
                 given.append(x.detach())
                 continue
             if not x.is_floating_point():
-                raise self.refusal(f"its input '{name}' is of {x.dtype}")
+                raise self.refusal(f"its input '{name}' is of {x.dtype}", OTHER_TYPES)
             step = x.detach() if axis is None else x.detach().select(axis, 0)
             stand, buffer = self.new_buffer(name, Home.INPUT, step)
             given.append(stand if axis is None else stand.unsqueeze(axis))
@@ -145,11 +148,17 @@ class Tracer:
     def place_states(self) -> None:
         """Give each state its buffer, with what it starts from."""
         starts = self.starts()
-        for node, state, start in zip(self.state_nodes, self.program.states, starts, strict=True):
+        results: Any = self.graph.output_node().args[0]
+        ends = results[len(self.program.output_axes) :]
+        for node, state, start, end in zip(
+            self.state_nodes, self.program.states, starts, ends, strict=True
+        ):
+            self.node = end  # a refusal shows the line that makes it
             stand, buffer = self.new_buffer(state.name, Home.STATE, self.ends[state.name])
             buffer.values = start if isinstance(start, float) else start.expand(stand.shape)
             self.values[node] = stand
             self.result.states.append(buffer)
+        self.node = None
 
     def starts(self) -> list[float | Tensor]:
         """Return what the states start from; run one step to see their sizes."""
@@ -169,7 +178,7 @@ class Tracer:
         args = torch.fx.node.map_arg(node.args, self.values.__getitem__)
         kwargs = torch.fx.node.map_arg(node.kwargs, self.values.__getitem__)
         if node.meta.get("impure"):
-            raise self.refusal("it draws random numbers or changes a buffer")
+            raise self.refusal("it draws random numbers or changes a buffer", OUTSIDE)
         if self.fixed.issuperset(node.all_input_nodes):
             self.fixed.add(node)
             with torch.no_grad():
@@ -185,7 +194,7 @@ class Tracer:
     def new_buffer(self, name: str, home: Home, like: Tensor) -> tuple[Tensor, Buffer]:
         """Return a dense tensor that stands for a new buffer, and the buffer."""
         if like.dtype not in (torch.float32, torch.float64, torch.bool):
-            raise self.refusal(f"'{name}' is of {like.dtype}")
+            raise self.refusal(f"'{name}' is of {like.dtype}", OTHER_TYPES)
         stand = torch.empty(like.shape, dtype=like.dtype).copy_(like)
         buffer = Buffer(self.unique(name, home), home, stand.numel())
         self.buffers[_storage(stand)] = buffer
@@ -253,16 +262,27 @@ class Tracer:
         where = self.node.meta.get("where") if self.node is not None else None
         self.result.locations.append(where)
 
-    def refusal(self, reason: str) -> UnsupportedError:
+    def refusal(self, reason: str, hint: str = OTHER_OPERATORS) -> UnsupportedError:
         """Return the error that the network cannot be exported."""
-        where = self.node.meta.get("where") if self.node is not None else None
+        nodes = () if self.node is None else (self.node, *self.node.users)
+        where = next(filter(None, (node.meta.get("where") for node in nodes)), None)
         return UnsupportedError(
             "The network cannot be exported as a library.",
             code="unsupported.export",
             location=where,
             notes=[reason],
-            hints=["Export the model in evaluation mode, in float32 or float64."],
+            hints=[hint],
         )
+
+    def refuse_indices(self) -> None:
+        """Refuse an operator whose second result, where extremes are, is needed.
+
+        Raises:
+            UnsupportedError: It is.
+        """
+        users = () if self.node is None else self.node.users
+        if any(user.target is operator.getitem and user.args[1] != 0 for user in users):
+            raise self.refusal("it asks where the extremes are: a library has no indices")
 
     def finish(self) -> None:
         """Copy the results to the caller and what the states become to the states."""

@@ -13,13 +13,14 @@ from snncc.errors import OptionError
 from snncc.export.bundle import Bundle
 from snncc.export.names import is_library_name
 from snncc.export.quantized.choice import Quantization, quantization_of
-from snncc.exporting.network import ExportedModel, exported_model
+from snncc.exporting.network import exported_model
+from snncc.exporting.stepped import SteppedModel
 from snncc.exporting.torch_program import write_program
 from snncc.exporting.writers import write_cuda, write_library, write_nir, write_onnx
 from snncc.interchange.nir_checks import STEP
 from snncc.module import CompiledModule, example_of
 
-Writer = Callable[[ExportedModel, Path, str], Bundle]
+Writer = Callable[[SteppedModel, Path, str], Bundle]
 
 _FOLDER = Check("The folder of an export", code="option.export", hint="Name the folder to write.")
 _ARCH = Check("Option 'arch'", code="option.arch", hint="Name GPUs: arch=('sm_80', 'sm_90').")
@@ -66,13 +67,14 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
         "c": functools.partial(write_library, choice=choice),
         "cuda": functools.partial(write_cuda, arches=_ARCH.words(arch)),
         "onnx": write_onnx,
-        "pt2": write_program,
+        "pt2": lambda model, *where: write_program(model.whole, *where),
         "nir": functools.partial(write_nir, dt=STEP.positive(dt)),
     }
     _check_format(format, tuple(writers), choice)
     _check_name(name)
     _check_compiled(fast)
-    return writers[format](exported_model(fast, example_of(example_inputs)), place, name)
+    model = SteppedModel(exported_model(fast, example_of(example_inputs)))
+    return writers[format](model, place, name)
 
 
 def _check_format(format: object, known: Sequence[str], choice: Quantization | None) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +12,14 @@ import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from snncc.compilation.chunk_programs import chunk_program, require_row_a_step
 from snncc.compilation.pipeline import Compiled
 from snncc.errors import OptionError, UnsupportedError
-from snncc.export.one_step import looked_up_last
 from snncc.frontend.placement import placed
 from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather, preserved
-from snncc.ir.chunk_program import ChunkProgram
-from snncc.ir.tape import Position, Source, SourceKind, Tape
+from snncc.ir.tape import Position, Source, Tape
 from snncc.module import CompiledModule
 from snncc.version import __version__
-
-_WHOLE = "Export a program of torch, which takes the whole sequence: format='pt2'."
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +31,6 @@ class ExportedModel:
         example: Its arguments.
         compiled: The specialisation that serves the example.
         leaves: The tensors that it reads.
-        wanted: Which outputs of its graph the model returns.
         outputs: What the PyTorch model returns for the example.
     """
 
@@ -45,8 +38,7 @@ class ExportedModel:
     example: tuple[Any, ...]
     compiled: Compiled
     leaves: list[Tensor]
-    wanted: list[int]
-    outputs: list[Tensor]
+    outputs: Any
 
     @property
     def tape(self) -> Tape:
@@ -57,16 +49,6 @@ class ExportedModel:
     def sources(self) -> tuple[Source, ...]:
         """What the leaves are."""
         return self.tape.sources
-
-    @property
-    def own(self) -> list[bool]:
-        """For each leaf whether it is an input."""
-        return [source.kind is SourceKind.INPUT for source in self.sources]
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """The inputs of the example."""
-        return [x for x, is_own in zip(self.leaves, self.own, strict=True) if is_own]
 
     @functools.cached_property
     def folded(self) -> Compiled:
@@ -84,48 +66,6 @@ class ExportedModel:
             )
         return self.fast.without_norms(self.compiled, self.leaves)
 
-    @functools.cached_property
-    def program(self) -> ChunkProgram:
-        """The network for a chunk of time, norms folded.
-
-        Raises:
-            UnsupportedError: It has none.
-            OptionError: The example shows no loop over time.
-        """
-        try:
-            program = chunk_program(self.folded, self.leaves)
-        except UnsupportedError as error:
-            error.hints = (_WHOLE, *error.hints[1:])
-            raise
-        require_row_a_step(program)
-        if program.has_first:
-            self.fast.stream(*self.example)  # compares the first step with the model on one step
-        if not self._steps(program):
-            raise OptionError(
-                "The example has no time axis that can be told.",
-                code="option.example",
-                notes=["A single step shows no loop over time."],
-                hints=["Give an example of three steps or more."],
-            )
-        return replace(program, graph=looked_up_last(program.graph))
-
-    @property
-    def steps(self) -> int:
-        """How many steps the example has."""
-        return self._steps(self.program)
-
-    def _steps(self, program: ChunkProgram) -> int:
-        axes = zip(self.leaves, program.input_axes, strict=True)
-        return next((x.shape[a] for x, a in axes if a is not None), program.length)
-
-    def serves(self, leaves: Iterable[Tensor]) -> bool:
-        """Tell whether the network is the same for other inputs."""
-        flat, spec = pytree.tree_flatten(self.example)
-        for source, leaf in zip(self.sources, leaves, strict=True):
-            if source.kind is SourceKind.INPUT and source.index is not None:
-                flat[source.index] = leaf
-        return self.serves_call(pytree.tree_unflatten(flat, spec))
-
     def serves_call(self, arguments: tuple[Any, ...]) -> bool:
         """Tell whether the network is the same for other arguments."""
         try:
@@ -134,7 +74,7 @@ class ExportedModel:
         except Exception:  # the model raises what it likes where sizes do not fit
             return False
 
-    def expected(self, arguments: tuple[Any, ...]) -> list[Tensor]:
+    def expected(self, arguments: tuple[Any, ...]) -> Any:
         """Return what the PyTorch model returns for some arguments."""
         return _expected(self.fast, self.tape, arguments)
 
@@ -165,11 +105,11 @@ def exported_model(fast: CompiledModule, example: tuple[Any, ...]) -> ExportedMo
         compiled = fast.specialize(*example)
     tape = compiled.recording.tape
     leaves = [leaf.detach() for leaf in gather(tape, fast.program, example, {})]
-    wanted, outputs = _wanted(tape), _expected(fast, tape, example)
-    return ExportedModel(fast, example, compiled, leaves, wanted, outputs)
+    wanted_outputs(tape)  # refuses what is no tensor
+    return ExportedModel(fast, example, compiled, leaves, _expected(fast, tape, example))
 
 
-def _expected(fast: CompiledModule, tape: Tape, arguments: tuple[Any, ...]) -> list[Tensor]:
+def _expected(fast: CompiledModule, tape: Tape, arguments: tuple[Any, ...]) -> Any:
     """Return what a model returns; with other neurons than the user's what was compiled counts."""
     model = fast.program
     reference = fast if fast.options.mode == "dynamic_decay" else model
@@ -179,14 +119,14 @@ def _expected(fast: CompiledModule, tape: Tape, arguments: tuple[Any, ...]) -> l
         ):
             if is_written:
                 snapshot.keep_value(tensor)
-        leaves = pytree.tree_leaves(reference(*arguments))
+        leaves, spec = pytree.tree_flatten(reference(*arguments))
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
             raise _no_tensor(type(leaf).__name__)
-    return [leaf.detach() for leaf in leaves]
+    return pytree.tree_unflatten([leaf.detach() for leaf in leaves], spec)
 
 
-def _wanted(tape: Tape) -> list[int]:
+def wanted_outputs(tape: Tape) -> list[int]:
     """Return which outputs of a tape's graph the model returns."""
     places = [leaf for leaf in tape.output_leaves if isinstance(leaf, Position)]
     if len(places) < len(tape.output_leaves) or any(place.as_number for place in places):

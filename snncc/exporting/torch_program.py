@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch.fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import SnnccError
 from snncc.export.bundle import PROGRAM, Bundle, write_bundle
 from snncc.export.torch_program import Pinned, program_files, resized
 from snncc.exporting.network import ExportedModel
+from snncc.exporting.stepped import SteppedModel
 from snncc.ir.loop_call import loop_of
 from snncc.ir.sequence_ops import TripLength
 
@@ -20,7 +23,11 @@ def write_program(model: ExportedModel, folder: Path, name: str) -> Bundle:
     _ = model.folded  # refuses statistics of the batch
     free = _free(model)
     pinned = Pinned(model.fast, model.without_writing, model.example, free)
-    files, dynamic = program_files(pinned, model.expected, model.example, free, name)
+
+    def reference(arguments: tuple[Any, ...]) -> list[Tensor]:
+        return pytree.tree_leaves(model.expected(arguments))
+
+    files, dynamic = program_files(pinned, reference, model.example, free, name)
     facts = model.versions(name) | {"dynamic": list(dynamic)}
     return write_bundle(folder, files, facts, PROGRAM)
 
@@ -47,8 +54,11 @@ def _free(model: ExportedModel) -> dict[str, list[int | None]]:
 
 def _time_axes(model: ExportedModel) -> dict[int, int]:
     """Return for each input that has a time axis which one it is."""
+    steps = SteppedModel(model)
     try:
-        axes = model.program.input_axes
+        if steps.lists.arguments.has_lists:
+            return {}  # sizes of lists are no sizes of tensors
+        axes = steps.program.input_axes
     except SnnccError:  # as with attention over time: all steps at once
         return _visited_axes(model)
     pairs = zip(model.sources, axes, strict=True)

@@ -22,13 +22,12 @@ from snncc.export.quantized.choice import Quantization
 from snncc.export.quantized.library import write_quantized
 from snncc.export.replay import require_onnx
 from snncc.export.trace import trace
-from snncc.exporting.network import ExportedModel
-from snncc.frontend.state.sources import gather
+from snncc.exporting.stepped import SteppedModel
 from snncc.interchange.to_nir import to_nir
 
 
 def write_library(
-    model: ExportedModel,
+    model: SteppedModel,
     folder: Path,
     name: str,
     choice: Quantization | None = None,
@@ -46,7 +45,7 @@ def write_library(
     return write_bundle(folder, files, facts | more)
 
 
-def _traced(model: ExportedModel) -> Network:
+def _traced(model: SteppedModel) -> Network:
     """Return one step of a network, its sizes known."""
     program, leaves = model.program, model.leaves
     axes = program.input_axes
@@ -55,7 +54,7 @@ def _traced(model: ExportedModel) -> Network:
     return trace(program, step, model.own, names, model.wanted)
 
 
-def write_cuda(model: ExportedModel, folder: Path, name: str, arches: tuple[str, ...]) -> Bundle:
+def write_cuda(model: SteppedModel, folder: Path, name: str, arches: tuple[str, ...]) -> Bundle:
     """Write a library for GPUs of NVIDIA."""
     check_arches(arches)
     result = _traced(model)
@@ -64,7 +63,7 @@ def write_cuda(model: ExportedModel, folder: Path, name: str, arches: tuple[str,
     return write_bundle(folder, files, _facts(result, model, name) | more, CUDA)
 
 
-def write_onnx(model: ExportedModel, folder: Path, name: str) -> Bundle:
+def write_onnx(model: SteppedModel, folder: Path, name: str) -> Bundle:
     """Write ONNX models; the package ``onnx`` is needed for nothing else."""
     require_onnx()
     from snncc.export.onnx.files import onnx_facts, onnx_files
@@ -72,27 +71,27 @@ def write_onnx(model: ExportedModel, folder: Path, name: str) -> Bundle:
 
     axes = model.program.input_axes
     sources = sources_of([s.name for s in model.sources], model.leaves, model.own, axes)
-    graph = with_open_layers(model.folded.graph, on_gpu=False)
+    graph = with_open_layers(model.compiled.graph, on_gpu=False)
     models = Exporter(model.program, graph, sources, model.wanted).models(model.serves)
     files = onnx_files(models, name, model.inputs, model.outputs)
-    facts = _versions(model, name) | onnx_facts(models)
+    facts = model.versions(name) | onnx_facts(models)
     return write_bundle(folder, files, facts, ONNX)
 
 
-def write_nir(model: ExportedModel, folder: Path, name: str, dt: float) -> Bundle:
+def write_nir(model: SteppedModel, folder: Path, name: str, dt: float) -> Bundle:
     """Write a NIR graph; the package ``nir`` is needed for nothing else."""
-    graph = to_nir(model.fast, *model.example, dt=dt)
+    graph = to_nir(model.whole.fast, *model.whole.example, dt=dt)
     from snncc.export.nir_files import nir_facts, nir_files
 
     example = _sequence(model, model.inputs, model.outputs)
     files = nir_files(graph, name, example.inputs, example.outputs)
-    return write_bundle(folder, files, _versions(model, name) | nir_facts(graph, dt), NIR)
+    return write_bundle(folder, files, model.versions(name) | nir_facts(graph, dt), NIR)
 
 
-def _facts(network: Network, model: ExportedModel, name: str) -> dict[str, Any]:
+def _facts(network: Network, model: SteppedModel, name: str) -> dict[str, Any]:
     """Return what the manifest says of a library."""
     shapes = network.shapes
-    return _versions(model, name) | {
+    return model.versions(name) | {
         "numerics": "as PyTorch, but with norms folded, and products summed in order of inputs",
         "number": "float64" if network.is_double else "float32",
         "inputs": {b.name: list(shapes[b.name]) for b in network.inputs},
@@ -101,11 +100,7 @@ def _facts(network: Network, model: ExportedModel, name: str) -> dict[str, Any]:
     }
 
 
-def _versions(model: ExportedModel, name: str) -> dict[str, Any]:
-    return model.versions(name) | {"steps": model.steps}
-
-
-def _sequence(model: ExportedModel, inputs: list[Tensor], outputs: list[Tensor]) -> Sequence:
+def _sequence(model: SteppedModel, inputs: list[Tensor], outputs: list[Tensor]) -> Sequence:
     """Return a run of the model, time first."""
     own = zip(model.program.input_axes, model.own, strict=True)
     axes = [a for a, is_own in own if is_own]
@@ -115,20 +110,21 @@ def _sequence(model: ExportedModel, inputs: list[Tensor], outputs: list[Tensor])
     return Sequence(_time_first(inputs, axes), _time_first(outputs, ends), steps)
 
 
-def _another(model: ExportedModel, arguments: tuple[Any, ...]) -> Sequence:
+def _another(model: SteppedModel, arguments: tuple[Any, ...]) -> Sequence:
     """Return one more example, which has the sizes of the first but for time."""
-    tape = model.tape
-    given, spec = pytree.tree_flatten((arguments, {}))
+    joined = model.joined(arguments)
+    given, spec = pytree.tree_flatten((joined, {}))
     first = pytree.tree_leaves(model.example)
-    if spec != tape.in_spec or [*map(_kind, given)] != [*map(_kind, first)]:
+    if spec != model.tape.in_spec or [*map(_kind, given)] != [*map(_kind, first)]:
         raise OptionError(
             "An example has other arguments than 'example_inputs', or arguments of other types.",
             code="option.arithmetic",
             hints=["Give tuples of as many arguments, tensors of the same types among them."],
         )
-    leaves = gather(tape, model.fast.program, arguments, {})
-    kinds = zip(leaves, model.leaves, model.own, model.program.input_axes, strict=True)
-    pairs = [(x.detach(), like, a) for x, like, is_own, a in kinds if is_own]
+    kinds = zip(
+        model.gathered(joined), model.leaves, model.own, model.program.input_axes, strict=True
+    )
+    pairs = [(x, like, a) for x, like, is_own, a in kinds if is_own]
     for x, like, axis in pairs:
         if _without(x, axis) != _without(like, axis):
             raise OptionError(

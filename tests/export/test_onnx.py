@@ -231,6 +231,25 @@ class Named(nn.Module):
         return total / y.shape[0], y
 
 
+def test_numbers_of_python_follow_the_steps(tmp_path):
+    """A model of a step divides by the steps so far where the code divides by its own count."""
+
+    def mean(x):
+        v, total, count, out = torch.zeros_like(x[0]), torch.zeros_like(x[0]), 0, []
+        for x_t in x:
+            v = 0.5 * v + x_t
+            total, count = total + v, count + 1
+            out.append(v)
+        return out, total / count, total * (1 / count), total / (count + 1)
+
+    x = torch.rand(9, 2, 4)
+    bundle = exported(tmp_path / "net", mean, x)
+
+    _, *expected = mean(x[:4])
+    _, *found = run_steps(bundle, x, steps=4)
+    torch.testing.assert_close(found, expected)
+
+
 def test_names_of_inputs_are_kept_apart(tmp_path):
     """No name of an input, output or state is that of another."""
     y, gain = torch.rand(6, 2, 3), torch.rand(3)

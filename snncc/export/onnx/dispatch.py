@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from snncc.export.names import operator_name
 from snncc.export.onnx import neurons, operators
-from snncc.export.onnx.lowering import DRAWS, Lowering
+from snncc.export.onnx.lowering import Lowering
+from snncc.export.remedies import OUTSIDE
 from snncc.ir import sequence_ops
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.loop_call import LoopCall
@@ -16,7 +18,8 @@ from snncc.ir.time_loop import TimeLoop
 from snncc.passes.scalars.scalar_ops import SCALAR_OPS
 
 _COMPOSED = (
-    NeuronCall, StepCall, LoopCall, TimeLoop, sequence_ops.Folded, sequence_ops.TripLength
+    NeuronCall, StepCall, LoopCall, TimeLoop,
+    sequence_ops.Folded, sequence_ops.TripLength, sequence_ops.StepCount,
 )  # fmt: skip
 
 
@@ -38,9 +41,8 @@ def write_operator(
     if target in SCALAR_OPS or isinstance(target, CustomGradient):
         return low.elementwise(samples, target, args, kwargs)
     if isinstance(target, StepSizes):
-        raise low.refusal("it draws random numbers in each step", DRAWS)
-    name = getattr(target, "__name__", str(target))
-    raise low.refusal(f"the operator '{name}' has no form in ONNX")
+        raise low.refusal("it draws random numbers in each step", OUTSIDE)
+    raise low.refusal(f"the operator '{operator_name(target)}' has no form in ONNX")
 
 
 def _write_composed(
@@ -58,5 +60,7 @@ def _write_composed(
             return neurons.loop(low, target, args)
         case sequence_ops.TripLength():
             return operators.trip_length(low, target, *args)
+        case sequence_ops.StepCount():
+            return operators.step_count(low, target, *args)
         case _:
             return operators.folded(low, target, args, kwargs)

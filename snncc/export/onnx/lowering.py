@@ -19,6 +19,7 @@ from snncc.errors import UnsupportedError
 from snncc.export.onnx.expressions import Lanes, Shapes, Term
 from snncc.export.onnx.graph import GraphWriter
 from snncc.export.onnx.values import Value, known_value, map_values, values_in
+from snncc.export.remedies import OTHER_OPERATORS, OUTSIDE
 from snncc.ir.nodes import Binary, Const, Expr, Op, Unary, Var
 from snncc.ir.walk import is_bool, subexpressions
 from snncc.passes.base import Rejection
@@ -34,12 +35,6 @@ _WHOLE = frozenset(
         *(Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, Op.NE, Op.FLOAT),
     }
 )
-
-HINT = (
-    "Write that part with other operators, or export a program of torch, which has all of them:"
-    " format='pt2'."
-)
-DRAWS = "Export in evaluation mode, or draw outside of the model and pass the numbers as an input."
 
 # Writes one operator; gets the lowering, the operator, and its arguments.
 Write: TypeAlias = Callable[["Lowering", Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -91,7 +86,7 @@ class Lowering:
                 continue
             self.node = node
             if node.meta.get("impure"):
-                raise self.refusal("it draws random numbers or changes a buffer", DRAWS)
+                raise self.refusal("it draws random numbers or changes a buffer", OUTSIDE)
             args = torch.fx.node.map_arg(node.args, found.__getitem__)
             kwargs = torch.fx.node.map_arg(node.kwargs, found.__getitem__)
             found[node] = self.apply(node.target, tuple(args), dict(kwargs))
@@ -295,7 +290,7 @@ class Lowering:
                     return self.graph.node("Shape", name, start=dim, end=dim + 1)
         raise self.refusal("a size depends on the sizes of the input in a way that ONNX has not")
 
-    def refusal(self, reason: str, hint: str = HINT) -> UnsupportedError:
+    def refusal(self, reason: str, hint: str = OTHER_OPERATORS) -> UnsupportedError:
         """Return the error that the network cannot be exported."""
         where = self.node.meta.get("where") if self.node is not None else None
         return UnsupportedError(

@@ -17,8 +17,9 @@ from snncc.export.one_step import after_a_step, begun, in_line, starts_of
 from snncc.export.onnx.choice import choice
 from snncc.export.onnx.dispatch import write_operator
 from snncc.export.onnx.graph import IR_VERSION, OPSET, TYPES, GraphWriter, plain_name
-from snncc.export.onnx.lowering import HINT, Lowering
+from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.values import Value, copied, known_value
+from snncc.export.remedies import OTHER_OPERATORS
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill
 from snncc.version import __version__
@@ -356,7 +357,7 @@ def refused(reason: str) -> UnsupportedError:
         "The network cannot be exported to ONNX.",
         code="unsupported.onnx",
         notes=[reason],
-        hints=[HINT],
+        hints=[OTHER_OPERATORS],
     )
 
 

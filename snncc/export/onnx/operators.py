@@ -49,6 +49,18 @@ def trip_length(low: Lowering, trip: sequence_ops.TripLength, x: Value) -> Any:
     return low.apply(operator.add, (size, trip.offset)) if trip.offset else size
 
 
+def step_count(low: Lowering, count: sequence_ops.StepCount, elapsed: Value | None = None) -> Any:
+    """Return a number that Python computed from the number of steps: so far, or of the example."""
+    if elapsed is None:
+        return count.seen
+    steps = low.apply(operator.mul, (elapsed, count.slope))
+    whole = low.apply(operator.add, (steps, count.offset)) if count.offset else steps
+    if not count.is_inverse:
+        return whole
+    one = known_value(torch.ones((), dtype=low.dtype), low.count)
+    return low.apply(torch.div, (one, whole))
+
+
 def _integers(op: str) -> Handler:
     """Return the handler of arithmetic on integers."""
 
