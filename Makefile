@@ -79,6 +79,7 @@ examples: $(VENV)/.setup  ## run every example
 	$(RUN) examples/digits.py --out out/digits
 	$(RUN) examples/sequential_digits.py
 	$(RUN) examples/vowels.py
+	$(RUN) examples/online_speech.py
 	$(RUN) examples/asynchronous.py
 	$(RUN) examples/deploy_speech.py --out out/deploy
 	$(RUN) examples/language.py
