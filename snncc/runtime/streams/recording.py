@@ -265,7 +265,7 @@ def _plain(operator: Any, args: Any, kwargs: Any) -> Any:
 
 def _writing(operator: Any, make: partial[Any], place: Tensor) -> Action:
     """Return a call that leaves its result in its place."""
-    if torch.Tag.nondeterministic_seeded not in operator.tags:
+    if torch.Tag.nondeterministic_seeded not in operator.tags and make().shape == place.shape:
         out = torch.empty_strided(place.shape, place.stride(), dtype=place.dtype)
         try:
             make(out=out)
