@@ -457,7 +457,7 @@ CASES = {
     "differs": Case(differs),
     "fails-on-one-rank": Case(fails_on_one_rank),
     "cannot-be-split": Case(cannot_be_split),
-    "crossed": Case(crosses_backward_passes, timeout=3 * HASTY),
+    "crossed": Case(crosses_backward_passes, timeout=6 * HASTY),
     "left-alone": Case(is_left_alone, timeout=HASTY),  # the last: its group is unusable after it
 }
 
