@@ -20,7 +20,7 @@ from benchmarks import harness
 from benchmarks.harness import Record
 from snncc.nn import LIF, ATan
 
-SIZES = ((20, 16, 128), (20, 16, 512))  # T, samples, neurons of a layer
+SIZES = ((20, 16, 128),)  # T, samples, neurons of a layer
 QUICK_SIZES = ((3, 2, 16),)
 GROUPS = (8, 1)
 
