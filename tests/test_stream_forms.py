@@ -284,6 +284,18 @@ def test_numbers_of_steps_are_those_so_far(is_peeled):
         assert actual[4:] == expected[4:]
 
 
+def test_numbers_of_steps_are_those_so_far_beside_dynamic_decays():
+    """Substituted neurons are part of the longer programs too that numbers are found by."""
+
+    def model(x):
+        return torch.stack(run(x, torch.zeros_like(x[0]))[0].unbind()).sum(0) / len(x)
+
+    fast, x = snncc.compile(model, mode="dynamic_decay"), dyadic(STEPS, 3, 4)
+    stream = fast.stream(x)
+    for t in range(STEPS):
+        assert torch.equal(stream(x[t]), fast(x[: t + 1]))
+
+
 class Shown(nn.Module):
     """An image that is shown at every step; how its sequence is made differs."""
 

@@ -85,6 +85,7 @@ class Compiled:
         fixed_points: The neurons that run by sweeps.
         parallel_resets: The neurons that run chunks of time at once.
         event_networks: The networks that run as queues of spikes.
+        gates: The parameters of substituted neurons, in mode ``"dynamic_decay"``.
     """
 
     recording: Recording
@@ -96,6 +97,7 @@ class Compiled:
     fixed_points: tuple[Neuron, ...] = ()
     parallel_resets: tuple[ParallelResetNeuron, ...] = ()
     event_networks: tuple[EventRunner, ...] = ()
+    gates: DecayGates | None = None
 
 
 def record(
@@ -186,7 +188,8 @@ def build(
     plan = plan_of(graph, target, sources, described, notes)
     if dump.folder is not None:
         dump.text("report.txt", str(plan))
-    return Compiled(recording, graph, run, plan, target, options, fixed_points, resets, events)
+    ways = fixed_points, resets, events
+    return Compiled(recording, graph, run, plan, target, options, *ways, gates)
 
 
 def sequence_graph(

@@ -84,7 +84,8 @@ def _recorded(
         with RECORDING, memory.passing(), torch.no_grad():
             recording = record(model, args, kwargs)
             values = gather(recording.tape, model, args, kwargs)
-            graph = sequence_graph(recording, compiled.options, values, Dump("longer"))
+            dump = Dump("longer")
+            graph = sequence_graph(recording, compiled.options, values, dump, compiled.gates)
     except (SnnccError, RuntimeError, IndexError, ValueError, TypeError, KeyError):
         return None
     recording.tape.forget_calls()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.state.objects import opened
+from snncc.frontend.state.results import returned
 from snncc.frontend.state.sources import named_tensors, preserved, walk
-from snncc.ir.tape import SourceKind
+from snncc.ir.tape import SourceKind, Tape
+
+# Positional and keyword arguments of a call.
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Cotangents:
@@ -95,7 +99,7 @@ class Seen:
 def observe(
     run: Callable[..., Any],
     program: Callable[..., Any],
-    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    arguments: Arguments,
     leaves: dict[str, Tensor],
     seeds: Cotangents,
 ) -> Seen:
@@ -109,3 +113,11 @@ def observe(
             if source.kind is not SourceKind.PARAMETER
         }
         return Seen(outputs, state, differentiate(outputs, leaves, seeds))
+
+
+def results_of(
+    tape: Tape, program: Callable[..., Any], outputs: Sequence[Any], arguments: Arguments
+) -> list[Tensor]:
+    """Return what a recorded call would show, given the outputs of its graph."""
+    args, kwargs = arguments
+    return flat(returned(tape, program, outputs, args, kwargs), held_by(program, args, kwargs))

@@ -43,20 +43,19 @@ from snncc.equivalence.certificate import (
 from snncc.equivalence.events import compare_events
 from snncc.equivalence.folds import compare_folds, moved_spikes
 from snncc.equivalence.observation import (
+    Arguments,
     Cotangents,
     Seen,
     differentiate,
-    flat,
-    held_by,
     leaves_of,
     observe,
+    results_of,
     unwritten,
 )
 from snncc.equivalence.scans import compare_scan
 from snncc.equivalence.translation import call_stepwise, interpret_graph, is_product, run_stepwise
 from snncc.errors import EquivalenceError, OptionError
 from snncc.frontend.precision import without_autocast
-from snncc.frontend.state.results import returned
 from snncc.frontend.state.sources import gather, preserved
 from snncc.ir import sequence_ops
 from snncc.ir.custom_gradient import run_graph
@@ -112,27 +111,15 @@ def verify(
     if fast.options.mode == "async":
         return _queue(model, fast, compiled, (args, kwargs), gradients, seed)
     _require_original(compiled)
-    serial, twin = program_of(model, fast.options), fast.program
     seeds = Cotangents(seed)
-    given = [leaves_of(m, args, kwargs) for m in (model, fast)]
-    leaves = given if gradients else [{}, {}]
-    is_cut = fast.options.mode == "online"
-    with unwritten(given[0]):
-        expected = observe(serial, serial, (args, kwargs), {} if is_cut else leaves[0], seeds)
-    if is_cut:
-        with unwritten(given[0]):
-            cut = _cut_gradients(compiled, serial, (args, kwargs), leaves[0], seeds)
+    expected, actual = _observed(model, fast, (args, kwargs), gradients, seeds)
+    if gradients and fast.options.mode == "online":
+        cut = _cut_gradients(compiled, model, fast.options, (args, kwargs), seeds)
         expected = replace(expected, gradients=cut)
-    with unwritten(given[1]):
-        actual = observe(fast, twin, (args, kwargs), leaves[1], seeds)
+    twin = fast.program
     values = gather(compiled.recording.tape, twin, args, kwargs)
     graph = _with_norms(compiled, values, fast)
-    # A recurrent layer of torch rounds in another way where it is to have a gradient.
-    with_graph = torch.is_grad_enabled() and has_layers(graph)
-    with without_autocast(), preserved(twin, args, kwargs), torch.set_grad_enabled(with_graph):
-        outputs = run_stepwise(as_written(graph), values)
-        results = returned(compiled.recording.tape, twin, outputs, args, kwargs)
-        stepwise = flat(results, held_by(twin, args, kwargs))
+    stepwise = _stepwise(compiled, graph, values, twin, (args, kwargs))
     allowed = _structural_tolerance(compiled, expected.outputs)
     comparisons = [*compare_all("structure", "output", expected.outputs, stepwise, allowed)]
     with without_autocast(), preserved(twin, args, kwargs):
@@ -144,6 +131,39 @@ def verify(
     comparisons += _explained(network, comparisons, compiled)
     notes = _notes(comparisons, fast.options.mode, gradients=gradients)
     return Report(tuple(comparisons), compiled.plan.numerics, notes)
+
+
+def _observed(
+    model: Callable[..., Any],
+    fast: CompiledModule,
+    arguments: Arguments,
+    gradients: bool,
+    seeds: Cotangents,
+) -> tuple[Seen, Seen]:
+    """Return what a call of the model shows, and what one of the compiled model does."""
+    given = [leaves_of(m, *arguments) for m in (model, fast)]
+    serial, leaves = program_of(model, fast.options), given if gradients else [{}, {}]
+    if fast.options.mode == "online":  # its gradients are compared with other code
+        leaves = [{}, leaves[1]]
+    with unwritten(given[0]):
+        expected = observe(serial, serial, arguments, leaves[0], seeds)
+    with unwritten(given[1]):
+        return expected, observe(fast, fast.program, arguments, leaves[1], seeds)
+
+
+def _stepwise(
+    compiled: Compiled,
+    graph: torch.fx.Graph,
+    values: Sequence[Any],
+    twin: Callable[..., Any],
+    arguments: Arguments,
+) -> list[Tensor]:
+    """Return what the loops of a graph give as they are written, one step after another."""
+    # A recurrent layer of torch rounds in another way where it is to have a gradient.
+    with_graph = torch.is_grad_enabled() and has_layers(graph)
+    with without_autocast(), preserved(twin, *arguments), torch.set_grad_enabled(with_graph):
+        outputs = run_stepwise(as_written(graph), values)
+        return results_of(compiled.recording.tape, twin, outputs, arguments)
 
 
 def _require_original(compiled: Compiled) -> None:
@@ -160,7 +180,7 @@ def _queue(  # noqa: PLR0913 - those of `verify`
     model: Callable[..., Any],
     fast: CompiledModule,
     compiled: Compiled,
-    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    arguments: Arguments,
     gradients: bool,
     seed: int,
 ) -> Report:
@@ -325,26 +345,22 @@ def _single(node: torch.fx.Node, options: Options) -> Callable[..., tuple[Any, .
 
 def _cut_gradients(
     compiled: Compiled,
-    program: Callable[..., Any],
-    arguments: tuple[tuple[Any, ...], dict[str, Any]],
-    leaves: dict[str, Tensor],
+    model: Callable[..., Any],
+    options: Options,
+    arguments: Arguments,
     seeds: Cotangents,
 ) -> dict[str, Tensor]:
     """Return the gradients of the serial code, as recorded, with the states of loops detached."""
-    args, kwargs = arguments
-    tape = compiled.recording.tape
-    recording = compiled.recording
-    graph = recording.rolled.graph
+    program, leaves = program_of(model, options), leaves_of(model, *arguments)
+    recording, graph = compiled.recording, compiled.recording.rolled.graph
     opens = () if has_layers(compiled.graph) else (OpenLayers(),)
     for each in (*opens, cutting_time(recording)):
         after = each.run(graph)
         assert isinstance(after, torch.fx.Graph)  # or it would not be compiled
         graph = after
-    with without_autocast(), preserved(program, args, kwargs):
-        outputs = run_graph(graph, gather(tape, program, args, kwargs))
-        results = flat(
-            returned(tape, program, outputs, args, kwargs), held_by(program, args, kwargs)
-        )
+    with unwritten(leaves), without_autocast(), preserved(program, *arguments):
+        outputs = run_graph(graph, gather(recording.tape, program, *arguments))
+        results = results_of(recording.tape, program, outputs, arguments)
         return differentiate(results, leaves, seeds)
 
 
