@@ -390,10 +390,8 @@ def _explained(
 def _notes(comparisons: list[Comparison], mode: str, *, gradients: bool) -> tuple[str, ...]:
     notes = moved_spikes(comparisons)
     if any(c.explained for c in comparisons):
-        notes += [
-            "Structure and kernels are exact and the products agree to rounding:",
-            "where the network differs, a sum in another order crossed a threshold.",
-        ]
+        notes += ["Structure and kernels are exact and the products agree to rounding:"]
+        notes += ["where the network differs, a sum in another order crossed a threshold."]
     if mode == "serial":
         notes += ["Gradients are not compared: mode 'serial' has none."]
     if mode == "online" and gradients:
