@@ -69,7 +69,7 @@ The first rows are times of a training step; chunks have 32 steps.
 "Wrong" is the share of spikes that are not the serial ones.
 """
 DEVICES = """Training steps whose time is split over two processes of one thread each, on two
-cores; the states of a layer of neurons are handed over in M blocks ([devices.md](devices.md)).
+cores; the states of a layer of neurons are handed over in M blocks ([processes.md](processes.md)).
 "Formula" is what one process of one thread and a hand-over make of the cost model, in each
 direction; a hand-over here is one to the next rank and one back.
 """

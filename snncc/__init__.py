@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from snncc.convergence import Convergence, ConvergenceReport, convergence
-from snncc.distribution import DistributedModule, distribute
 from snncc.equivalence.certificate import Report
 from snncc.equivalence.verify import verify
 from snncc.errors import (
@@ -30,13 +28,15 @@ from snncc.errors import (
     UnsupportedError,
 )
 from snncc.export.bundle import Bundle, read_bundle
+from snncc.export.entry.export import export
 from snncc.export.quantized.choice import Quantization
 from snncc.export.replay import BundleReport, load_program, verify_bundle
-from snncc.exporting.export import export
-from snncc.interchange.from_nir import NIRModel, from_nir
-from snncc.interchange.to_nir import to_nir
 from snncc.ir.numerics import Numerics
-from snncc.module import CompiledModule, compile_model
+from snncc.model.convergence import Convergence, ConvergenceReport, convergence
+from snncc.model.distribution import DistributedModule, distribute
+from snncc.model.module import CompiledModule, compile_model
+from snncc.nir.from_nir import NIRModel, from_nir
+from snncc.nir.to_nir import to_nir
 from snncc.options import Options
 from snncc.reporting.explanation import Explanation, explain
 from snncc.reporting.report import Layer, Plan

@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 import snncc
-from snncc.distribution import require_same
 from snncc.ir.nodes import Binary, Const, Let, Op, Recurrence, State, Var
 from snncc.ir.program import NeuronProgram
+from snncc.model.distribution import require_same
 from snncc.nn import LIF, ATan
 from snncc.runtime.gpu.binaries import compile_offline
 from snncc.runtime.gpu.cuda_build import find_nvcc

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import snncc
-from snncc.distribution import DistributedModule
+from snncc.model.distribution import DistributedModule
 from snncc.nn import ATan
 from tests.models import Feedforward, Stateful
 from tests.recurrent_models import OwnSpikes

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.state.sources import preserved
-from snncc.module import CompiledModule
+from snncc.model.module import CompiledModule
 
 WARMUP = 2
 LEAST_ROUNDS = 5

@@ -29,7 +29,7 @@ from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import TimeLoop
 from snncc.ir.walk import bool_lets
-from snncc.module import CompiledModule
+from snncc.model.module import CompiledModule
 from snncc.options import GPU_TARGETS, TargetName
 from snncc.runtime.backward import BackwardCall
 from snncc.runtime.gpu.binaries import (

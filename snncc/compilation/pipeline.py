@@ -13,11 +13,11 @@ import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from snncc.compilation.dump import Dump
 from snncc.compilation.refusals import refusal
 from snncc.compilation.runnable import KernelCall, with_kernels
 from snncc.compilation.select_form import select_forms
 from snncc.compilation.streamed import hides_steps
-from snncc.dump import Dump
 from snncc.equivalence.translation import check_translation
 from snncc.errors import TargetError, UnsupportedError
 from snncc.frontend.capture import capture

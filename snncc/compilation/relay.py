@@ -26,8 +26,8 @@ from snncc.ir.printer import print_recurrence
 from snncc.ir.time_loop import Fill
 from snncc.options import Options
 from snncc.passes.base import Rejection
-from snncc.runtime.devices.relays import Give, RelayedNeuron, Take
 from snncc.runtime.operators import Neuron
+from snncc.runtime.processes.relays import Give, RelayedNeuron, Take
 
 Node = torch.fx.Node
 # Operators that count steps from the first on, with numbers that the model has for each of them.
@@ -58,8 +58,8 @@ def _is_impure(node: Node) -> bool:
 def relayed(program: ChunkProgram, options: Options) -> Callable[..., tuple[Any, ...]]:
     """Return a function that runs a program and hands its states on.
 
-    It takes a `snncc.runtime.devices.handover.Call`, and then what the graph of the program takes;
-    it returns the outputs without the states.
+    It takes a `snncc.runtime.processes.handover.Call`, and then what the graph of the program
+    takes; it returns the outputs without the states.
     """
     return function_of(_Relay(program, options).graph)
 

@@ -17,10 +17,10 @@ import torch.fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from snncc.compilation.dump import Dump
 from snncc.compilation.pipeline import Compiled, record, sequence_graph
 from snncc.compilation.specializations import RECORDING
 from snncc.compilation.time_lists import TimeLists, find_time_lists
-from snncc.dump import Dump
 from snncc.errors import SnnccError, UnsupportedError
 from snncc.frontend.state.sources import gather
 from snncc.ir.sequence_ops import StepCount

@@ -29,9 +29,9 @@ import torch.fx
 from torch import Tensor
 
 from snncc.arguments import Check
+from snncc.compilation.dump import Dump
 from snncc.compilation.pipeline import Compiled, cutting_time, sequence_graph
 from snncc.compilation.runnable import executable
-from snncc.dump import Dump
 from snncc.equivalence.certificate import (
     OUTPUT_TOLERANCE,
     Comparison,
@@ -63,7 +63,7 @@ from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Scan
 from snncc.ir.numerics import Numerics
-from snncc.module import CompiledModule, program_of, require_model
+from snncc.model.module import CompiledModule, program_of, require_model
 from snncc.options import Options
 from snncc.passes.folding.fold_membrane_norm import INTO_SCALE, INTO_STATE
 from snncc.passes.loops.open_layers import OpenLayers, has_layers

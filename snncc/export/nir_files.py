@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import OptionError
 from snncc.export.arrays import TEST_VECTOR, UntrustedError, archive, compare, read_arrays
-from snncc.interchange.from_nir import from_nir
+from snncc.nir.from_nir import from_nir
 
 NUMERICS = (
     "one step of forward Euler a time step, spikes above the threshold, reset in the same step;"

@@ -16,7 +16,7 @@ from rich.text import Text
 from snncc.arguments import Check, shown
 from snncc.errors import OptionError, SnnccError
 from snncc.errors import render as render_error
-from snncc.module import CompiledModule, compile_model
+from snncc.model.module import CompiledModule, compile_model
 from snncc.options import Options
 from snncc.reporting.report import Layer, Plan, as_data, short
 from snncc.reporting.wording import describe

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from snncc.arguments import Check
 from snncc.errors import LaunchError, OptionError
-from snncc.interchange.nir_checks import STEP, check_file, refused
-from snncc.interchange.nir_graph import Plan, flat
-from snncc.interchange.nir_nodes import NodeReader
-from snncc.interchange.nir_shapes import find_shapes
-from snncc.interchange.nir_stages import Spike, Stage, above
+from snncc.nir.checks import STEP, check_file, refused
+from snncc.nir.graph import Plan, flat
+from snncc.nir.nodes import NodeReader
+from snncc.nir.shapes import find_shapes
+from snncc.nir.stages import Spike, Stage, above
 
 
 class NIRModel(nn.Module):

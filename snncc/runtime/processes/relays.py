@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snncc.runtime.devices.blocks import Blocks, run_in_parts, runs_in_parts
-from snncc.runtime.devices.handover import Call
 from snncc.runtime.neuron import Neuron
+from snncc.runtime.processes.blocks import Blocks, run_in_parts, runs_in_parts
+from snncc.runtime.processes.handover import Call
 
 
 @dataclass(frozen=True)

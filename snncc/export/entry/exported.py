@@ -18,7 +18,7 @@ from snncc.frontend.placement import placed
 from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.tape import Position, Source, Tape
-from snncc.module import CompiledModule
+from snncc.model.module import CompiledModule
 from snncc.version import __version__
 
 

@@ -16,11 +16,11 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-from snncc.interchange.nir_parts import Parts, name_of
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.nodes import Const, Input, Rank, Recurrence, State
 from snncc.ir.step_call import StepCall, output_name, step_inputs
 from snncc.ir.time_loop import Carry, Fill
+from snncc.nir.parts import Parts, name_of
 
 
 class LoopWriter:

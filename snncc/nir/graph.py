@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from snncc.interchange.nir_checks import CHECK, refused
-from snncc.interchange.nir_nodes import NodeReader
-from snncc.interchange.nir_stages import Stage, above
+from snncc.nir.checks import CHECK, refused
+from snncc.nir.nodes import NodeReader
+from snncc.nir.stages import Stage, above
 
 Arrow: TypeAlias = tuple[str, str]
 

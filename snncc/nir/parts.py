@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.errors import UnsupportedError
-from snncc.interchange.nir_neurons import InexpressibleError, neuron_node
 from snncc.ir import sequence_ops
 from snncc.ir.nodes import Recurrence
+from snncc.nir.neurons import InexpressibleError, neuron_node
 from snncc.source import Location
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from snncc.ir.once import no_second_derivative
-from snncc.runtime.devices.ranks import Ranks, Receipt
+from snncc.runtime.processes.ranks import Ranks, Receipt
 
 
 @dataclass

@@ -91,7 +91,7 @@ def check_file(path: Path) -> None:
         raise refused(f"'{path}' cannot be read as a NIR graph: {said[:500]}.", _ANEW)
 
 
-_REHEARSAL = Path(__file__).with_name("nir_rehearsal.py")
+_REHEARSAL = Path(__file__).with_name("rehearsal.py")
 _SECONDS = 60
 _ANEW = "Write it anew."
 CHECK = "Check the graph: nir.NIRGraph(..., type_check=True) does."

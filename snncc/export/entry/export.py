@@ -11,14 +11,14 @@ from typing import Any
 from snncc.arguments import Check, shown
 from snncc.errors import OptionError
 from snncc.export.bundle import Bundle
+from snncc.export.entry.exported import exported_model
+from snncc.export.entry.stepped import SteppedModel
+from snncc.export.entry.torch_program import write_program
+from snncc.export.entry.writers import write_cuda, write_library, write_nir, write_onnx
 from snncc.export.names import is_library_name
 from snncc.export.quantized.choice import Quantization, quantization_of
-from snncc.exporting.network import exported_model
-from snncc.exporting.stepped import SteppedModel
-from snncc.exporting.torch_program import write_program
-from snncc.exporting.writers import write_cuda, write_library, write_nir, write_onnx
-from snncc.interchange.nir_checks import STEP
-from snncc.module import CompiledModule, example_of
+from snncc.model.module import CompiledModule, example_of
+from snncc.nir.checks import STEP
 
 Writer = Callable[[SteppedModel, Path, str], Bundle]
 

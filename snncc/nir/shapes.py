@@ -8,9 +8,9 @@ takes.
 
 from __future__ import annotations
 
-from snncc.interchange.nir_checks import CHECK, refused, whole
-from snncc.interchange.nir_graph import Plan
-from snncc.interchange.nir_stages import Shape, Stage
+from snncc.nir.checks import CHECK, refused, whole
+from snncc.nir.graph import Plan
+from snncc.nir.stages import Shape, Stage
 
 
 def find_shapes(plan: Plan, stages: dict[str, Stage]) -> dict[str, Shape | None]:

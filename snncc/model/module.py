@@ -19,13 +19,13 @@ from snncc.frontend.precision import without_autocast
 from snncc.frontend.session import is_recording
 from snncc.frontend.state.results import apart, returned, write_back
 from snncc.frontend.stepping import OverTime
+from snncc.model.streaming import open_stream
 from snncc.options import Options
 from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.reporting.report import Plan
 from snncc.runtime.forms.parallel_reset import Chunks
 from snncc.runtime.streams.stream import Stream
 from snncc.runtime.tracing import refuse_transforms
-from snncc.streaming import open_stream
 
 
 class CompiledModule(nn.Module):

@@ -30,7 +30,7 @@ from snncc.ir.neuron_class import Reset, Role
 from snncc.ir.nodes import Expr, FixedPoint, FusedTime, Let, Op, Recurrence, Unary, Var
 from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets, names_read
-from snncc.module import compile_model
+from snncc.model.module import compile_model
 from snncc.options import Options
 from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.classify_neurons import classify_neuron

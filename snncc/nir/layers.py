@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy
 
-from snncc.interchange.nir_parts import Parts
+from snncc.nir.parts import Parts
 
 
 def move_biases(parts: Parts) -> None:

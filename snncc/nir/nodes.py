@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snncc.interchange.nir_checks import CHECK, common_size, numbers, refused, whole
-from snncc.interchange.nir_stages import (
+from snncc.nir.checks import CHECK, common_size, numbers, refused, whole
+from snncc.nir.stages import (
     Current,
     Delay,
     Firing,

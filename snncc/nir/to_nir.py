@@ -14,16 +14,16 @@ from snncc.compilation.chunk_programs import uniform_program
 from snncc.compilation.streamed import returning
 from snncc.errors import OptionError
 from snncc.frontend.state.sources import gather
-from snncc.interchange.nir_checks import STEP
-from snncc.interchange.nir_graph import delays_of
-from snncc.interchange.nir_layers import gather_layers, move_biases
-from snncc.interchange.nir_loops import LoopWriter
-from snncc.interchange.nir_parts import Parts, name_of, shape_of
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.tape import SourceKind
-from snncc.module import CompiledModule, example_of
+from snncc.model.module import CompiledModule, example_of
+from snncc.nir.checks import STEP
+from snncc.nir.graph import delays_of
+from snncc.nir.layers import gather_layers, move_biases
+from snncc.nir.loops import LoopWriter
+from snncc.nir.parts import Parts, name_of, shape_of
 
 
 def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:

@@ -32,10 +32,10 @@ from snncc.frontend.state.results import apart, returned, write_back, written
 from snncc.frontend.state.sources import gather
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.graph_function import function_of
-from snncc.module import CompiledModule
+from snncc.model.module import CompiledModule
 from snncc.passes.base import Rejection
-from snncc.runtime.devices.handover import Call, enter, leave
-from snncc.runtime.devices.ranks import Ranks
+from snncc.runtime.processes.handover import Call, enter, leave
+from snncc.runtime.processes.ranks import Ranks
 
 MOST_BLOCKS = 4096
 

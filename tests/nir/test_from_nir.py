@@ -14,7 +14,7 @@ from torch import Tensor
 
 import snncc
 from snncc.errors import LaunchError, OptionError
-from snncc.interchange import nir_checks
+from snncc.nir import checks
 from tests.interchange.graphs import (
     DT,
     GRAPHS,
@@ -450,8 +450,8 @@ def test_a_file_that_the_library_does_not_survive_is_refused(
     """It is read in another process first, which may go on for ever, or die."""
     nir.write(tmp_path / "net.nir", dense())
     (tmp_path / "reader.py").write_text(script)
-    monkeypatch.setattr(nir_checks, "_REHEARSAL", tmp_path / "reader.py")
+    monkeypatch.setattr(checks, "_REHEARSAL", tmp_path / "reader.py")
     if "while" in script:
-        monkeypatch.setattr(nir_checks, "_SECONDS", 0.2)
+        monkeypatch.setattr(checks, "_SECONDS", 0.2)
 
     assert message in refusal_of(lambda: snncc.from_nir(tmp_path / "net.nir"))

@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import SnnccError
 from snncc.export.bundle import PROGRAM, Bundle, write_bundle
+from snncc.export.entry.exported import ExportedModel
+from snncc.export.entry.stepped import SteppedModel
 from snncc.export.torch_program import Pinned, program_files, resized
-from snncc.exporting.network import ExportedModel
-from snncc.exporting.stepped import SteppedModel
 from snncc.ir.loop_call import loop_of
 from snncc.ir.sequence_ops import TripLength
 

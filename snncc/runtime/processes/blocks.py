@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from snncc.runtime import memory
-from snncc.runtime.devices.handover import Call
-from snncc.runtime.devices.ranks import Ranks
 from snncc.runtime.layout import Layout
 from snncc.runtime.neuron import Neuron
 from snncc.runtime.plans import BackwardPlan, ForwardPlan, input_order
+from snncc.runtime.processes.handover import Call
+from snncc.runtime.processes.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""``export()``: from a compiled model to the writer of a format."""

@@ -1,1 +1,0 @@
-"""Networks of other tools: the Neuromorphic Intermediate Representation (NIR)."""

@@ -1,0 +1,1 @@
+"""The Neuromorphic Intermediate Representation (NIR): networks of other tools, read and written."""
