@@ -15,7 +15,7 @@ from torch import Tensor
 import snncc
 from snncc.errors import LaunchError, OptionError
 from snncc.nir import checks
-from tests.interchange.graphs import (
+from tests.nir.graphs import (
     DT,
     GRAPHS,
     currents,
