@@ -84,7 +84,7 @@ def _verify_onnx(bundle: Bundle) -> BundleReport:
 
 def _verify_program(bundle: Bundle) -> BundleReport:
     from snncc.export.arrays import UntrustedError
-    from snncc.export.torch_program import replay
+    from snncc.export.torch_program.program import replay
 
     try:
         return BundleReport(*replay(bundle.folder, bundle.name))
@@ -101,7 +101,7 @@ def load_program(folder: str | os.PathLike[str]) -> Any:
         BundleError: It is no such bundle, or damaged.
     """
     from snncc.export.arrays import UntrustedError
-    from snncc.export.torch_program import load_files
+    from snncc.export.torch_program.program import load_files
 
     bundle = read_bundle(folder)
     if bundle.manifest["format"] != PROGRAM:

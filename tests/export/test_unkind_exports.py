@@ -23,7 +23,7 @@ from snncc.export.arrays import UntrustedError, compare
 from snncc.export.bundle import ONNX, write_bundle
 from snncc.export.c.footprint import code_bytes
 from snncc.export.names import is_library_name, parameter_name
-from snncc.export.program_archive import check_archive, is_size
+from snncc.export.torch_program.archive import check_archive, is_size
 
 STRICT = ("-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wshadow")
 X = torch.rand(5, 1, 3)

@@ -15,8 +15,8 @@ from snncc.codegen.c.expressions import C_TYPE, c_names, dialect, literal
 from snncc.codegen.prepare import find_bools
 from snncc.export.c.functions import fixed_names
 from snncc.export.c.parts import Parts, Places, in_order, taken
-from snncc.export.loops import Loops, loops_over
-from snncc.export.network import (
+from snncc.export.network.loops import Loops, loops_over
+from snncc.export.network.nodes import (
     Array,
     Border,
     Buffer,

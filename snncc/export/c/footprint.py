@@ -11,7 +11,7 @@ from typing import Any
 
 from snncc.errors import TargetError
 from snncc.export.c.library import Numbers
-from snncc.export.network import Network
+from snncc.export.network.nodes import Network
 from snncc.runtime.binaries.build import find_compiler
 
 

@@ -14,8 +14,8 @@ from snncc.export.c.code import Writer
 from snncc.export.c.files import CMAKE, MAIN, MAKEFILE
 from snncc.export.c.functions import fixed_part
 from snncc.export.c.templates import CHECK_WEIGHTS, HEADER, SOURCE
-from snncc.export.memory import Memory
-from snncc.export.network import Buffer, Network
+from snncc.export.network.memory import Memory
+from snncc.export.network.nodes import Buffer, Network
 
 MAGIC = b"SNNCCW01"
 # Where steps are read, the count stays at its largest, which 32 bits reach after 2^32 steps.

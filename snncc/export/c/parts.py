@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from snncc.export.loops import Loops, indented, loops_over
-from snncc.export.network import (
+from snncc.export.network.loops import Loops, indented, loops_over
+from snncc.export.network.nodes import (
     Array,
     Buffer,
     Convolution,

@@ -14,9 +14,9 @@ from typing import assert_never
 from snncc.codegen.c.expressions import literal
 from snncc.codegen.cuda.variables import WORDS
 from snncc.export.c.code import Writer
-from snncc.export.loops import Loops, broadcast_strides
-from snncc.export.memory import Memory
-from snncc.export.network import (
+from snncc.export.network.loops import Loops, broadcast_strides
+from snncc.export.network.memory import Memory
+from snncc.export.network.nodes import (
     Array,
     Border,
     Buffer,

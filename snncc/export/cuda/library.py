@@ -16,7 +16,7 @@ from snncc.export.c.library import COUNT, FloatNumbers, Library, in_rows
 from snncc.export.c.library import Sequence as Run
 from snncc.export.cuda.kernels import THREADS, DeviceMemory, KernelWriter
 from snncc.export.cuda.templates import HEADER, KERNELS, MAKEFILE, SOURCE
-from snncc.export.network import Buffer, Home, Network
+from snncc.export.network.nodes import Buffer, Home, Network
 from snncc.runtime.gpu.cuda_build import find_cuda_compiler
 
 # CUDA_ERROR_NO_BINARY_FOR_GPU

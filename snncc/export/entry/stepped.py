@@ -17,7 +17,7 @@ from snncc.compilation.streamed import WHOLE
 from snncc.compilation.time_lists import TimeLists, find_time_lists
 from snncc.errors import OptionError, UnsupportedError
 from snncc.export.entry.exported import ExportedModel, wanted_outputs
-from snncc.export.one_step import looked_up_last
+from snncc.export.network.one_step import looked_up_last
 from snncc.frontend.state.sources import gather
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.tape import Source, SourceKind, Tape

@@ -13,7 +13,7 @@ from snncc.errors import SnnccError
 from snncc.export.bundle import PROGRAM, Bundle, write_bundle
 from snncc.export.entry.exported import ExportedModel
 from snncc.export.entry.stepped import SteppedModel
-from snncc.export.torch_program import Pinned, program_files, resized
+from snncc.export.torch_program.program import Pinned, program_files, resized
 from snncc.ir.loop_call import loop_of
 from snncc.ir.sequence_ops import TripLength
 

@@ -18,11 +18,11 @@ from snncc.export.c.library import write_library as library_files
 from snncc.export.cuda.library import check_arches
 from snncc.export.cuda.library import write_cuda_library as cuda_files
 from snncc.export.entry.stepped import SteppedModel
-from snncc.export.network import Network
+from snncc.export.network.nodes import Network
+from snncc.export.network.trace import trace
 from snncc.export.quantized.choice import Quantization
 from snncc.export.quantized.library import write_quantized
 from snncc.export.replay import require_onnx
-from snncc.export.trace import trace
 from snncc.nir.to_nir import to_nir
 
 

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from snncc.export.network.tensor_operators import items
 from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.values import Value
-from snncc.export.tensor_operators import items
 from snncc.ir import sequence_ops
 
 Handler: TypeAlias = Callable[..., Any]

@@ -13,7 +13,7 @@ from onnx import checker, helper
 from torch import Tensor
 
 from snncc.errors import UnsupportedError
-from snncc.export.one_step import after_a_step, begun, in_line, starts_of
+from snncc.export.network.one_step import after_a_step, begun, in_line, starts_of
 from snncc.export.onnx.choice import choice
 from snncc.export.onnx.dispatch import write_operator
 from snncc.export.onnx.graph import IR_VERSION, OPSET, TYPES, GraphWriter, plain_name

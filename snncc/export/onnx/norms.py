@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from snncc.export.network.tensor_operators import items
 from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.values import Value
-from snncc.export.tensor_operators import items
 
 Handler: TypeAlias = Callable[..., Any]
 Samples: TypeAlias = tuple[Any, ...]

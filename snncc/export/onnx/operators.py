@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from snncc.export.network.tensor_operators import items
 from snncc.export.onnx.layers import LAYERS
 from snncc.export.onnx.lookups import LOOKUPS, small
 from snncc.export.onnx.lowering import Lowering
 from snncc.export.onnx.norms import NORMS
 from snncc.export.onnx.values import Value, known_value
-from snncc.export.tensor_operators import items
 from snncc.frontend.operators import canonical
 from snncc.ir import sequence_ops
 

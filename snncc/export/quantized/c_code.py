@@ -9,9 +9,9 @@ from typing import assert_never
 
 from snncc.codegen.c.expressions import c_names
 from snncc.export.c.parts import Parts, in_order
-from snncc.export.loops import Loops, loops_over
-from snncc.export.memory import Memory
-from snncc.export.network import Array, Buffer, Steps
+from snncc.export.network.loops import Loops, loops_over
+from snncc.export.network.memory import Memory
+from snncc.export.network.nodes import Array, Buffer, Steps
 from snncc.export.quantized.c_functions import fixed_names, fixed_part
 from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (

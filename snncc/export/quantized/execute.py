@@ -11,8 +11,8 @@ from typing import Any, TypeAlias, assert_never
 
 import numpy
 
-from snncc.export.loops import broadcast_strides
-from snncc.export.network import Array, Buffer, Steps, positions
+from snncc.export.network.loops import broadcast_strides
+from snncc.export.network.nodes import Array, Buffer, Steps, positions
 from snncc.export.quantized.formats import MOST_STEPS
 from snncc.export.quantized.nodes import (
     Apply,

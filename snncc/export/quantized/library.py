@@ -9,7 +9,7 @@ from snncc.errors import UnsupportedError
 from snncc.export.c.footprint import footprint
 from snncc.export.c.library import Sequence as Example
 from snncc.export.c.library import write_library
-from snncc.export.network import Network
+from snncc.export.network.nodes import Network
 from snncc.export.quantized.choice import Quantization
 from snncc.export.quantized.mismatch import measure, reference, steps_of
 from snncc.export.quantized.nodes import QuantizedNetwork

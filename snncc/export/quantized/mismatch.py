@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from snncc.errors import OptionError
-from snncc.export import network as floats
 from snncc.export.c.library import Sequence as Example
-from snncc.export.network import Network, positions
+from snncc.export.network import nodes as floats
+from snncc.export.network.nodes import Network, positions
 from snncc.export.quantized.execute import Run
 from snncc.export.quantized.formats import limited, whole
 from snncc.export.quantized.nodes import Pointwise, QuantizedNetwork

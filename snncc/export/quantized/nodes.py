@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 import numpy
 
-from snncc.export import network as floats
-from snncc.export.network import Array, Buffer, Network, Steps
+from snncc.export.network import nodes as floats
+from snncc.export.network.nodes import Array, Buffer, Network, Steps
 from snncc.export.quantized.formats import Arithmetic, Format
 
 

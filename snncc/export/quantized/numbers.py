@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 
 from snncc.export.c.library import Weights, in_rows
-from snncc.export.network import Buffer
+from snncc.export.network.nodes import Buffer
 from snncc.export.quantized.c_code import Writer
 from snncc.export.quantized.nodes import Constant, QuantizedNetwork
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.errors import SnnccError
-from snncc.export.loops import broadcast_strides
-from snncc.export.network import (
+from snncc.export.network.loops import broadcast_strides
+from snncc.export.network.nodes import (
     Array,
     Border,
     Buffer,

@@ -10,9 +10,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from snncc.export import network as floats
-from snncc.export.loops import broadcast_strides
-from snncc.export.network import Array, Buffer, Home, Steps, dense_strides
+from snncc.export.network import nodes as floats
+from snncc.export.network.loops import broadcast_strides
+from snncc.export.network.nodes import Array, Buffer, Home, Steps, dense_strides
 from snncc.export.quantized import nodes
 from snncc.export.quantized.expressions import Compiler, Known, Operand, Value
 from snncc.export.quantized.formats import MOST_STEPS, Arithmetic, Format

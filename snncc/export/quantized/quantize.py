@@ -15,9 +15,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from snncc.export import network as floats
-from snncc.export.memory import arrays_of
-from snncc.export.network import Array, Buffer, Home, Network, dense_strides
+from snncc.export.network import nodes as floats
+from snncc.export.network.memory import arrays_of
+from snncc.export.network.nodes import Array, Buffer, Home, Network, dense_strides
 from snncc.export.quantized import nodes
 from snncc.export.quantized.expressions import NoWholeFormError
 from snncc.export.quantized.formats import (

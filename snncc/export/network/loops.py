@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from snncc.export.network import Strided
+from snncc.export.network.nodes import Strided
 
 Strides = tuple[int, ...]
 

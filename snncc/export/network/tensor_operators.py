@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snncc.export.network import (
+from snncc.export.network.nodes import (
     Array,
     Border,
     Convolution,
@@ -30,7 +30,7 @@ from snncc.export.remedies import EVALUATION
 from snncc.ir import sequence_ops
 
 if TYPE_CHECKING:
-    from snncc.export.trace import Tracer
+    from snncc.export.network.trace import Tracer
 
 Handler: TypeAlias = Callable[..., Any]
 

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from snncc.errors import UnsupportedError
 from snncc.export.arrays import TEST_VECTOR, UntrustedError, archive, compare, read_arrays
-from snncc.export.program_archive import check_archive
+from snncc.export.torch_program.archive import check_archive
 from snncc.ir import validate
 from snncc.ir.plain import from_plain, to_plain
 from snncc.runtime.neuron import find_neuron, key_of

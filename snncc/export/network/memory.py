@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 
-from snncc.export.network import Array, Buffer, Home, Network
+from snncc.export.network.nodes import Array, Buffer, Home, Network
 
 # Buffers start at a multiple of this many numbers, so that vector code can load them whole.
 _ALIGNMENT = 16

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from snncc.codegen.prepare import find_live, prepare
 from snncc.export.names import operator_name
-from snncc.export.network import Array, Copy, Lookup, Operand, Pointwise, Steps
-from snncc.export.tensor_operators import HANDLERS
+from snncc.export.network.nodes import Array, Copy, Lookup, Operand, Pointwise, Steps
+from snncc.export.network.tensor_operators import HANDLERS
 from snncc.ir import sequence_ops
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.neuron_call import NeuronCall
@@ -31,7 +31,7 @@ from snncc.passes.scalars.expressions import expression_of, literal, operands
 from snncc.passes.scalars.scalar_ops import SCALAR_OPS, Scope
 
 if TYPE_CHECKING:
-    from snncc.export.trace import Tracer
+    from snncc.export.network.trace import Tracer
 
 
 def apply(tracer: Tracer, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.errors import UnsupportedError
-from snncc.export import operators
 from snncc.export.names import parameter_name
-from snncc.export.network import Array, Buffer, Copy, Home, Network, Steps
-from snncc.export.one_step import after_a_step, begun, in_line
+from snncc.export.network import operators
+from snncc.export.network.nodes import Array, Buffer, Copy, Home, Network, Steps
+from snncc.export.network.one_step import after_a_step, begun, in_line
 from snncc.export.remedies import OTHER_OPERATORS, OTHER_TYPES, OUTSIDE
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill

@@ -1,0 +1,1 @@
+"""A network of known sizes: what libraries in C, CUDA and whole numbers are written from."""

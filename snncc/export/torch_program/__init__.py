@@ -1,0 +1,1 @@
+"""Programs of `torch.export`, in an archive that is checked before it is read."""
