@@ -16,10 +16,28 @@ PAGE = ROOT / "docs" / "performance.md"
 
 HEAD = """# Performance
 
-Written by `python -m benchmarks.report` from `benchmarks/results`; every figure was measured.
+How fast snncc is, against what, and under which conditions; `make bench` measures your machine.
 Variants of a case take turns in one process with the default allocator; times are medians.
 Compare ratios within a table: times differ from machine to machine and from run to run.
+`python -m benchmarks.report` writes this page from `benchmarks/results`; every figure was measured.
 """
+# The question that each section answers.
+QUESTIONS = {
+    "neuron": "How fast is one layer of neurons, and how far from the bandwidth of memory?",
+    "network": "How fast is a training step of a network, and how much memory does it take?",
+    "libraries": "What do networks of SpikingJelly and snnTorch gain?",
+    "recurrent": "What do recurrent weights cost?",
+    "compile_time": "How long does the first call take?",
+    "latency": "How long does one step take at batch one, in Python, C and ONNX?",
+    "whole_numbers": "What do 8 and 16 bits cost and save?",
+    "parallel": "How does the time of neurons without reset grow with the sequence?",
+    "forms": "When do chunks of time pay, and how well does `auto` choose?",
+    "hard_reset": "When does `parallel_reset` pay, forward?",
+    "hard_reset_training": "When does `parallel_reset` pay in training?",
+    "sweeps": "How many sweeps does `fpt` take, and how wrong are a few?",
+    "devices": "What does splitting time over processes gain?",
+    "asynchronous": "What does a queue of spikes cost?",
+}
 NEURON = """One layer of leaky integrate-and-fire neurons with the arctangent surrogate.
 "Of copy" is the time that the unavoidable bytes take at the bandwidth of `Tensor.copy_` in the
 same rounds (20 bytes per neuron-step for float32 training), over the time of the variant.
@@ -107,9 +125,10 @@ _SHARE = "wrong_at_decay_0.5"
 
 def main() -> None:
     """Write the page."""
-    parts = [HEAD]
     # What came of the cases of compatibility.md is no measurement.
-    for folder in sorted(p for p in RESULTS.iterdir() if p.is_dir() and p.name != "compatibility"):
+    folders = sorted(p for p in RESULTS.iterdir() if p.is_dir() and p.name != "compatibility")
+    parts = [HEAD, contents(folders)]
+    for folder in folders:
         for name, text in (
             ("neuron", NEURON),
             ("network", NETWORK),
@@ -135,6 +154,16 @@ def main() -> None:
         parts += list(gpu_sections(folder))
     parts += [not_measured(RESULTS)]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def contents(folders: list[Path]) -> str:
+    """Return which question is answered where."""
+    lines = ["| question | section |", "|---|---|"]
+    for name, question in QUESTIONS.items():
+        found = [folder.name for folder in folders if (folder / f"{name}.json").exists()]
+        links = [f"[{where}](#{name.replace('_', '-')}-{where})" for where in found]
+        lines += [f"| {question} | {', '.join(links)} |"] if found else []
+    return "\n".join(lines) + "\n"
 
 
 def gpu_sections(folder: Path) -> Iterator[str]:
