@@ -1,7 +1,14 @@
 """snncc: from plain serial PyTorch code for spiking neural networks to fused kernels.
 
-``compile`` gives a module that shares its parameters with the model and is recorded at the first
-call; printing it shows the plan.  ``verify`` compares the two; ``explain`` shows what was found.
+    fast = snncc.compile(model)          # an nn.Module that shares the parameters of model
+    y = fast(x)                          # recorded and compiled at the first call
+    print(fast)                          # the plan: what runs how, and what it promises
+    snncc.verify(model, fast, x)         # is it the same network?
+    snncc.explain(model, x)              # what became of every line of the loop
+    step = fast.stream(x)                # one time step after another
+    snncc.export(fast, "out", example_inputs=(x,))  # C, CUDA, ONNX, torch.export, NIR
+
+`snncc.nn` has reference neurons, written as serially as yours.
 """
 
 from __future__ import annotations
@@ -102,13 +109,14 @@ def compile(
         model: An ``nn.Module`` or callable that takes the whole sequence and loops over time in
             Python; or, with ``step=True``, one time step: ``y = model(x_t)`` or
             ``y, state = model(x_t, state)``.  It is not modified.
-        example_inputs: Record and compile at once for these inputs, rather than at the first call.
-        **options: Fields of `Options`: ``mode``, ``target``, ``fallback``, ``storage``,
-            ``num_threads``, ``step``, ``time_dim``.
+        example_inputs: Arguments of a call, as a tuple: record and compile for them at once,
+            rather than at the first call.
+        **options: Fields of `Options`, such as ``mode="auto"``, ``target="cuda"``,
+            ``num_threads=2`` or ``fallback="serial"``.
 
     Returns:
-        A module that computes what ``model`` computes and shares its parameters and buffers.  Of a
-        model of one step it computes the sequence: ``y_seq, state = fast(x_seq, state)``.
+        A module that computes what ``model`` computes and shares its parameters and buffers.  For
+        a model of one step it computes the sequence: ``y_seq, state = fast(x_seq, state)``.
 
     Raises:
         OptionError: An option does not exist or has no such value.

@@ -1,4 +1,4 @@
-"""What arguments of public functions may be: each is checked where it is given.
+"""Check the arguments of public functions, each where it is given.
 
 A check returns the value in the type that the code behind it takes, a numpy integer as an int and a
 list of words as a tuple, or raises an `OptionError` that shows the value and says what it may be.

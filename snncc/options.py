@@ -1,4 +1,4 @@
-"""What the user may choose: compile options, and settings of the process environment."""
+"""The user's choices: compile options, and settings of the process environment."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Options:
         target: The language of the kernels; ``"auto"`` is C on the CPU and Triton on a GPU,
             ``"cuda"`` is CUDA C++, and ``"torch"`` is the reference interpreter.
         fallback: What happens to code that cannot be compiled: an error, or it runs serially.
-        storage: What the backward pass needs is recomputed in cache, or saved in memory.
-        skip_zeros: Whether convolutions on the CPU may skip the zeros of spikes, and so add in
+        storage: Whether backward recomputes what it needs in cache, or forward saves it.
+        skip_zeros: Whether convolutions on the CPU may skip the zeros of spikes; they then add in
             another order.
-        fold_norms: Whether batch norms in evaluation mode are folded into weights, and so round
-            in another way.
+        fold_norms: Whether batch norms in evaluation mode are folded into weights; they then
+            round in another way.
         num_threads: Threads of a CPU kernel; None means ``torch.get_num_threads()`` at each call.
         step: Whether the model is one time step, and the sequence of its calls is compiled.
         time_dim: The time axis of the sequences that a model of one step is called with.
@@ -69,14 +69,14 @@ class Options:
         order: In mode ``"async"`` which queued spikes are processed first: those of neurons of the
             highest potential, or any.
         group_size: In mode ``"async"`` how many neurons deliver their spikes at a time.
-        order_noise: In mode ``"async"`` what a random number in [0, 1) is multiplied with and added
-            to a potential that others are compared with.
-        refractory_dropout: In mode ``"async"``, in training, with what chance a neuron that fires
+        order_noise: In mode ``"async"`` the scale of random numbers in [0, 1) that are added to
+            potentials where these decide the order.
+        refractory_dropout: In mode ``"async"``, in training, the chance that a neuron that fires
             may fire again in the same time step.
         prioritize_input: In mode ``"async"`` whether the input of a time step arrives at once,
             before all spikes; else its values are queued like spikes.
-        stop: In mode ``"async"`` what ends a time step: ``"quiet"``, when no spike is queued, or a
-            number of groups that are processed after the first that has a spike of an output.
+        stop: In mode ``"async"`` what ends a time step: ``"quiet"``, when no spike is queued, or
+            how many more groups are processed after the first with a spike of an output.
     """
 
     mode: Mode = "fused"

@@ -1,4 +1,4 @@
-"""Where something stands in the user's Python, and the text that stands there - if it still does.
+"""A place in the user's Python, and the text that stands there, if it still does.
 
 A `Location` is a span of code that ran.  Its text is shown only where it is the text that ran: the
 source is compiled again, and the instructions of its lines are compared with those of the code

@@ -1,4 +1,4 @@
-"""What the command line looks at: ``package.module:factory`` or ``path/to/file.py:factory``.
+"""Find the factory that a command names: ``package.module:factory`` or ``path/to/file.py:factory``.
 
 Calling the factory returns ``(model, inputs)``, the inputs a tensor or a tuple of tensors.
 """

@@ -1,4 +1,4 @@
-"""What lowering, emission and the runtime pass to one another."""
+"""Types that lowering, emission and the runtime pass to one another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the head of an emitted kernel says to its reader."""
+"""The comment at the head of an emitted kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every language that kernels are written in offers."""
+"""The interface of a language that kernels are written in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one call of a model shows: results, the state that it leaves behind, and gradients."""
+"""Observe one call of a model: results, the state that it leaves behind, and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do about a network that has no form of some format."""
+"""Hints for networks that a format cannot hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recorder does with each torch function: the dispatch from function to handler.
+"""Dispatch from a torch function to the handler that records it.
 
 A handler runs the user's call for real and records what it means.  Functions fall into kinds, each
 a module of `snncc.frontend.operators`: pure operators (`meaning`), in-place operators (`in_place`),

@@ -1,4 +1,4 @@
-"""Whether two recordings of one model are the same program at different sizes.
+"""Compare two recordings of one model: are they the same program at different sizes?
 
 A recording knows its sizes only as numbers where Python used them: a loop's number of steps, the
 size of a buffer, a mean's divisor.  A second recording at other sizes tells which of these numbers

@@ -1,4 +1,4 @@
-"""Where in the user's Python an operator was called: its source line and its call path.
+"""Find where in the user's Python an operator was called: its source line and its call path.
 
 The call path of a torch call is the sequence of (code object, instruction) pairs of the Python
 frames from the entry of the model down to the call, without the frames of torch and of snncc.  Two

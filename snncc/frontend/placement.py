@@ -1,4 +1,4 @@
-"""How results lie in memory: as those of the serial code do, whatever the program made of them.
+"""Lay out results in memory as those of the serial code, whatever the program made of them.
 
 A program may return views of its inputs, or several views of one buffer, where the user's code
 returned tensors of their own: ``torch.stack`` of all slices of x is x itself.  Whoever then changes

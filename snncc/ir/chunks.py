@@ -1,4 +1,4 @@
-"""How many steps a GPU kernel recomputes at a time: as many as registers hold.
+"""The number of steps that a GPU kernel recomputes at a time: as many as registers hold.
 
 A backward kernel that recomputes goes through time in chunks.  What the reverse step needs of each
 step of a chunk stays in registers, and the states at the start of each chunk but the first come

@@ -1,4 +1,4 @@
-"""What a recurrence means as a neuron: the vocabulary of `snncc.passes.meaning.classify_neurons`.
+"""The meaning of a recurrence as a neuron: the words of `passes.meaning.classify_neurons`.
 
 With ``v`` a state before a step and ``v'`` after it, a neuron that is understood has, for each
 state, a *charge* ``decay * v + drive`` that becomes ``v'`` while nothing fires, and a *reset* that

@@ -1,4 +1,4 @@
-"""What batch norms are made of: once they are folded, and for gradients of loops around them.
+"""The parts of batch norms: once they are folded, and for gradients of loops around them.
 
 In evaluation mode a norm is, channel by channel and with ``r = sqrt(var + eps)``::
 

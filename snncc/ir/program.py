@@ -1,4 +1,4 @@
-"""What passes hand to code generation: a recurrence, its adjoint, what is stored between."""
+"""The result of all passes on a neuron: a recurrence, its adjoint, what is stored between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors lie in the memory of others."""
+"""Find tensors that lie in the memory of others."""
 
 from __future__ import annotations
 

@@ -88,11 +88,11 @@ class _Segment:
 class DistributedModule(nn.Module):
     """A compiled model that runs on a segment of time, in each process of a group.
 
-    The processes call it together, each with its own part of every input that has a time axis, in
-    the order of their ranks, and with the same of everything else.  What the model returns with a
-    time axis is that of the segment; what it returns without, and the state that it keeps, is
-    that of the whole sequence, on every rank.  They make backward passes together as well: after
-    one, the gradients of parameters are sums over the steps of the segment.
+    All processes call it together.  Each passes its own part of every input that has a time axis,
+    in the order of the ranks, and the same of everything else.  Results with a time axis are those
+    of the segment; results without, and the state that the model keeps, are those of the whole
+    sequence, on every rank.  Backward passes are made together as well: after one, the gradients
+    of parameters are sums over the steps of the segment.
 
     Attributes:
         module: The compiled model.

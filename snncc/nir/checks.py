@@ -1,4 +1,4 @@
-"""What a graph from elsewhere may hold: numbers that are numbers, sizes that its file can hold."""
+"""Check a graph from elsewhere: numbers that are numbers, sizes that its file can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has been written of a network: NIR nodes, and which of them each value is the sum of."""
+"""A NIR graph while it is written: its nodes, and which of them each value is the sum of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all spiking neurons of this package share: how they fire and how they reset.
+"""Shared parts of all spiking neurons of this package: firing and reset.
 
 ``s = 1 if h >= v_threshold else 0``, then one of
 

@@ -1,4 +1,4 @@
-"""What a pass is: a frozen value with a name, a numerical promise and one function."""
+"""The interface of a pass: a frozen value with a name, a numerical promise and one function."""
 
 from __future__ import annotations
 

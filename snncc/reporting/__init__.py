@@ -1,1 +1,1 @@
-"""What was compiled, in words: the plan, and the explanation as text, data and a page."""
+"""The plan of a compiled model, and its explanation as text, data and a page."""

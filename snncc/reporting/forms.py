@@ -1,4 +1,4 @@
-"""What a plan says of a form, and what the form promises."""
+"""The words of a plan for a form and its promise."""
 
 from __future__ import annotations
 

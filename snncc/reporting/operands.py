@@ -1,4 +1,4 @@
-"""What goes into the parts of a sequence graph, in the user's words."""
+"""The operands of the parts of a sequence graph, in the user's words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was compiled, how, and what was not: the plan of one specialisation."""
+"""The plan of one specialisation: what was compiled, how, and what was not."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ class Layer:
         note: Why it is not in a better form, or what is special.
         operator: What the operator is.
         lines: Every line of the user's that is part of it.
-        refused: Better ways to run what is no neuron, and why they were not taken; of a neuron
-            the forms that were found to be slower.
+        refused: For a neuron the forms that were found to be slower; for any other part better
+            ways to run it, and why they were not taken.
         operands: What the inputs of a neuron are.
         keeps: What the backward sweep of a neuron gets from the forward sweep.
         transfers: What ``training_bytes``, or without a gradient ``forward_bytes``, consist of.
         recurrence: The step of a neuron.
-        stands_for: What the user's neuron is, where this is another one.
+        stands_for: What the user's neuron is, where another one was substituted for it.
     """
 
     name: str

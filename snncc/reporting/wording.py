@@ -1,4 +1,4 @@
-"""What a neuron means, in sentences, with the names of its equations."""
+"""Sentences about what a neuron means, with the names of its equations."""
 
 from __future__ import annotations
 

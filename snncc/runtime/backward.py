@@ -1,4 +1,4 @@
-"""What a backward call is given, on whatever machine it runs."""
+"""The arguments of a backward call, on whatever machine it runs."""
 
 from __future__ import annotations
 

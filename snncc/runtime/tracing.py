@@ -1,4 +1,4 @@
-"""Whether torch runs an operator, records it, or transforms it; and what is refused."""
+"""Tell whether torch runs an operator, records it, or transforms it; refuse what cannot be."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from snncc.frontend.capture import capture, replay
 from snncc.frontend.state.results import returned, write_back
-from snncc.frontend.state.signature import attribute_signature
+from snncc.frontend.state.signature import Describer
 from snncc.frontend.state.sources import (
     gather,
     named_tensors,
@@ -88,6 +88,13 @@ def _other_values(value: Any) -> Any:
         return (torch.randn_like(x) * 1.7).requires_grad_(x.requires_grad)
 
     return pytree.tree_map_only(Tensor, other, value)
+
+
+def attribute_signature(model: Any) -> Any:
+    """Return the signature of a model's state, and the shapes of tensors that are no parameters."""
+    holders = walk(model)
+    describer = Describer(holders)
+    return describer.describe_all(holders), tuple(describer.shapes)
 
 
 def _state(model: Any) -> tuple[Any, list[tuple[str, Tensor]]]:

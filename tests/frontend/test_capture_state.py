@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from snncc.errors import CaptureError
 from snncc.frontend.capture import capture
-from snncc.frontend.state.signature import attribute_signature
 from snncc.frontend.state.sources import holds
 from snncc.ir.tape import SourceKind, Tape
-from tests.frontend.recordings import Net, check, names, randn
+from tests.frontend.recordings import Net, attribute_signature, check, names, randn
 
 SMALL, LARGE = (randn(2, 5),), (randn(7, 5),)
 

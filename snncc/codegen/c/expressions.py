@@ -1,4 +1,4 @@
-"""How scalar expressions are spelled in C11."""
+"""The spelling of scalar expressions in C11."""
 
 from __future__ import annotations
 

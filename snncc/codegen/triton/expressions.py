@@ -1,4 +1,4 @@
-"""How scalar expressions are spelled in Triton, where each is about a block of lanes."""
+"""The spelling of scalar expressions in Triton, where each is about a block of lanes."""
 
 from __future__ import annotations
 

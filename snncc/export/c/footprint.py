@@ -1,4 +1,4 @@
-"""How large a library is: its weights, the memory of a network, and its code as compiled here."""
+"""The size of a library: its weights, the memory of a network, and its code as compiled here."""
 
 from __future__ import annotations
 

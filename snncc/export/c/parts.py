@@ -1,4 +1,4 @@
-"""What C code is put together from, whatever its numbers: addresses, calls, tables and loops.
+"""Pieces of C code, whatever its numbers: addresses, calls, tables and loops.
 
 The writers for floats (`c.code`) and for whole numbers (`quantized.c_code`) each hold a `Parts`.
 """

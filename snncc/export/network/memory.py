@@ -1,4 +1,4 @@
-"""Where the buffers of a network lie: states by name, weights in one array, work in an arena.
+"""Place the buffers of a network: states by name, weights in one array, work in an arena.
 
 Work buffers that are never alive at the same time share memory: each gets the lowest place that
 is free from its first to its last use.

@@ -1,4 +1,4 @@
-"""What each operator is in an exported library.
+"""Torch operators as operations of an exported library.
 
 `apply` evaluates an operator on tensors that stand for arrays and writes down the operation that
 computes the same.  A result that shares memory with an argument is a view and needs none.

@@ -1,4 +1,4 @@
-"""What operators on whole tensors are in an exported library: products, pooling, norms, reductions.
+"""Operators on whole tensors in an exported library: products, pooling, norms, reductions.
 
 A handler gets the tracer, the operator's result on tensors that stand for arrays, and its
 arguments; it writes down the operation and returns what stands for the result.

@@ -1,4 +1,4 @@
-"""Which of the writers of operators writes an operator."""
+"""Find the writer of an operator."""
 
 from __future__ import annotations
 

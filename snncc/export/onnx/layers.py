@@ -1,4 +1,4 @@
-"""What products, pooling and reductions are in ONNX.
+"""Products, pooling and reductions in ONNX.
 
 A handler gets the lowering, the result for each of the sample sizes and the operator's arguments,
 and returns the name of the result or what stands for it.

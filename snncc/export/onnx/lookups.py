@@ -1,4 +1,4 @@
-"""What integers are in ONNX, and what looks things up by them.
+"""Integers in ONNX, and operators that look things up by them.
 
 A handler is called as those of `layers` are.
 """

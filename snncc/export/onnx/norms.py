@@ -1,4 +1,4 @@
-"""What norms are in ONNX; a handler is called as those of `layers` are."""
+"""Norms in ONNX; a handler is called as those of `layers` are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch operators on whole tensors are in ONNX: sizes, arrangement, products, reductions.
+"""Torch operators on whole tensors in ONNX: sizes, arrangement, products, reductions.
 
 A handler of `STRUCTURAL` gets the lowering and the arguments, and returns what stands for the
 result.  A handler of `HANDLERS` gets the lowering, the result for each of the sample sizes and the

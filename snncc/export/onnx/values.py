@@ -1,4 +1,4 @@
-"""What stands for a value of a network while its ONNX graph is written."""
+"""Stand-ins for the values of a network while its ONNX graph is written."""
 
 from __future__ import annotations
 

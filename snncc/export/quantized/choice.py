@@ -1,4 +1,4 @@
-"""What a user says of the whole numbers of a library."""
+"""The user's choice of whole numbers for a library: widths, examples, labels."""
 
 from __future__ import annotations
 

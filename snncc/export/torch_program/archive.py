@@ -1,4 +1,4 @@
-"""What an archive of a program of torch may hold, checked before torch reads it.
+"""Check an archive of a program of torch before torch reads it.
 
 The loader of torch trusts its archives: it unpickles tensors that are marked so, constants and
 example inputs, evaluates expressions of sizes and of guards, and writes names into code.  An

@@ -1,1 +1,1 @@
-"""What each torch function means, and how it is recorded."""
+"""The meaning of each torch function, and how it is recorded."""

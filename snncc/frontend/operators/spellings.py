@@ -1,4 +1,4 @@
-"""Which canonical operator a torch function means, and how its arguments are normalised.
+"""The canonical operator of a torch function, and its arguments in normal form.
 
 One table, one line an operator: ``target(signature): other spellings``.  A spelling is the name of
 a function of torch or method of Tensor, or ``F.name`` for torch.nn.functional; the target's own

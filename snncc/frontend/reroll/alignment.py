@@ -1,4 +1,4 @@
-"""Where the user's iteration begins, in a part of the run that repeats.
+"""Find where the user's iteration begins, in a part of the run that repeats.
 
 A repeat can be cut anywhere.  Cut where the user's ``for`` begins a new round, the body says what
 the user's code says: its carries are the user's states, not what was computed from them in between.

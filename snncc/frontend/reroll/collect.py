@@ -1,4 +1,4 @@
-"""What stacks or concatenates consecutive elements of one tensor becomes a view of it.
+"""Turn stacks and concatenations of consecutive elements of one tensor into views of it.
 
 After re-rolling, the values that the user's code collected in a list are elements of a loop's
 stacked result; this turns the list back into that result.

@@ -1,4 +1,4 @@
-"""What an operand of a loop's body is, and a proven loop in these terms.
+"""The terms of a proven loop: what an operand of its body may be.
 
 An operand is followed over the iterations k = 0..K-1.  It is one of
 

@@ -1,4 +1,4 @@
-"""How the carries of a loop start: from a number, from an operand, or filled with one number.
+"""The starts of a loop's carries: a number, an operand, or a fill with one number.
 
 A constant start is kept as a constant wherever its shape and type are those of the carried value:
 kernels start from constants for free.  Such a carry takes its shape from another value of the body,

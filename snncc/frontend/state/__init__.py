@@ -1,1 +1,1 @@
-"""What a model holds between calls: where it lies, what a run reads of it and leaves behind."""
+"""State that a model holds between calls: its place, what a run reads and what it leaves behind."""

@@ -1,4 +1,4 @@
-"""What a run returned and what it left behind, as outputs of its graph."""
+"""Results and left-behind state of a run, as outputs of its graph."""
 
 from __future__ import annotations
 

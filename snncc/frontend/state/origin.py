@@ -1,4 +1,4 @@
-"""Where the tensors come from that a run reads and does not compute: the sources of its tape."""
+"""The sources of a tape: tensors that a run reads and does not compute."""
 
 from __future__ import annotations
 

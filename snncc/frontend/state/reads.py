@@ -1,4 +1,4 @@
-"""What the user's code reads besides arguments and state: globals and attributes of classes.
+"""Find what the user's code reads besides arguments and state: globals and class attributes.
 
 Python cannot be asked which globals a run has read, but the code that ran can be asked which names
 it reads.  A recording holds as long as these names stand for the same values: ``decay = 0.2`` at

@@ -1,4 +1,4 @@
-"""What a recording depends on besides the values of tensors: arguments and the model's state.
+"""The key of a recording: arguments and state, without the values of tensors.
 
 Two calls with equal signatures run the same Python, but for sizes, which are listed apart.
 Numbers, strings and None are part of a signature by value, tensors by type, rank and by which of
@@ -17,19 +17,12 @@ from torch import Tensor, nn
 
 from snncc.errors import UnsupportedError
 from snncc.frontend.placement import memory_of
-from snncc.frontend.state.sources import Holder, walk, walk_arguments
+from snncc.frontend.state.sources import Holder, walk_arguments
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
 
 PLAIN = frozenset({bool, int, str, type(None)})
-
-
-def attribute_signature(model: Callable[..., Any]) -> tuple[Hashable, Shapes]:
-    """Return the signature of a model's state, and the shapes of tensors that are no parameters."""
-    holders = walk(model)
-    describer = Describer(holders)
-    return describer.describe_all(holders), tuple(describer.shapes)
 
 
 def describe_arguments(

@@ -1,4 +1,4 @@
-"""What a model holds between calls: its tensors by name, and its Python state.
+"""State that a model holds between calls: its tensors by name, and its Python state.
 
 `walk` lists every place of a model that may change: the attributes of its modules and of the
 plain objects that they hold, and the variables of functions.  Everything else is built on that

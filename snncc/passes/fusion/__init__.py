@@ -1,1 +1,1 @@
-"""What runs in one kernel: all steps, and the operators at both edges of a neuron."""
+"""Fusion into one kernel: all steps, and the operators at both edges of a neuron."""

@@ -1,4 +1,4 @@
-"""What the backward kernel gets from the forward kernel: chosen by bytes moved.
+"""Choose by bytes moved what the backward kernel gets from the forward kernel.
 
 The reverse step reads some forward values (its *residuals*).  Either the backward kernel runs
 forward again, tile by tile in cache, from the inputs (`Place.SCRATCH`: each step input is read once

@@ -1,4 +1,4 @@
-"""How a stateless operator is applied to a whole sequence at once.
+"""Rules that apply a stateless operator to a whole sequence at once.
 
 One rule for each operator that knows the time axis: from the call at one step to the call on
 [T, *].  A rule answers with a node, or with a `Rejection`; the operator is then mapped over time,

@@ -1,4 +1,4 @@
-"""What the parts of a time loop know of the loop that is being taken apart."""
+"""Shared knowledge about a time loop while it is taken apart."""
 
 from __future__ import annotations
 

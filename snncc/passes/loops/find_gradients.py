@@ -1,4 +1,4 @@
-"""Which values of a loop's body carry gradients from its operands to its results."""
+"""Find the values of a loop's body that carry gradients from its operands to its results."""
 
 from __future__ import annotations
 

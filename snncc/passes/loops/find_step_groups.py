@@ -1,4 +1,4 @@
-"""Which operators of one step of a loop run as one kernel.
+"""Group the operators of one step of a loop into kernels.
 
 Within a step the body is a graph without cycles.  Elementwise operators of the same lanes can share
 a kernel where nothing else lies between them.  Each operator gets a *level*: no edge leads to a

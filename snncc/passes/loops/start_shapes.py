@@ -1,4 +1,4 @@
-"""What shape a carry has at the first step: ask an input of the loop where one tells it.
+"""Find the shape of a carry at the first step: ask an input of the loop where one tells it.
 
 A start that is one number takes its shape from a value of the body (`Fill.like`).  If that value is
 computed in the step itself, whatever reads the carry has to wait for it, and steps that could be

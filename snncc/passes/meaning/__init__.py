@@ -1,1 +1,1 @@
-"""What a neuron means: its states, spikes and resets, read off one step."""
+"""The meaning of a neuron: its states, spikes and resets, read off one step."""

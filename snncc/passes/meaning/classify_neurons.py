@@ -1,4 +1,4 @@
-"""What a neuron means: its states, its spikes, and the name it is known by.
+"""Classify a neuron: its states, its spikes, and the name it is known by.
 
 The step is read as arithmetic and decisions (`read_step`), spikes are the values that decisions
 make (`find_spikes`), each state has a charge and a reset (`classify_states`).  What a state is for

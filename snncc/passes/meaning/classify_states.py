@@ -1,4 +1,4 @@
-"""What one state means: its charge while nothing fires, and what a spike does to it.
+"""Classify one state: its charge while nothing fires, and what a spike does to it.
 
 The update of a state is looked at for every outcome of the decisions in it::
 

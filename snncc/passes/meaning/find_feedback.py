@@ -1,4 +1,4 @@
-"""Where spikes feed back into the states of a neuron, and whether it is affine once they are given.
+"""Find where spikes feed back into states, and whether these are affine once spikes are given.
 
 A let is *cut* where it compares and the states depend on it.  With all cut lets given, a step of
 most neurons is affine in its states: nothing waits for a comparison any more.

@@ -1,4 +1,4 @@
-"""Which values of a step are spikes: zero or not by a decision about the potential.
+"""Find the values of a step that are spikes: zero or not by a decision about the potential.
 
 A spike is a let that takes, whatever the potential is otherwise, one of a few values of which 0 is
 one (binary, ternary, scaled by a parameter), a whole number (rounded), or 0 below a threshold and

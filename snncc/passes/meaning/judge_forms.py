@@ -1,4 +1,4 @@
-"""Which other ways to execute time a neuron would allow, and why the others do not apply.
+"""Judge for a neuron the other ways to execute time: which it allows, and why not the rest.
 
 ==================  =============================================================================
 form                legal where

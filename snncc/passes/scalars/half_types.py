@@ -1,4 +1,4 @@
-"""How torch computes with half types on a GPU, as scalar expressions in float32.
+"""Arithmetic of torch in half types on a GPU, as scalar expressions in float32.
 
 An operator converts its operands to float32, computes there, and rounds its result once::
 

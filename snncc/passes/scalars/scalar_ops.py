@@ -1,4 +1,4 @@
-"""Which torch operators are elementwise, and what each one is as a scalar expression.
+"""Elementwise torch operators as scalar expressions.
 
 One table, from the canonical torch function to a builder of the scalar expression that rounds
 exactly as the operator does.  What is not in the table is not elementwise for snncc.

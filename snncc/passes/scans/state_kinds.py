@@ -1,4 +1,4 @@
-"""How the states of a recurrence depend on one another, as far as a scan over time cares.
+"""Tell how the states of a recurrence depend on one another, as far as a scan over time cares.
 
 ==========  ======================================================================================
 kind        what it is

@@ -1,4 +1,4 @@
-"""What the kernel cache on disk holds, and how to empty it."""
+"""List the kernel cache on disk, and empty it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compilers have made of kernels: on disk, found by what it was made from, and in memory.
+"""Compiled kernels on disk, found by what they were made from, and in memory.
 
 An entry is a folder that appears under its final name in one rename, after everything in it is
 written; ``meta.json`` is written last and holds the hash of what was made.  Whatever does not

@@ -1,1 +1,1 @@
-"""What a call will probably take: work that sizes tell, at prices that were measured."""
+"""Estimates of what a call will take: its work by its sizes, at measured prices."""

@@ -1,4 +1,4 @@
-"""What a neuron layer needs to run on a GPU: its kernels, plans and the shapes of its results."""
+"""The GPU side of a neuron layer: its kernels, plans and the shapes of its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plans need of a kernel, in whatever language it is written."""
+"""The interface of a GPU kernel to plans, in whatever language it is written."""
 
 from __future__ import annotations
 

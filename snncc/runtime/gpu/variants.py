@@ -1,4 +1,4 @@
-"""What the binaries of one GPU kernel differ in.
+"""The variants of one GPU kernel, each with a binary of its own.
 
 Each kernel has at most two variants for each choice of constants: one for arrays that lie at
 multiples of 16 bytes with sizes to match, so that a thread moves up to 16 bytes at a time, and one

@@ -1,4 +1,4 @@
-"""What a recurrent loop does at each step, and who reads which value when: all that needs no sizes.
+"""A recurrent loop before its sizes are known: what each step does, and who reads which value when.
 
 The calls of the body are of three kinds: fused steps, operators that can write into buffers of ours
 (`OUT`, `SEVERAL`), and operators that return a new tensor.  A carry is no value of its own: reading

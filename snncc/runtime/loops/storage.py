@@ -1,4 +1,4 @@
-"""Where the values of a recurrent loop lie: rows of an array, or tensors of their own."""
+"""Places of the values of a recurrent loop: rows of an array, or tensors of their own."""
 
 from __future__ import annotations
 

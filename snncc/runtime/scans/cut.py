@@ -1,4 +1,4 @@
-"""How a sequence is cut into chunks."""
+"""Cut a sequence into chunks."""
 
 from __future__ import annotations
 
