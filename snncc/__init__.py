@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from snncc import nn
 from snncc.equivalence.certificate import Report
 from snncc.equivalence.verify import verify
 from snncc.errors import (
@@ -89,7 +88,6 @@ __all__ = [
     "export",
     "from_nir",
     "load_program",
-    "nn",
     "read_bundle",
     "to_nir",
     "verify",

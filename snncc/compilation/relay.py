@@ -213,7 +213,7 @@ def begun(
         elif state.dtype is None:
             values.append(start)
         else:
-            values.append(torch.tensor(start.value, dtype=state.dtype))
+            values.append(torch.tensor(start.value, dtype=state.dtype, device="cpu"))
     return outputs, values
 
 

@@ -16,10 +16,10 @@ from snncc.compilation.trials import Call, Group, Trials
 from snncc.errors import UnsupportedError
 from snncc.frontend.generalize import least_sizes, same_outcome, same_program
 from snncc.frontend.operators.canonical import graft
-from snncc.frontend.precision import autocast_state
 from snncc.frontend.state.signature import Shape, Shapes, describe_arguments
 from snncc.frontend.state.sources import gather, holds
 from snncc.frontend.state.watch import StateWatcher, flatten
+from snncc.frontend.surroundings import plain_surroundings, surroundings
 from snncc.ir.tape import SourceKind, Tape
 from snncc.options import Options
 from snncc.passes.dynamic_decay.gates import DecayGates
@@ -74,7 +74,7 @@ class Specializations:
         leaves, spec = flatten(args, kwargs)
         state, held = self._watcher.state()
         given, sizes = describe_arguments(self.program, args, kwargs, leaves)
-        shapes, key = (*sizes, *held), (spec, given, state, autocast_state(), options)
+        shapes, key = (*sizes, *held), (spec, given, state, surroundings(), options)
         family = self._families.setdefault(key, _Family(options))
         for member in family.members:
             if member.serves(shapes) and holds(member.tape, self.program, args, kwargs):
@@ -149,7 +149,8 @@ class Specializations:
             compiled = elsewhere[0].compiled
         else:
             tensors = gather(recording.tape, self.program, args, kwargs)
-            compiled = build(recording, family.options, tensors, self.name, self.gates)
+            with plain_surroundings():
+                compiled = build(recording, family.options, tensors, self.name, self.gates)
         recorded = shapes if recording.exact else _recorded(recording, shapes)
         member = _Member(compiled, recorded, recording, family.fixed)
         if not member.admits(shapes, recording.tape, call):

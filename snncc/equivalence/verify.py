@@ -63,7 +63,8 @@ from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Scan
 from snncc.ir.numerics import Numerics
-from snncc.model.module import CompiledModule, program_of, require_model
+from snncc.model.given import require_model
+from snncc.model.module import CompiledModule, program_of
 from snncc.options import Options
 from snncc.passes.folding.fold_membrane_norm import INTO_SCALE, INTO_STATE
 from snncc.passes.loops.open_layers import OpenLayers, has_layers

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from snncc.frontend.autograd.surrogate import functions_recorded
 from snncc.frontend.garbage import rare_collections
 from snncc.frontend.libraries import plain_libraries
 from snncc.frontend.location import CallSites
+from snncc.frontend.placement import require_values
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session
 from snncc.frontend.state.aftermath import Aftermath
+from snncc.frontend.state.modes import reads_of_modes, without_gradients_for_users
 from snncc.frontend.state.origin import Outside
 from snncc.frontend.state.parameters import parameters_refused
 from snncc.frontend.state.reads import UserCode, may_read, require_unchanged
@@ -57,6 +60,7 @@ def capture(
         CaptureError: The run cannot be recorded faithfully.
         UnsupportedError: The run uses a feature of torch that no tape can hold.
     """
+    with_gradients = torch.is_grad_enabled()
     with (
         _LOCK,
         rare_collections(),
@@ -66,11 +70,13 @@ def capture(
         refuse_module_hooks(before.holders)
         outside = Outside(before)
         for source, tensor in named_tensors(before.holders):
+            require_values(source.name, tensor)
             outside.add(source, tensor)
         names = _leaf_names(model, args, kwargs)
         leaves, in_spec = pytree.tree_flatten((args, kwargs))
         for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
             if isinstance(leaf, Tensor):
+                require_values(name, leaf)
                 leaves[index] = _distinct(leaf, outside)
                 outside.add(Source(SourceKind.INPUT, name, index), leaves[index])
         args, kwargs = pytree.tree_unflatten(leaves, in_spec)
@@ -84,6 +90,7 @@ def capture(
             parameters_refused(session),
             plain_libraries(),
             checkpoints_ignored(),
+            nullcontext() if with_gradients else without_gradients_for_users(),
         ):
             result = _run(session, model, args, kwargs)
         require_unchanged(around)
@@ -91,20 +98,21 @@ def capture(
         tape.guards = tuple(outside.guards.values())
         tape.is_steered_by_sizes = recorder.comparisons.are_steering
         tape.counts = tuple(recorder.comparisons.counts())
-        tape.reads = _reads(session, before.holders)
+        tape.reads = _reads(session, before.holders, with_gradients=with_gradients)
         recorder.close()
         return tape
 
 
-def _reads(session: Session, holders: list[Holder]) -> tuple[Read, ...]:
-    """Return the globals and class attributes that a finished run has read."""
+def _reads(session: Session, holders: list[Holder], *, with_gradients: bool) -> tuple[Read, ...]:
+    """Return what a finished run has read: globals, attributes of classes, modes of torch."""
     code = UserCode()
     for each, variables in session.sites.code.items():
         code.add(each, variables)
     for function in session.functions:
         code.add_class(function)
         code.add_methods(function, _RULES)
-    return code.reads(holders)
+    reads = code.reads(holders)  # finds more code
+    return (*reads, *reads_of_modes(code.code, with_gradients=with_gradients))
 
 
 _RULES = ("forward", "backward", "setup_context", "vjp")

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
+from snncc.errors import UnsupportedError
 from snncc.ir.tape import Placement, Tape
 
 
@@ -52,3 +55,20 @@ def memory_of(tensor: Tensor) -> int:
     except NotImplementedError:  # sparse: a recording refuses it
         return id(tensor)
     return address
+
+
+def require_values(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that stands for values that are nowhere.
+
+    Raises:
+        UnsupportedError: It is a meta tensor, or one that torch traces with.
+    """
+    if tensor.is_meta or isinstance(tensor, FakeTensor | FunctionalTensor):
+        raise UnsupportedError(
+            f"A model cannot be recorded with '{name}', a tensor without values.",
+            code="unsupported.tensor-kind",
+            notes=[
+                "Tensors on 'meta' are of this kind, and those of 'torch.export' while it traces."
+            ],
+            hints=["Call the compiled model once with plain tensors of these sizes before."],
+        )

@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from snncc.arguments import Check
 from snncc.compilation.pipeline import Compiled
 from snncc.compilation.specializations import Specializations
 from snncc.errors import FormError, OptionError, UnsupportedError
 from snncc.frontend.placement import placed
-from snncc.frontend.precision import without_autocast
 from snncc.frontend.session import is_recording
 from snncc.frontend.state.results import apart, returned, write_back
 from snncc.frontend.stepping import OverTime
+from snncc.frontend.surroundings import matter_to_programs, plain_surroundings
+from snncc.model.given import EXAMPLE, require_model
 from snncc.model.streaming import open_stream
 from snncc.options import Options
 from snncc.passes.dynamic_decay.gates import DecayGates
@@ -26,6 +25,14 @@ from snncc.reporting.report import Plan
 from snncc.runtime.forms.parallel_reset import Chunks
 from snncc.runtime.streams.stream import Stream
 from snncc.runtime.tracing import refuse_transforms
+
+# What a compiled module has in common with its model, and what each has for itself.
+_SHARED = frozenset({
+    *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+})  # fmt: skip
+_OWN = frozenset({*nn.Module().__dict__, "_compiled_call_impl"}) - _SHARED
 
 
 class CompiledModule(nn.Module):
@@ -51,8 +58,7 @@ class CompiledModule(nn.Module):
         self.__dict__["_gates"] = gates
         self.__dict__["_programs"] = Specializations(program, _name_of(model), options, gates)
         if isinstance(model, nn.Module):
-            self.__dict__["training"] = model.training
-            for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            for shared in _SHARED:
                 self.__dict__[shared] = getattr(model, shared)
         if gates is not None:
             own = {_free_name(model, "dynamic_decay"): gates}
@@ -94,7 +100,10 @@ class CompiledModule(nn.Module):
             return getattr(self.original, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.original, name, value)
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.original, name, value)
 
     def __delattr__(self, name: str) -> None:
         delattr(self.original, name)
@@ -134,8 +143,8 @@ class CompiledModule(nn.Module):
         values = self._specializations.gather(compiled, args, kwargs)
         if self.options.mode == "serial":
             outputs = tuple(self._stream_of(compiled, args, kwargs).whole_sequence(args, kwargs))
-        elif torch._C._is_any_autocast_enabled():
-            with without_autocast():  # its casts are part of the program
+        elif matter_to_programs():
+            with plain_surroundings():
                 outputs = compiled.run(*apart(tape, values))
         else:
             outputs = compiled.run(*apart(tape, values))
@@ -165,10 +174,14 @@ class CompiledModule(nn.Module):
         with torch.no_grad():
             compiled = self.specialize(*args, **kwargs)
         try:
-            return open_stream(self.program, compiled, self.options, args, kwargs)
+            return self._open(compiled, args, kwargs)
         except UnsupportedError as refusal:
             compiled = self._specializations.for_values(compiled, args, kwargs, refusal)
-        return open_stream(self.program, compiled, self.options, args, kwargs)
+        return self._open(compiled, args, kwargs)
+
+    def _open(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
+        with plain_surroundings():
+            return open_stream(self.program, compiled, self.options, args, kwargs)
 
     def _last_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         made = list(self._specializations)
@@ -187,7 +200,7 @@ class CompiledModule(nn.Module):
         _require_no_autocast()
         streams: dict[int, Stream] = self.__dict__["_streams"]
         if id(compiled) not in streams:
-            streams[id(compiled)] = open_stream(self.program, compiled, self.options, args, kwargs)
+            streams[id(compiled)] = self._open(compiled, args, kwargs)
         return streams[id(compiled)]
 
     def specialize(self, *args: Any, **kwargs: Any) -> Compiled:
@@ -195,7 +208,7 @@ class CompiledModule(nn.Module):
         refuse_transforms((args, kwargs))
         if isinstance(self.program, OverTime):
             self.program.length(args[0] if args else None)
-        return self._specializations.find(args, kwargs, training=self._is_training)
+        return self._specializations.find(args, kwargs, training=self.training)
 
     def without_norms(self, compiled: Compiled, leaves: Sequence[Tensor]) -> Compiled:
         """Return a program as it is exported: its norms in evaluation mode folded.
@@ -213,14 +226,22 @@ class CompiledModule(nn.Module):
         """Set the training flag of the model."""
         if isinstance(self.original, nn.Module):
             self.original.train(mode)
-        self.__dict__["training"] = mode
+        self.training = mode
         return self
 
     @property
-    def _is_training(self) -> bool:
-        """Whether the model is in training mode; a function is as the compiled module says."""
-        own = self.original if isinstance(self.original, nn.Module) else self
-        return bool(own.training)
+    def training(self) -> bool:
+        """Whether the model is in training mode; a function is as the compiled module was told."""
+        return bool(self._flagged["training"])
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._flagged["training"] = mode
+
+    @property
+    def _flagged(self) -> dict[str, Any]:
+        model = self.__dict__.get("_model")
+        return (model if isinstance(model, nn.Module) else self).__dict__
 
     @property
     def _own_gates(self) -> DecayGates | None:
@@ -309,7 +330,8 @@ def _require_no_autocast() -> None:
 
 # Dynamo cannot see on what a specialisation depends, so the call is no part of its graph.
 _call_uncompiled: Any = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    lambda fast, args, kwargs: fast.forward(*args, **kwargs)
+    lambda fast, args, kwargs: fast.forward(*args, **kwargs),
+    reason="a model compiled by snncc; torch.export takes it with strict=False",
 )
 
 
@@ -356,43 +378,5 @@ def compile_model(
     require_model(model)
     compiled = CompiledModule(model, options)
     if example_inputs is not None:
-        compiled.specialize(*_EXAMPLE.arguments(example_inputs))
+        compiled.specialize(*EXAMPLE.arguments(example_inputs))
     return compiled
-
-
-def require_model(model: object) -> None:
-    """Refuse what is no model.
-
-    Raises:
-        OptionError: It cannot be called, or is the class of a module.
-    """
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        raise OptionError(
-            f"The model is the class '{model.__name__}' itself.",
-            code="option.model",
-            hints=[f"Make a module of it: '{model.__name__}(...)'."],
-        )
-    if not callable(model):
-        check = Check("The model", code="option.model", hint="Pass a module or a function.")
-        raise check.refused(model, "something that can be called")
-
-
-def example_of(arguments: object) -> tuple[Any, ...]:
-    """Return the arguments of a call that is to show what a network is like.
-
-    Raises:
-        OptionError: They are no tuple, or a tensor is empty.
-    """
-    example = _EXAMPLE.arguments(arguments)
-    if any(isinstance(x, Tensor) and not x.numel() for x in pytree.tree_leaves(example)):
-        raise OptionError(
-            "A tensor in 'example_inputs' is empty.", code="option.example", hints=[_EXAMPLE.hint]
-        )
-    return example
-
-
-_EXAMPLE = Check(
-    "Option 'example_inputs'",
-    code="option.example",
-    hint="Give the arguments of a call as a tuple: example_inputs=(x,).",
-)

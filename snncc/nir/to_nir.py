@@ -18,7 +18,8 @@ from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.tape import SourceKind
-from snncc.model.module import CompiledModule, example_of
+from snncc.model.given import example_of
+from snncc.model.module import CompiledModule
 from snncc.nir.checks import STEP
 from snncc.nir.graph import delays_of
 from snncc.nir.layers import gather_layers, move_biases

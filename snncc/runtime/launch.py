@@ -92,7 +92,7 @@ class Binding:
         if self._copies:
             return lambda: self.run(tensors)
         values = self._values.copy()
-        scratch = torch.empty(self._scratch, dtype=self._dtype)
+        scratch = torch.empty(self._scratch, dtype=self._dtype, device="cpu")
         values[_SCRATCH] = scratch.data_ptr()
         for slot, tensor in zip(self._slots, tensors, strict=True):
             values[slot] = tensor.data_ptr()

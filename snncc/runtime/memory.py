@@ -101,7 +101,7 @@ class Pool:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a contiguous tensor with arbitrary content."""
         if math.prod(shape) * dtype.itemsize < SMALLEST:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         strides = list(accumulate(reversed(shape[1:]), mul, initial=1))[::-1]
         return self.empty_strided(shape, strides, dtype)
 
@@ -111,7 +111,7 @@ class Pool:
         """Return a dense tensor with given strides and arbitrary content."""
         size = math.prod(shape) * dtype.itemsize
         if size < SMALLEST:
-            return torch.empty_strided(shape, stride, dtype=dtype)
+            return torch.empty_strided(shape, stride, dtype=dtype, device="cpu")
         return self.buffer(size, dtype).as_strided_(shape, stride)
 
     def buffer(self, size: int, dtype: torch.dtype) -> Tensor:

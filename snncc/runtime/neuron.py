@@ -41,7 +41,7 @@ from snncc.runtime.launch import (
 )
 from snncc.runtime.layout import Layout, Sizes
 from snncc.runtime.plans import BackwardPlan, ForwardPlan, Resources, plan_results
-from snncc.runtime.tracing import is_traced
+from snncc.runtime.tracing import is_traced, refuse_batches
 
 NeuronTarget: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 
@@ -370,10 +370,10 @@ class _NeuronFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        refuse_batches(cotangents)
         values = ctx.saved_tensors
         tensors, saved = values[: ctx.count], values[ctx.count :]
-        needs = ctx.needs_input_grad[2:]
-        plan = ctx.neuron.backward_plan(ctx.plan, tensors, cotangents, needs)
+        plan = ctx.neuron.backward_plan(ctx.plan, tensors, cotangents, ctx.needs_input_grad[2:])
         given, kept = len(cotangents), len(cotangents) + len(saved)
 
         def run(*all_of_them: Tensor) -> list[Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -52,3 +52,18 @@ def refuse_transforms(values: Any) -> None:
 def is_recorded() -> bool:
     """Tell whether torch records operators, transforms among them."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def refuse_batches(gradients: Iterable[Tensor | None]) -> None:
+    """Refuse several gradients in one backward pass, of which each tensor shows one.
+
+    Raises:
+        UnsupportedError: A gradient is a batch of them.
+    """
+    is_batch: Any = torch._C._functorch.is_legacy_batchedtensor
+    if any(g is not None and is_batch(g) for g in gradients):
+        raise UnsupportedError(
+            "A compiled neuron cannot take several gradients in one backward pass.",
+            code="unsupported.function-transform",
+            hints=["Leave out 'is_grads_batched' and 'vectorize': take one after the other."],
+        )

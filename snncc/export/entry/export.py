@@ -17,7 +17,8 @@ from snncc.export.entry.torch_program import write_program
 from snncc.export.entry.writers import write_cuda, write_library, write_nir, write_onnx
 from snncc.export.names import is_library_name
 from snncc.export.quantized.choice import Quantization, quantization_of
-from snncc.model.module import CompiledModule, example_of
+from snncc.model.given import example_of
+from snncc.model.module import CompiledModule
 from snncc.nir.checks import STEP
 
 Writer = Callable[[SteppedModel, Path, str], Bundle]

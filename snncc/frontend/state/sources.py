@@ -37,7 +37,8 @@ from snncc.ir.tape import Source, SourceKind, Tape
 
 ARGUMENTS = "*args"  # starts the names of what objects among the arguments hold
 # Hooks are the user's: what they do is part of a recording.
-_PLUMBING = frozenset(nn.Module().__dict__) - {"training", "_forward_hooks", "_forward_pre_hooks"}
+_HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
+_PLUMBING = frozenset(nn.Module().__dict__) - {"training"} - _HOOKS
 _REGISTRIES = {
     "_parameters": SourceKind.PARAMETER,
     "_buffers": SourceKind.BUFFER,
@@ -210,6 +211,8 @@ class Snapshot:
         for tensor, copy, is_leaf in self.values:
             if is_leaf and not tensor.is_leaf:
                 tensor.detach_()
+            if tensor.shape != copy.shape:  # an observer of values makes room for them
+                tensor.data = copy
             tensor.data.copy_(copy)  # also what torch changes without counting (batch norm)
 
 

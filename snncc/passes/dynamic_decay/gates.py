@@ -30,7 +30,7 @@ class DecayGate(nn.Module):
         self.kernel_size = kernel_size
         self.tau = tau
         self.weight = nn.Parameter(decay.new_zeros(len(decay), kernel_size))
-        exact = decay.double()
+        exact = decay.detach().double()
         logit = tau * exact.log() - torch.log(-torch.expm1(tau * exact.log()))
         self.bias = nn.Parameter(logit.to(decay.dtype))
         self.register_buffer("gain", (1.0 / (1.0 - exact)).to(decay.dtype))

@@ -78,7 +78,7 @@ class Table:
     def address(self, position: int = 0) -> int:
         """Return where a structure is; nothing can be added afterwards."""
         if self._packed is None:
-            self._packed = torch.tensor(self._values or [0], dtype=torch.int64)
+            self._packed = torch.tensor(self._values or [0], dtype=torch.int64, device="cpu")
         return self._packed.data_ptr() + 8 * len(self._fields) * position
 
     def bytes(self) -> bytes:

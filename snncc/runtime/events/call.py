@@ -104,7 +104,7 @@ class Call:
                 fields |= self._cotangents(g, cotangents) | self._gradients(g, gradients)
             groups.append(fields)
         scratch_bytes = _scratch_bytes(layout, self.dtype.itemsize, extents)
-        scratch = torch.empty(scratch_bytes * self.threads, dtype=torch.uint8)
+        scratch = torch.empty(scratch_bytes * self.threads, dtype=torch.uint8, device="cpu")
         network = Table(NETWORK)
         network.append(
             {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snncc.ir.once import once
 from snncc.runtime.neuron import Neuron
+from snncc.runtime.tracing import refuse_batches
 
 
 class Solver(Protocol):
@@ -48,6 +49,7 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        refuse_batches(cotangents)
         neuron, needs, given = ctx.layer.serial, ctx.needs_input_grad[2:], len(cotangents)
 
         def run(*values: Tensor) -> list[Tensor | None]:

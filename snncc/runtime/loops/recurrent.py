@@ -34,7 +34,7 @@ from snncc.runtime.loops.sketch import LoopSketch
 from snncc.runtime.loops.step_kernel import StepKernel
 from snncc.runtime.loops.storage import is_aligned
 from snncc.runtime.products.outer import outer_product
-from snncc.runtime.tracing import is_traced
+from snncc.runtime.tracing import is_traced, refuse_batches
 
 # Plans of one loop that are remembered, as for neurons.
 _MOST_PLANS = 256
@@ -208,6 +208,7 @@ class _LoopFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        refuse_batches(cotangents)
         leaves = list(ctx.others)
         for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=False):
             leaves[place] = tensor

@@ -24,7 +24,7 @@ from snncc.ir.time_loop import TimeLoop
 from snncc.runtime import memory
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.norms import kernels as norm_kernels
-from snncc.runtime.tracing import is_traced
+from snncc.runtime.tracing import is_traced, refuse_batches
 
 _DEFAULTS = {
     "weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5,
@@ -142,6 +142,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batches((cotangent,))
         x, weight, mean, deviation = ctx.saved_tensors
         needs = ctx.needs_input_grad
         mask = [needs[0], needs[3], needs[4]]

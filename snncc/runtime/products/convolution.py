@@ -27,7 +27,7 @@ from snncc.runtime import memory
 from snncc.runtime.binaries.cache import CACHE, Function
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.products import winograd
-from snncc.runtime.tracing import is_traced
+from snncc.runtime.tracing import is_traced, refuse_batches
 
 # Input values that are looked at to tell their density.
 _SAMPLE = 1 << 12
@@ -241,6 +241,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batches((cotangent,))
         x, weight = ctx.saved_tensors
         way: _Way = ctx.way
         shape = way.shape

@@ -25,7 +25,7 @@ from snncc.runtime.loops.row_plan import Factors, float_type, multiply_rows
 from snncc.runtime.products.order import Multiplication, find_chunk
 from snncc.runtime.products.outer import outer_product
 from snncc.runtime.products.skipping import Costs
-from snncc.runtime.tracing import is_recorded, is_traced
+from snncc.runtime.tracing import is_recorded, is_traced, refuse_batches
 
 # Measured on two cores with AVX-512, with 800 to 25,600 rows of 40 to 700 values.
 _COSTS = Costs(kept=1.2, each=24, call=3e7)
@@ -104,6 +104,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batches((cotangent,))
         rows, weight = ctx.saved_tensors
         for_rows, for_weight, for_bias = ctx.needs_input_grad
         flat = cotangent.reshape(-1, weight.shape[0])

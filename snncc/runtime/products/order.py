@@ -61,7 +61,7 @@ class Multiplication:
         """Return the product as the driver computes it with sums of so many terms."""
         x, weight, bias = operands
         right = weight.t() if self.transposed else weight
-        out = torch.empty((x.shape[0], right.shape[1]), dtype=x.dtype)
+        out = x.new_empty((x.shape[0], right.shape[1]))
         multiply_rows(driver, Factors(x, right, bias, out), chunk)
         return out
 

@@ -55,7 +55,7 @@ def _skipping(x: Tensor, g: Tensor) -> Tensor | None:
     """Return ``x^T g`` without the zeros of x; None where ``g`` is not finite."""
     parts, (rows, inner), columns = torch.get_num_threads(), x.shape, g.shape[1]
     fill = ROW_BYTES // x.element_size()
-    sums = torch.empty((parts, inner + 1, -(-columns // fill) * fill), dtype=x.dtype)
+    sums = x.new_empty((parts, inner + 1, -(-columns // fill) * fill))
     fields = {
         "x": x.data_ptr(),
         "g": g.data_ptr(),

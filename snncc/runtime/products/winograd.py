@@ -149,7 +149,7 @@ class _Launch:
         values = max(self.values * dtype.itemsize, memory.SMALLEST)
         room = memory.POOL.buffer(values, dtype)
         scratch = memory.POOL.buffer(max(threads * own, memory.SMALLEST), torch.uint8)
-        unfit = torch.zeros(1, dtype=torch.int64)
+        unfit = x.new_zeros(1, dtype=torch.int64)
         sizes = (*x.shape, *cotangent.shape[1:], *self.padding, threads, *self.bands, own)
         addresses = [t.data_ptr() for t in (cotangent, weight, x, room, scratch, unfit)]
         _kernel(dtype, self.of)(_PACK(*sizes, *addresses))

@@ -23,7 +23,7 @@ from snncc.runtime.costs.work import MOST_CHOICES, prices_of
 from snncc.runtime.neuron import Neuron, NeuronTarget
 from snncc.runtime.scans.chunked import Chunked, Found, Part, Values, lanes_of
 from snncc.runtime.scans.cut import Cut, choose_cut, cut_into
-from snncc.runtime.tracing import is_traced
+from snncc.runtime.tracing import is_traced, refuse_batches
 
 FLOATS = ({torch.float32}, {torch.float64})
 
@@ -222,6 +222,7 @@ class _Scanned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        refuse_batches(cotangents)
         layer, steps, count, given = ctx.layer, ctx.steps, ctx.count, len(cotangents)
         needs = ctx.needs_input_grad[2:]
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zipfile import BadZipFile
 
 import numpy
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from snncc.arguments import Check, shown
-from snncc.errors import BundleError, LaunchError
+from snncc.errors import BundleError, LaunchError, OptionError
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill
 from snncc.runtime.streams.recording import memory_of
@@ -172,7 +172,7 @@ def initial_states(program: ChunkProgram, starts: Sequence[Any]) -> list[Any]:
         elif state.dtype is None:
             values.append(state.start)
         else:
-            values.append(torch.tensor(state.start.value, dtype=state.dtype))
+            values.append(torch.tensor(state.start.value, dtype=state.dtype, device="cpu"))
     return values
 
 
@@ -224,7 +224,8 @@ def restarted(
                 hints=[MASK.hint],
             )
         rows = mask.reshape(-1, *(1,) * (value.dim() - 1))
-        mixed = torch.where(rows, torch.as_tensor(first, dtype=value.dtype), value)
+        start = torch.as_tensor(first, dtype=value.dtype, device=value.device)
+        mixed = torch.where(rows, start, value)
         result.append(mixed if known.along is None else mixed.movedim(-1, known.along))
     return result
 
@@ -244,4 +245,21 @@ def _require_alike(program: ChunkProgram) -> None:
         code="launch.stream-count",
         notes=[note],
         hints=["Use one stream for each sample, or reset all of them."],
+    )
+
+
+def refuse_copy(_stream: object, _protocol: Any) -> NoReturn:
+    """Refuse to copy a stream, whose copy would share its buffers.
+
+    Raises:
+        OptionError: Always.
+    """
+    raise OptionError(
+        "A stream cannot be copied or pickled.",
+        code="option.stream",
+        notes=["It runs on memory of its own, and on that of the model that it came from."],
+        hints=[
+            "Open another with 'fast.stream(x)', and hand it the state with 'load_state'.",
+            "Or write the state to a file with 'save', and read it elsewhere with 'load'.",
+        ],
     )

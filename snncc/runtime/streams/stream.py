@@ -2,9 +2,8 @@
 
 A stream holds the state; the network and its parameters stay those of the model.  Outputs that have
 a time axis are given for the steps just taken, outputs that have none (a sum over time, a last
-potential) for the sequence so far: after the last step they are what the model returns for the
-whole sequence.  Everything runs without gradients, but for a model in mode ``"online"``: its steps
-have gradients, its states have none.
+potential) for the sequence so far: after the last step they are what the model returns for all of
+it.  There are no gradients, but in mode ``"online"``, where those of a step end at its states.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from snncc.runtime.streams.state import (
     initial_states,
     own_rows,
     read_state,
+    refuse_copy,
     restarted,
     unfit,
     widened,
@@ -72,6 +72,8 @@ class Stream:
         inputs = {name: size for name, size, is_own in sizes if is_own}
         kind = "with gradients" if self._keeps_gradients else "without gradients"
         return described(kind, self.steps, inputs, self.state)
+
+    __reduce_ex__ = refuse_copy
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step.
