@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from snncc import nn
 from snncc.equivalence.certificate import Report
 from snncc.equivalence.verify import verify
 from snncc.errors import (
@@ -88,6 +89,7 @@ __all__ = [
     "export",
     "from_nir",
     "load_program",
+    "nn",
     "read_bundle",
     "to_nir",
     "verify",

@@ -35,19 +35,23 @@ def modules_with_doctests():
 @pytest.mark.parametrize(
     "path", [path for path in DOCUMENTS if blocks(path, "python")], ids=name_of
 )
-def test_code_blocks_run(path, tmp_path, monkeypatch):
-    """The Python blocks of a document run, one after another, as one program."""
+def test_code_blocks_run(path, tmp_path, monkeypatch, capsys):
+    """The Python blocks of a document run as one program; what the README shows is printed."""
     text = path.read_text()
     program = ""
     for match in blocks(path, "python"):
         # Blank lines, so that a line of the program has the number it has in the document.
         missing = text[: match.start("code")].count("\n") - program.count("\n")
         program += "\n" * missing + match["code"]
-    script = tmp_path / f"{path.stem}.py"
+    script = tmp_path / "net.py"
     script.write_text(program)
     monkeypatch.chdir(tmp_path)
 
     runpy.run_path(str(script))
+
+    printed = capsys.readouterr().out
+    shown = blocks(path, "text") if path.name == "README.md" else []
+    assert [block["code"] for block in shown if block["code"] not in printed] == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

@@ -32,7 +32,7 @@ from snncc.ir.program import Place
 from snncc.ir.tape import SourceKind, Tape
 from snncc.ir.time_loop import TimeLoop
 from snncc.options import GPU_TARGETS, Options, TargetName, settings
-from snncc.passes import Pass, Rejection, passes_for, substituting
+from snncc.passes import Pass, Rejection, passes_for, queueing, substituting
 from snncc.passes.dynamic_decay.gates import DecayGates
 from snncc.passes.dynamic_decay.substitute_dynamic_decay import SubstituteDynamicDecay
 from snncc.passes.events.queue_spikes import QueueSpikes
@@ -226,7 +226,7 @@ def sequence_graph(
     if gates is not None:
         passes = substituting(passes, SubstituteDynamicDecay(gates, tuple(leaves)))
     if options.mode == "async":
-        passes = substituting(passes, queue_of(options, recording))
+        passes = queueing(passes, queue_of(options, recording))
     graph = _through(passes, recording, leaves, dump)
     if options.mode == "auto":
         graph = select_forms(graph, leaves, target, options.num_threads)

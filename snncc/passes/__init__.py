@@ -7,6 +7,7 @@ from typing import assert_never
 from snncc.ir.nodes import FixedPoint, Form, FusedTime, ParallelReset, Scan, Sequential
 from snncc.ir.program import Place
 from snncc.passes.base import Pass, Rejection
+from snncc.passes.events.cut_feedback import CutFeedback
 from snncc.passes.folding.fold_membrane_norm import FoldMembraneNorm
 from snncc.passes.folding.fold_norms import FoldNorms
 from snncc.passes.folding.fold_threshold_norm import FoldThresholdNorm
@@ -28,7 +29,7 @@ from snncc.passes.simplify_step import SimplifyStep
 from snncc.passes.skip_zeros import SkipZeros
 from snncc.passes.split_results import SplitResults
 
-__all__ = ["Pass", "Rejection", "gradient_passes", "passes_for", "substituting"]
+__all__ = ["Pass", "Rejection", "gradient_passes", "passes_for", "queueing", "substituting"]
 
 
 def passes_for(  # noqa: PLR0913 - the choices of a compilation
@@ -101,3 +102,10 @@ def substituting(passes: tuple[Pass, ...], substitution: Pass) -> tuple[Pass, ..
     """Return passes with a change of the neurons right after these are found."""
     found = next(i for i, each in enumerate(passes) if isinstance(each, HoistStateless))
     return (*passes[: found + 1], substitution, *passes[found + 1 :])
+
+
+def queueing(passes: tuple[Pass, ...], queue: Pass) -> tuple[Pass, ...]:
+    """Return passes that make one queue of a network, feedback of its spikes included."""
+    found = next(i for i, each in enumerate(passes) if isinstance(each, HoistStateless))
+    apart = (CutFeedback(), HoistStateless(apart=True), queue)
+    return (*passes[:found], *apart, *passes[found + 1 :])

@@ -97,3 +97,53 @@ class Recurrent(nn.Module):
             u = h - y
             out.append(y)
         return torch.stack(out)
+
+
+class Wired(nn.Module):
+    """Layers that hear the spikes of this step and of the step before, through weights.
+
+    Args:
+        kinds: For each layer what it hears, as ``current`` says.
+        rng: Decides resets and biases, and what the spikes before the first step are.
+    """
+
+    def __init__(self, kinds: Sequence[str], rng: random.Random, size: int = 4) -> None:
+        super().__init__()
+        self.kinds, self.spike, self.start = kinds, ATan(), rng.choice([0.0, 1.0])
+        self.hard = [rng.random() < 0.5 for _ in kinds]
+        self.fc = nn.ModuleList(nn.Linear(size, size) for _ in kinds)
+        self.back = nn.ModuleList(nn.Linear(size, size, bias=rng.random() < 0.5) for _ in kinds)
+        self.both = nn.ModuleList(nn.Linear(2 * size, size) for _ in kinds)
+
+    def current(self, i: int, x: Tensor, frame: Tensor, before: Sequence[Tensor]) -> Tensor:
+        """Return what a layer gets from the layer below, the frame, and the step before."""
+        match self.kinds[i]:
+            case "recurrent":
+                return self.fc[i](x) + self.back[i](before[i])
+            case "feedback":
+                return self.fc[i](x) + self.back[i](before[-1])
+            case "summed":
+                return self.fc[i](x + before[i])
+            case "weighted":
+                return self.fc[i](x) + self.back[i](0.5 * before[i] - before[-1])
+            case "joined":
+                return self.both[i](torch.cat([x, before[i]], 1))
+            case "skip":
+                return self.fc[i](x + frame)
+            case _:
+                return self.fc[i](x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = [x.new_zeros(x.shape[1:]) for _ in self.kinds]
+        spikes = [torch.full_like(x[0], self.start) for _ in self.kinds]
+        out = []
+        for t in range(x.shape[0]):
+            s, now = x[t], []
+            for i, hard in enumerate(self.hard):
+                h = 0.5 * v[i] + self.current(i, s, x[t], spikes)
+                s = self.spike(h - 1.0)
+                v[i] = h * (1.0 - s) if hard else h - s
+                now.append(s)
+            spikes = now
+            out.append(s)
+        return torch.stack(out)

@@ -14,7 +14,7 @@ import snncc
 from snncc.errors import SnnccError
 from snncc.ir.events import region
 from snncc.nn import LIF, ATan
-from tests.events.models import Chain, Convolutional, Recurrent, dyadic, spikes
+from tests.events.models import Chain, Convolutional, dyadic, spikes
 
 WIDE = 1000
 spike = ATan()
@@ -400,17 +400,6 @@ def mixing(x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def branched(x: Tensor) -> Tensor:
-    u = v = w = x.new_zeros(x.shape[1:])
-    out = []
-    for x_t in x:
-        a, u = leaky(u, x_t)
-        b, v = leaky(v, a.flip(1))
-        c, w = leaky(w, (a + b).flip(1))
-        out.append(c)
-    return torch.stack(out)
-
-
 def shifted(x: Tensor) -> Tensor:
     return layer(layer(x).roll(2, 0) * 0.5)
 
@@ -435,7 +424,6 @@ def decided(x: Tensor) -> Tensor:
         (gated, "form.async", "their effect is not linear"),
         (squared, "form.async", "their effect is not linear"),
         (charge_shown, "form.async", "potential before the reset"),
-        (branched, "form.async", "in place of fc"),
         (silent, "form.async", "no spiking neuron"),
         (shifted, "unsupported.async-network", "whenever and in which sample"),
         (turned, "unsupported.async-network", "whenever and in which sample"),
@@ -466,12 +454,19 @@ def test_training_norms_are_refused() -> None:
     assert refusal.value.code == "form.async"
 
 
-def test_recurrent_weights_are_refused() -> None:
-    """A loop that stays a loop is no network of events; it is not run in another way silently."""
-    model = dyadic(Recurrent(), random.Random(0))
+def integrated(x: Tensor) -> Tensor:
+    u, v, out = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]), []
+    for x_t in x:
+        u = 0.5 * u + 0.25 * u.flip(1) + x_t
+        s, v = leaky(v, u)
+        out.append(s)
+    return torch.stack(out)
 
+
+def test_weights_on_potentials_are_refused() -> None:
+    """A loop that is no feedback of spikes is not run in another way silently."""
     with pytest.raises(SnnccError, match="a state stays outside of neurons") as refusal:
-        compiled(model)(spikes(random.Random(0), 6, 2, 4))
+        compiled(integrated)(spikes(random.Random(0), 6, 2, 4))
 
     assert refusal.value.code == "form.async"
 

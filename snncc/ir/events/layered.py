@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from snncc.ir import interpret
-from snncc.ir.events.network import POTENTIAL, EventNetwork, EventTensors, Shown
+from snncc.ir.events.network import EventNetwork, EventTensors, Shown
 
 
 def run_layered(network: EventNetwork, tensors: EventTensors) -> tuple[Tensor, ...]:
@@ -30,7 +30,9 @@ def run_layered(network: EventNetwork, tensors: EventTensors) -> tuple[Tensor, .
                     spikes = before[edge.source] if edge.is_delayed else now[edge.source]
                     u = u + _known(spikes) @ weight
             u = _known(tensors.decay[index]) * _known(membranes[index]) + u
-            inputs = {POTENTIAL: u} | dict(zip(group.lanes, tensors.lanes[index], strict=True))
+            inputs = {group.potential: u} | dict(
+                zip(group.lanes, tensors.lanes[index], strict=True)
+            )
             values = interpret.run_step(group.fire, inputs, {})
             *spike, after = (values[name].to(u.dtype).expand_as(u) for name in group.fire.outputs)
             membranes[index] = after

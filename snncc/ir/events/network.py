@@ -18,8 +18,6 @@ from snncc.errors import Location
 from snncc.ir.nodes import Recurrence
 from snncc.ir.program import Adjoint
 
-POTENTIAL = "u"  # the STEP input of `EventGroup.fire`
-
 
 @dataclass(frozen=True, slots=True)
 class EventGroup:
@@ -28,9 +26,9 @@ class EventGroup:
     Attributes:
         name: As in the plan.
         fire: What follows the charge, as the user wrote it: a recurrence without states, with the
-            STEP input ``u`` (the potential) and thresholds and the like as LANE inputs.  Its
-            outputs are the spike and the membrane after it, or the membrane alone where the group
-            only integrates.  None stands for an input, whose events are given.
+            potential as its STEP input and thresholds and the like as LANE inputs.  Its outputs are
+            the spike and the membrane after it, or the membrane alone where the group only
+            integrates.  None stands for an input, whose events are given.
         starts: Whether the group is evaluated as soon as a time step begins.
         is_output: Whether its spikes are what stopping waits for.
         adjoint: The gradient of ``fire``, where one is needed.
@@ -48,6 +46,11 @@ class EventGroup:
     def fires(self) -> bool:
         """Whether it has spikes."""
         return self.fire is None or len(self.fire.outputs) == 2
+
+    @property
+    def potential(self) -> str:
+        """The name of the potential in ``fire``."""
+        return "" if self.fire is None else self.fire.step_inputs[0]
 
     @property
     def lanes(self) -> tuple[str, ...]:

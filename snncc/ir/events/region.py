@@ -39,6 +39,7 @@ class Currents:
         externals: Positions of the other placeholders among the arguments of the region.
         is_varying: Whether what it gets without spikes differs from step to step or by sample.
         is_sized: Whether one of ``externals`` may have as many steps as the call.
+        batched: Which of ``externals`` depend on inputs of the model, and which axis is the batch.
         own: The lane inputs that differ by sample: they are added, and multiply nothing.
         drive: What the STEP inputs and lane inputs add to the membrane, affine in the first.
         decay: What the membrane keeps of itself.
@@ -54,6 +55,7 @@ class Currents:
     externals: tuple[int, ...]
     is_varying: bool
     is_sized: bool
+    batched: tuple[tuple[int, int], ...]
     own: frozenset[str]
     drive: Expr
     decay: Expr
@@ -187,19 +189,28 @@ class _Tensors:
 
     def _samples(self) -> tuple[int, Tensor]:
         """Return the batch size, and some tensor on the device of all of them."""
+        sizes, like = list[int](), list[Tensor]()
         for group in self.region.groups:
             if isinstance(group, Given):
                 x = self.arguments[group.argument]
                 return x.shape[1], x.to(self.region.dtype)
+            known, seen = self._seen(group)
+            sizes, like = sizes + known, like + seen
             if not group.sources:
-                rank = len(group.shape) + 1
-                steps = group.run_standing(*self._externals(group))
-                lanes = [torch.as_tensor(self.arguments[i]) for _, i in group.lanes]
-                sizes = [x.shape[1] for x in steps if x.dim() > rank]
-                sizes += [x.shape[0] for x in lanes if x.dim() == rank]
-                like = (*steps, *lanes)[0].to(self.region.dtype)
-                return 0 if 0 in sizes else max(sizes, default=1), like
-        raise AssertionError("no group starts")
+                break
+        return 0 if 0 in sizes else max(sizes, default=1), like[0].to(self.region.dtype)
+
+    def _seen(self, group: Currents) -> tuple[list[int], list[Tensor]]:
+        """Return the batch sizes that show in what drives a group, and the tensors of it."""
+        rank, externals = len(group.shape) + 1, self._externals(group)
+        lanes = [torch.as_tensor(self.arguments[i]) for _, i in group.lanes]
+        sizes = [x.shape[0] for x in lanes if x.dim() == rank]
+        if not group.sources:
+            steps = group.run_standing(*externals)
+            return sizes + [x.shape[1] for x in steps if x.dim() > rank], [*steps, *lanes]
+        given = ((externals[place], axis) for place, axis in group.batched)
+        sizes += [x.shape[axis] for x, axis in given if isinstance(x, Tensor) and x.dim() > axis]
+        return sizes, [x for x in (*externals, *lanes) if isinstance(x, Tensor)]
 
     def _externals(self, group: Currents) -> list[Any]:
         return [self.arguments[i] for i in group.externals]

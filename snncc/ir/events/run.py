@@ -35,7 +35,7 @@ from torch import Tensor
 
 from snncc.ir import interpret
 from snncc.ir.events.draws import Purpose, uniform
-from snncc.ir.events.network import POTENTIAL, EventNetwork, EventTensors, Shown
+from snncc.ir.events.network import EventNetwork, EventTensors, Shown
 
 _LOWEST = torch.finfo(torch.float64).min
 # The columns of the counts.
@@ -217,7 +217,7 @@ class _Run:
                 spikes.append(torch.zeros_like(u))
                 after.append(u)
                 continue
-            inputs = {POTENTIAL: u} | dict(zip(group.lanes, lanes, strict=True))
+            inputs = {group.potential: u} | dict(zip(group.lanes, lanes, strict=True))
             values = interpret.run_step(group.fire, inputs, {})
             shown = [values[name].to(u.dtype).expand_as(u) for name in group.fire.outputs]
             spikes.append(shown[0] if group.fires else torch.zeros_like(u))

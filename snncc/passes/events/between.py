@@ -14,6 +14,7 @@ import torch.fx
 
 from snncc.frontend.operators.canonical import draw, full, full_like, numel, size
 from snncc.ir import sequence_ops
+from snncc.ir.events.recalled import from_start
 from snncc.passes.base import Rejection
 from snncc.passes.events.linear_rules import Call, without_offset
 
@@ -28,6 +29,7 @@ class Between:
         nodes: They, in order.
         sources: The spikes that they read.
         externals: What else they read.
+        is_started: Whether the first step is one of its own.
         refused: Why they are not linear; None where they are.
 
     Args:
@@ -58,6 +60,7 @@ class Between:
         self.nodes = [node for node in graph.nodes if node in inside]
         self.sources = [node for node in graph.nodes if node in read & known]
         self.externals = [node for node in graph.nodes if node in read - known]
+        self.is_started = any(node.target is from_start for node in self.nodes)
         self.tainted = closure(graph, known, by_value=True)
         self.refused: Rejection | None = None
         self.calls: dict[Node, Any] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -11,7 +11,6 @@ import torch.fx
 
 from snncc.ir import sequence_ops
 from snncc.ir.events.network import (
-    POTENTIAL,
     EventEdge,
     EventGroup,
     EventNetwork,
@@ -61,17 +60,29 @@ class Found:
     after: set[Node]
 
 
+def find_spikes(neurons: Mapping[Node, EventNeuron]) -> dict[Node, Node]:
+    """Return the nodes that are spikes, and of which neuron each."""
+    found: dict[Node, Node] = {}
+    for node, neuron in neurons.items():
+        for user in node.users:
+            position: Any = user.args[1]
+            if neuron.forward.outputs[position:][:1] == (neuron.spike,):
+                found[user] = node
+    return found
+
+
 @dataclass
 class NetworkFinder:
     """Finds the network of some neurons.
 
     ``after`` are the nodes that need the network to have run, ``joined`` those that depend on
     inputs whose events are queued; ``varying`` those that depend on inputs of the model or are
-    drawn; ``fixed`` are parameters and buffers.
+    drawn; ``fixed`` are parameters and buffers; ``recalled`` are the spikes of a step before.
     """
 
     graph: torch.fx.Graph
     neurons: dict[Node, EventNeuron]
+    recalled: dict[Node, Node]
     inputs: tuple[bool, ...]
     order: EventOrder
     prioritize_input: bool
@@ -84,15 +95,16 @@ class NetworkFinder:
         self.varying = find_varying(self.graph, self.inputs)
         placeholders = zip(self.graph.find_nodes(op="placeholder"), self.inputs, strict=True)
         self.fixed = {node for node, is_input in placeholders if not is_input}
+        self.after = closure(self.graph, (*self.neurons, *self.recalled))
         self.given = [] if self.prioritize_input else self.find_inputs()
-        steps = [n for n in self.graph.nodes if n.target is sequence_ops.time_view]
-        static = set(self.given) - closure(self.graph, steps)
+        views = (n for n in self.graph.nodes if n.target is sequence_ops.time_view)
+        self.stepped = closure(self.graph, views)
+        static = set(self.given) - self.stepped
         if static:
             reason = "an input that is the same at all steps has no events to queue"
             return Rejection("static", reason, static.pop().meta.get("where"))
         self.members: list[Node] = [*self.given, *self.neurons]
         self.find_sources()
-        self.after = closure(self.graph, self.neurons)
         self.joined = closure(self.graph, self.given)
         groups: list[Currents | Given] = [Given(self.argument(node)) for node in self.given]
         for node, neuron in self.neurons.items():
@@ -116,30 +128,21 @@ class NetworkFinder:
 
     def find_sources(self) -> None:
         """Find the nodes that are spikes, of this time step or of the one before."""
-        for index, node in enumerate(self.members):
-            if node in self.given:
-                self.sources[node] = Source(index)
-                continue
-            forward, spike = self.neurons[node].forward, self.neurons[node].spike
-            for user in node.users:
-                position: Any = user.args[1]
-                if forward.outputs[position:][:1] == (spike,):
-                    self.sources[user] = Source(index)
-        for node in self.graph.nodes:
-            if node.target is sequence_ops.shift_time and node.args[0] in self.sources:
-                first = self.sources[node.args[0]]
-                if not first.is_delayed:
-                    self.sources[node] = Source(first.group, True, node.args[1])
+        places = {node: index for index, node in enumerate(self.members)}
+        self.sources = {node: Source(places[node]) for node in self.given}
+        for node, neuron in find_spikes(self.neurons).items():
+            self.sources[node] = Source(places[neuron])
+        for node, spikes in self.recalled.items():
+            self.sources[node] = Source(self.sources[spikes].group, True, node.args[0])
 
     def find_inputs(self) -> list[Node]:
         """Return what of the input goes through linear operators into neurons, as it is before."""
         found: dict[Node, None] = {}
         wanted = [n for node in self.neurons for n in self.step_inputs(node)]
-        after = closure(self.graph, self.neurons)
         seen: set[Node] = set()
         while wanted:
             node = wanted.pop()
-            if node in seen or node in after or node not in self.varying:
+            if node in seen or node in self.after or node not in self.varying:
                 continue
             seen.add(node)
             inputs = {n for n in node.all_input_nodes if n in self.varying}
@@ -186,7 +189,12 @@ class NetworkFinder:
             sources=tuple(range(first, len(self.edges))),
             externals=tuple(self.argument(n) for n in between.externals),
             is_varying=bool(own) or any(n in self.varying for n in between.externals),
-            is_sized=any(n not in self.fixed for n in between.externals),
+            is_sized=between.is_started or any(n not in self.fixed for n in between.externals),
+            batched=tuple(
+                (place, int(n in self.stepped))
+                for place, n in enumerate(between.externals)
+                if n in self.varying
+            ),
             own=own,
             drive=neuron.drive,
             decay=neuron.decay,
@@ -247,15 +255,35 @@ class NetworkFinder:
             neuron = self.neurons[node]
             reached = [e for e in self.edges if e.target == index and not e.is_delayed]
             is_driven = currents.is_varying and self.prioritize_input
-            wanted = (POTENTIAL, *neuron.fire.lane_inputs)
+            wanted = (*neuron.fire.step_inputs, *neuron.fire.lane_inputs)
             yield EventGroup(
                 name=neuron.forward.name,
                 fire=neuron.fire,
                 starts=is_driven or not reached,
-                is_output=not any(e.source == index for e in self.edges),
+                is_output=self.is_last(index),
                 adjoint=differentiate(neuron.fire, wanted),
                 where=neuron.forward.where,
             )
+
+    def is_last(self, group: int) -> bool:
+        """Tell whether the spikes of a group act on others no earlier than in the next time step.
+
+        What they act on then is itself, or leads to it.
+        """
+        if any(e.source == group and not e.is_delayed for e in self.edges):
+            return False
+        reach = [self.reached(index) | {index} for index in range(len(self.members))]
+        return all(group in reach[other] for other in reach[group])
+
+    def reached(self, group: int) -> set[int]:
+        """Return the groups that the spikes of a group act on, and what these act on in turn."""
+        found, wanted = set[int](), [group]
+        while wanted:
+            source = wanted.pop()
+            targets = {e.target for e in self.edges if e.source == source} - found
+            found |= targets
+            wanted += targets
+        return found
 
     def shown(self) -> Iterator[tuple[Node, EventResult]]:
         """Yield the nodes that are results of the network, and which."""

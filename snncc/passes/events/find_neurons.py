@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from snncc.ir.events.network import POTENTIAL
 from snncc.ir.neuron_class import Decay, NeuronClass, Role, SpikeClass, StateClass, Values
 from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, Var
 from snncc.ir.symbolic import degree
 from snncc.ir.walk import let_reads, names_read, substitute
 from snncc.passes.base import Rejection
+from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.classify_neurons import classify_neuron
 
 # States beside the membrane that only hold or count what the neuron gives.
@@ -93,7 +93,7 @@ def find_neuron(forward: Recurrence) -> EventNeuron | Rejection:
     rest = _rest(forward, spike, membrane, fire)
     if isinstance(rest, Rejection):
         return rest
-    update = _renamed(membrane.update, spike.compared)
+    update = _renamed(membrane.update, spike.compared, fire.step_inputs[0])
     made = (membrane.decay, membrane.drive, membrane.name, spike.name, update)
     return EventNeuron(forward, fire, *made, rest)
 
@@ -106,9 +106,9 @@ def _unscaled(forward: Recurrence, spike: SpikeClass) -> SpikeClass:
     return spike
 
 
-def _renamed(name: str, charge: str) -> str:
+def _renamed(name: str, charge: str, potential: str) -> str:
     """Return the name of a value behind the charge, in what follows the charge."""
-    return POTENTIAL if name == charge else name
+    return potential if name == charge else name
 
 
 def _rejected(forward: Recurrence, reason: str) -> Rejection:
@@ -151,25 +151,26 @@ def _after_charge(
         if name in known and name not in needed and name != spike.compared:
             needed.add(name)
             wanted += let_reads(known[name])
-    lets = tuple(_reading(known[n], spike.compared) for n in known if n in needed)
+    potential = fresh_name("u", names_in(forward))
+    lets = tuple(_reading(known[n], spike.compared, potential) for n in known if n in needed)
     read = {name for let in lets for name in let_reads(let)} - needed
     lanes = [i for i in forward.inputs if i.rank is Rank.LANE and i.name in read]
-    if read - {POTENTIAL} - {i.name for i in lanes}:
+    if read - {potential} - {i.name for i in lanes}:
         return _rejected(forward, "reads more than its charge where it fires or resets")
-    outputs = (spike.name, _renamed(membrane.update, spike.compared))
-    inputs = (Input(POTENTIAL, Rank.STEP), *lanes)
+    outputs = (spike.name, _renamed(membrane.update, spike.compared, potential))
+    inputs = (Input(potential, Rank.STEP), *lanes)
     return Recurrence(forward.name, inputs, (), lets, outputs, where=forward.where)
 
 
-def _reading(let: Let, charge: str) -> Let:
+def _reading(let: Let, charge: str, potential: str) -> Let:
     """Return a let that reads the potential where it read the charge."""
-    values = {charge: Var(POTENTIAL)}
+    values = {charge: Var(potential)}
     expr, rule = substitute(let.expr, values), let.surrogate
     if rule is None:
         return replace(let, expr=expr)
-    lets = tuple(_reading(each, charge) for each in rule.lets)
+    lets = tuple(_reading(each, charge, potential) for each in rule.lets)
     results = tuple(substitute(result, values) for result in rule.results)
-    args = tuple(_renamed(name, charge) for name in rule.args)
+    args = tuple(_renamed(name, charge, potential) for name in rule.args)
     return replace(let, expr=expr, surrogate=replace(rule, lets=lets, results=results, args=args))
 
 

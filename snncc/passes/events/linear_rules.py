@@ -8,7 +8,8 @@ same at all steps and for all samples, and is when it depends on no input of the
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from snncc.frontend.operators.canonical import cast
 from snncc.ir import sequence_ops
+from snncc.ir.events.recalled import from_start
 from snncc.ir.neuron_call import NeuronCall
 from snncc.passes.base import Rejection
 
@@ -154,17 +156,26 @@ def _joined(node: Node, inner: Any, tainted: Set[Node], varying: Set[Node]) -> C
     """Concatenate or stack, zeros where there are no spikes."""
     parts: Any = node.args[0]
     flags = tuple(any(n in tainted for n in _nodes([p])) for p in parts)
-    rest = node.args[1:]
-    return joined, (inner, flags, tuple(parts), *rest), dict(node.kwargs)
+    return Joined(inner, flags), (tuple(parts), *node.args[1:]), dict(node.kwargs)
 
 
-def joined(inner: Any, flags: tuple[bool, ...], parts: Any, *rest: Any, **kwargs: Any) -> Tensor:
-    """Concatenate or stack sequences, zeros in place of those that are not flagged."""
-    length = next(len(p) for p, flag in zip(parts, flags, strict=True) if flag)
-    zeros = (p.new_zeros(()).expand(length, *p.shape[1:]) for p in parts)
-    made = [p if flag else z for p, z, flag in zip(parts, zeros, flags, strict=True)]
-    result: Tensor = inner(made, *rest, **kwargs)
-    return result
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Concatenates or stacks sequences, zeros in place of those that are not flagged."""
+
+    operator: Callable[..., Tensor]
+    flags: tuple[bool, ...]
+
+    @property
+    def __name__(self) -> str:
+        return f"{self.operator.__name__}_of_spikes"
+
+    def __call__(self, parts: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the sequence."""
+        length = next(len(p) for p, flag in zip(parts, self.flags, strict=True) if flag)
+        zeros = (p.new_zeros(()).expand(length, *p.shape[1:]) for p in parts)
+        made = [p if flag else z for p, z, flag in zip(parts, zeros, self.flags, strict=True)]
+        return self.operator(made, *args, **kwargs)
 
 
 def _padded(node: Node, inner: Any, tainted: Set[Node], varying: Set[Node]) -> Call | Rejection:
@@ -188,6 +199,13 @@ def _view(node: Node, inner: Any, tainted: Set[Node], varying: Set[Node]) -> Cal
     return torch.movedim, (x, dim, 0), {}
 
 
+def _started(node: Node, inner: Any, tainted: Set[Node], varying: Set[Node]) -> Call | Rejection:
+    """Leave out the first step: nothing was recalled in it, and what it gets is no spike's."""
+    if any(n in tainted for n in _nodes(node.args[1:])):
+        return _rejected(node, "what is recalled starts from spikes")
+    return torch.movedim, (node.args[0], 0, 0), {}
+
+
 def _einsum(node: Node, inner: Any, tainted: Set[Node], varying: Set[Node]) -> Call | Rejection:
     return _times_constants(node, list(node.args), dict(node.kwargs), tainted, varying)
 
@@ -205,6 +223,7 @@ _RULES: Mapping[frozenset[Any], _Rule] = {
     frozenset({F.interpolate}): _resized,
     frozenset({torch.einsum}): _einsum,
     frozenset({sequence_ops.time_view}): _view,
+    frozenset({from_start}): _started,
 }
 
 

@@ -23,16 +23,18 @@ import torch.fx
 
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.events.network import EventOrder, EventResult, Shown
+from snncc.ir.events.recalled import Recalled
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
 from snncc.ir.sequence_ops import TripLength
 from snncc.passes.base import Rejection
 from snncc.passes.events.between import closure
-from snncc.passes.events.find_network import Found, NetworkFinder
+from snncc.passes.events.find_network import Found, NetworkFinder, find_spikes
 from snncc.passes.events.find_neurons import EventNeuron, find_neuron, may_fire
+from snncc.passes.events.settle_recalls import settle_recalls
 from snncc.passes.hoisting.hoist_stateless import serial_part
-from snncc.passes.neurons import neuron_nodes
+from snncc.passes.neurons import copy_graph, neuron_nodes
 
 Node: TypeAlias = torch.fx.Node
 FLOATS = (torch.float32, torch.float64)
@@ -59,10 +61,16 @@ class QueueSpikes:
         for refused in (serial_part(graph), _spike_outside(graph)):
             if refused is not None:
                 return refused
+        graph = copy_graph(graph)
         neurons = _neurons(graph)
         if isinstance(neurons, Rejection):
             return neurons
-        finder = NetworkFinder(graph, neurons, self.inputs, self.order, self.prioritize_input)
+        recalled = settle_recalls(graph, {*find_spikes(neurons)})
+        if isinstance(recalled, Rejection):
+            return recalled
+        finder = NetworkFinder(
+            graph, neurons, recalled, self.inputs, self.order, self.prioritize_input
+        )
         found = finder.find()
         return found if isinstance(found, Rejection) else _Replacement(graph, found).build()
 
@@ -86,7 +94,8 @@ def _neurons(graph: torch.fx.Graph) -> dict[Node, EventNeuron] | Rejection:
     first = next(iter(found))
     if len({node.meta["dtype"] for node in found}) > 1:
         return Rejection("type", "its neurons are of several types", first.meta.get("where"))
-    after = closure(graph, found)
+    recalls = (node for node in graph.nodes if isinstance(node.target, Recalled))
+    after = closure(graph, (*found, *recalls))
     for node, neuron in found.items():
         if not _is_as_long(node.args[0], first.args[0], after):
             reason = "its neurons run for different numbers of steps"

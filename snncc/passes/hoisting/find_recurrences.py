@@ -30,6 +30,7 @@ from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.interpret import HALVES
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
+from snncc.passes.hoisting.keep_apart import keep_apart
 from snncc.passes.scalars.complex_ops import COMPLEX_OPS
 from snncc.passes.scalars.scalar_ops import SCALAR_OPS
 from snncc.passes.scalars.small_integers import INTEGERS, SmallIntegers
@@ -74,14 +75,17 @@ class Group:
     most_steps: int | None = None
 
 
-def find_recurrences(loop: TimeLoop, halves: bool = False) -> tuple[Group, ...]:
+def find_recurrences(
+    loop: TimeLoop, halves: bool = False, apart: bool = False
+) -> tuple[Group, ...]:
     """Partition the body of a loop into groups, in an order in which they can run.
 
     Args:
         loop: The loop.
         halves: Whether neurons may have values of a half type.
+        apart: Whether each state is a neuron of its own, as `keep_apart` says.
     """
-    return _Partition(loop, halves=halves).groups()
+    return _Partition(loop, halves=halves, apart=apart).groups()
 
 
 def elementwise(
@@ -181,8 +185,8 @@ class Lanes(NamedTuple):
 class _Partition:
     """The partition of one body; built once, then read by `groups`."""
 
-    def __init__(self, loop: TimeLoop, *, halves: bool) -> None:
-        self.loop, self.halves = loop, halves
+    def __init__(self, loop: TimeLoop, *, halves: bool, apart: bool) -> None:
+        self.loop, self.halves, self.apart = loop, halves, apart
         self.order = {node: i for i, node in enumerate(loop.body.nodes)}
         self.by_name = {node.name: node for node in loop.body.nodes}
         self.updates = {self.by_name[c.name]: self.by_name[c.update] for c in loop.carries}
@@ -253,23 +257,21 @@ class _Partition:
 
     def _merge(self) -> dict[torch.fx.Node, int]:
         """Map each node to its group: components, merged with elementwise neighbours."""
-        component = self.parts.graph["mapping"]
+        component, order = self.parts.graph["mapping"], list(nx.topological_sort(self.parts))
         depth: dict[int, int] = {}
-        for part in nx.topological_sort(self.parts):
+        for part in order:
             depth[part] = max(
                 (depth[p] + self._barrier(p, part) for p in self.parts.predecessors(part)),
                 default=0,
             )
-        union = nx.Graph()
-        union.add_nodes_from(self.parts)
-        union.add_edges_from(
-            (a, b) for a, b in self.parts.edges if depth[a] == depth[b] and not self._barrier(a, b)
-        )
-        label = {
-            part: number
-            for number, parts in enumerate(nx.connected_components(union))
-            for part in parts
+        pairs = {
+            e for e in self.parts.edges if depth[e[0]] == depth[e[1]] and not self._barrier(*e)
         }
+        if self.apart:
+            pairs = keep_apart(self.parts, order, pairs, self.loop)
+        union = nx.Graph(sorted(pairs))
+        union.add_nodes_from(self.parts)
+        label = {p: i for i, parts in enumerate(nx.connected_components(union)) for p in parts}
         return {node: label[component[node]] for node in self.flow}
 
     def _barrier(self, a: int, b: int) -> int:
@@ -308,9 +310,8 @@ class _Partition:
         if not calls and not carries:
             return None
         shape, *others = {self._shape(n) for n in nodes}
-        if others or not all(map(self._has_lanes, carries)):
-            return None
-        return Lanes(shape, self._lane_dtype(nodes))
+        is_one = not others and all(map(self._has_lanes, carries))
+        return Lanes(shape, self._lane_dtype(nodes)) if is_one else None
 
     def _shape(self, node: torch.fx.Node) -> tuple[int, ...] | None:
         shape: tuple[int, ...] | None = self.updates.get(node, node).meta.get("shape")
@@ -352,9 +353,9 @@ class _Partition:
         return [Group(Kind.SERIAL, tuple(nodes), self._serial_reason(nodes, culprit), culprit)]
 
     def _neuron(self, nodes: tuple[torch.fx.Node, ...], dtype: torch.dtype) -> Group:
-        counts = any(n.meta.get("dtype") in INTEGERS for n in nodes)
+        counts = dtype is not torch.float64 and any(n.meta.get("dtype") in INTEGERS for n in nodes)
         steps = self.small.most_steps if counts else math.inf
-        most_steps = None if dtype is torch.float64 or math.isinf(steps) else int(steps)
+        most_steps = None if math.isinf(steps) else int(steps)
         return Group(Kind.NEURON, nodes, dtype=dtype, most_steps=most_steps)
 
     def _serial_reason(

@@ -56,10 +56,12 @@ EXACT_LOOPS = frozenset({"mapped", "train-norm", "effect", "counter"})
 class HoistStateless:
     """Replace every time loop by sequence operators, neuron calls and residual loops.
 
-    ``halves`` tells whether kernels can read and write values of half types.
+    ``halves`` tells whether kernels can read and write values of half types, ``apart`` whether
+    neurons stay apart where nothing but elementwise operators is between them.
     """
 
     halves: bool = False
+    apart: bool = False
     name = "hoist-stateless"
     numerics = Numerics.REASSOCIATED
 
@@ -74,7 +76,7 @@ class HoistStateless:
         result.output(result.graph_copy(graph, {}))
         for node in result.nodes:
             if isinstance(node.target, TimeLoop):
-                _Split(result, node, node.target, halves=self.halves).run()
+                _Split(result, node, node.target, self.halves, self.apart).run()
         result.eliminate_dead_code()
         result.lint()
         return result
@@ -92,6 +94,7 @@ class _Split:
     call: torch.fx.Node
     loop: TimeLoop
     halves: bool = False
+    apart: bool = False
     env: dict[torch.fx.Node, Value] = field(default_factory=dict)
     tables: dict[torch.fx.Node, tuple[float, ...]] = field(default_factory=dict)
     serial: set[torch.fx.Node] = field(default_factory=set)
@@ -113,7 +116,7 @@ class _Split:
         with self.graph.inserting_before(self.call):
             self.length = self.emit_length()
             self.bind_inputs()
-            for group in find_recurrences(loop, self.halves):
+            for group in find_recurrences(loop, self.halves, apart=self.apart):
                 self.emit_group(group)
             self.connect()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from snncc.codegen.base import FloatType
 from snncc.codegen.c.expressions import c_names, dialect
 from snncc.codegen.prepare import find_bools, find_live, prepare
-from snncc.ir.events.network import POTENTIAL, EventGroup
+from snncc.ir.events.network import EventGroup
 from snncc.ir.nodes import Binary, Let, Op, Unary, Var
 from snncc.ir.printer import print_recurrence, spell
 from snncc.ir.walk import subexpressions
@@ -65,7 +65,7 @@ def forward_lets(neuron: Neuron) -> tuple[Let, ...]:
     """Return the step after the charge, ready for a kernel."""
     fire = neuron.group.fire
     assert fire is not None
-    lets = prepare(fire.lets, (POTENTIAL, *fire.lane_inputs))
+    lets = prepare(fire.lets, (*fire.step_inputs, *fire.lane_inputs))
     live = find_live(lets, (), fire.outputs)
     return tuple(let for let in lets if let.name in live)
 
@@ -76,7 +76,7 @@ def backward_lets(neuron: Neuron) -> tuple[Let, ...]:
     if fire is None or adjoint is None:
         return ()
     step = adjoint.recurrence
-    given = (POTENTIAL, *fire.lane_inputs, *(i.name for i in step.inputs))
+    given = (neuron.group.potential, *fire.lane_inputs, *(i.name for i in step.inputs))
     lets = prepare((*fire.lets, *step.lets), (*given, *(s.name for s in step.states)))
     live = find_live(lets, (), (*step.outputs, *(s.update for s in step.states)))
     return tuple(let for let in lets if let.name in live)
@@ -133,7 +133,8 @@ def _forward(neuron: Neuron, dtype: FloatType, *, named: bool) -> str:
     fire, lets = neuron.group.fire, forward_lets(neuron)
     assert fire is not None
     names = _names(
-        dict.fromkeys((POTENTIAL, *neuron.group.lanes, *(let.name for let in lets))), named=named
+        dict.fromkeys((neuron.group.potential, *neuron.group.lanes, *(let.name for let in lets))),
+        named=named,
     )
     spelled = _value(dtype, names, find_bools(lets, ()))
     comment = "".join(f" * {line}\n" for line in print_recurrence(fire).splitlines())
@@ -141,7 +142,7 @@ def _forward(neuron: Neuron, dtype: FloatType, *, named: bool) -> str:
     lines = [
         f"\n/*\n{comment} */" if named else "",
         f"INLINE void step_{neuron.number}(",
-        f"    const real *const *lanes, int64_t i, const real {names[POTENTIAL]},",
+        f"    const real *const *lanes, int64_t i, const real {names[neuron.group.potential]},",
         "    real *after, real *spike)",
         "{",
         "  (void)lanes, (void)i;",
@@ -170,11 +171,20 @@ def _backward(neuron: Neuron, dtype: FloatType, *, named: bool) -> str:
         step = adjoint.recurrence
         states = [s.name for s in step.states]
         cotangents = adjoint.output_cotangents
-        values = (POTENTIAL, *neuron.group.lanes, *cotangents, *states, *(x.name for x in lets))
+        values = (
+            neuron.group.potential,
+            *neuron.group.lanes,
+            *cotangents,
+            *states,
+            *(x.name for x in lets),
+        )
         names = _names(dict.fromkeys(values), named=named)
         of_after = names[cotangents[-1]]
         of_spike = names[cotangents[0]] if neuron.group.fires else "g_spike"
-        lines = [*_lane_lines(neuron, names), f"  const real {names[POTENTIAL]} = potential;"]
+        lines = [
+            *_lane_lines(neuron, names),
+            f"  const real {names[neuron.group.potential]} = potential;",
+        ]
         updates = {s.name: s.update for s in step.states}
         for n in neuron.summed:
             (state,) = adjoint.lane_gradients[n]

@@ -1,0 +1,164 @@
+"""Cut loops over time where spikes go from one step to the next by way of an operator.
+
+Before, a loop with recurrent weights::
+
+    for t:  h = decay * v + x[t] + W s;   s = fire(h);   v = reset(h, s)
+
+is one state that no neuron kernel holds.  After::
+
+    r = recalled(s)                           what s was one step before
+    for t:  h = decay * v + x[t] + W r[t];    s[t] = fire(h);   v = reset(h, s[t])
+
+which leaves a neuron, a product over all steps, and a name for the spikes of the step before
+(`snncc.ir.events.recalled`).  The sequences that are recalled become results of the graph, behind
+those that it has.
+
+Precondition of a cut: the state is made of the spikes of one step and of what is the same at all
+steps.  Where a neuron reads such a state without an operator in between, as for a late reset, it
+stays a state.
+Numerics: a name for a value changes no number; the graph runs in no order before it is one of
+events.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+import torch.fx
+
+from snncc.ir.events.recalled import Recalled
+from snncc.ir.numerics import Numerics
+from snncc.ir.time_loop import Carry, Fill, Result, Step, TimeLoop
+from snncc.passes.events.between import SHAPES
+from snncc.passes.hoisting.find_recurrences import pointwise
+from snncc.passes.hoisting.keep_apart import is_spike
+from snncc.passes.neurons import copy_graph
+
+Node: TypeAlias = torch.fx.Node
+
+
+@dataclass(frozen=True, slots=True)
+class CutFeedback:
+    """Name the spikes of the step before in all loops, where operators read them."""
+
+    name = "cut-feedback"
+    numerics = Numerics.SUBSTITUTED
+
+    def run(self, graph: torch.fx.Graph) -> torch.fx.Graph:
+        """Return the graph with spikes recalled; the same where no operator reads any."""
+        result = copy_graph(graph)
+        calls = [node for node in result.nodes if isinstance(node.target, TimeLoop)]
+        counts = [_Cut(result, node, node.target).run() for node in calls]
+        return result if any(counts) else graph
+
+
+class _Cut:
+    """Cuts one loop of a graph, in place."""
+
+    def __init__(self, graph: torch.fx.Graph, call: Node, loop: TimeLoop) -> None:
+        self.graph, self.call, self.loop = graph, call, loop
+        self.body = copy_graph(loop.body)
+        self.nodes: dict[str, Node] = {node.name: node for node in self.body.nodes}
+        self.drives = _drives(self.body)
+        self.operands: list[Any] = [*call.args]
+        self.steps: list[Step] = []
+
+    def run(self) -> int:
+        """Return how many states were cut."""
+        carries = [c for c in self.loop.carries if self.is_cut(c)]
+        if not carries:
+            return 0
+        results, places = self.results(carries)
+        for carry in carries:
+            self.recall(carry, places[carry.update])
+        self.call.target = replace(
+            self.loop,
+            body=self.body,
+            operands=len(self.operands),
+            carries=tuple(c for c in self.loop.carries if self.is_needed(c)),
+            steps=(*self.loop.steps, *self.steps),
+            results=results,
+        )
+        self.call.args = tuple(self.operands)
+        return len(carries)
+
+    def is_cut(self, carry: Carry) -> bool:
+        """Tell whether operators read a state that is made of spikes."""
+        read = not self.drives.isdisjoint(self.nodes[carry.name].users)
+        return read and "shape" in self.nodes[carry.name].meta and self.is_of_spikes(carry)
+
+    def is_of_spikes(self, carry: Carry) -> bool:
+        """Tell whether a state is made of spikes of one step, and of what all steps share."""
+        shared = {each.name for each in self.loop.invariants}
+        wanted, seen = [self.nodes[carry.update]], set[Node]()
+        fires = False
+        while wanted:
+            node = wanted.pop()
+            if is_spike(node):
+                fires = True
+            elif (node.op == "placeholder" and node.name not in shared) or node.meta.get("impure"):
+                return False
+            elif node not in seen:
+                seen.add(node)
+                wanted += node.all_input_nodes
+        return fires
+
+    def results(self, carries: list[Carry]) -> tuple[tuple[Result, ...], dict[str, int]]:
+        """Return the results with what is recalled, and which result of the graph each of it is."""
+        results, places = list(self.loop.results), dict[str, int]()
+        output = self.graph.output_node()
+        shown: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+        for update in dict.fromkeys(carry.update for carry in carries):
+            with self.graph.inserting_after(self.call):
+                value = self.graph.call_function(operator.getitem, (self.call, len(results)))
+            value.meta.update(self.nodes[update].meta)
+            value.meta.pop("shape", None)
+            results.append(Result(update, stacked=True))
+            places[update] = len(shown)
+            shown.append(value)
+        output.args = (tuple(shown),)
+        return tuple(results), places
+
+    def recall(self, carry: Carry, result: int) -> None:
+        """Let operators read the spikes of the step before from outside of the loop."""
+        old = self.nodes[carry.name]
+        start = carry.initial
+        initial = start.value if isinstance(start, Fill) else self.operands[start]
+        shape = (self.loop.trip.seen, *old.meta["shape"])
+        target = Recalled(result, shape, old.meta["dtype"])
+        with self.graph.inserting_before(self.call):
+            recalled = self.graph.call_function(target, (initial,))
+        recalled.meta.update(where=self.nodes[carry.update].meta.get("where"))
+        recalled.meta.update(dtype=old.meta["dtype"])
+        with self.body.inserting_before(old):
+            late = self.body.placeholder(f"{carry.name}_recalled")
+        late.meta.update(old.meta)
+        for reader in [user for user in old.users if user in self.drives]:
+            reader.replace_input_with(old, late)
+        self.steps.append(Step(late.name, len(self.operands), 0, 0, 1))
+        self.operands.append(recalled)
+
+    def is_needed(self, carry: Carry) -> bool:
+        """Tell whether anything but operators reads a state; forget it where nothing does."""
+        node, shown = self.nodes[carry.name], {result.node for result in self.loop.results}
+        updates = {each.update for each in self.loop.carries}
+        likes = {c.initial.like for c in self.loop.carries if isinstance(c.initial, Fill)}
+        if node.users or carry.name in shown | updates | likes or not self.is_of_spikes(carry):
+            return True
+        self.body.erase_node(node)
+        return False
+
+
+def _drives(body: torch.fx.Graph) -> Set[Node]:
+    """Return the nodes whose values reach an operator that mixes lanes before they make a spike."""
+    found: set[Node] = set()
+    for node in reversed(body.nodes):
+        if node.op != "call_function" or is_spike(node) or node.target in SHAPES:
+            continue
+        if pointwise(node) is not None or not found.isdisjoint(node.users):
+            found.add(node)
+    return found
