@@ -15,7 +15,6 @@ from typing import ClassVar
 from snncc.codegen.base import Access, Argument, GpuSpec, Job, KernelSpec, Role
 from snncc.codegen.kernel_ir import Carry, Checkpoint, Kernel, Load, Solve, Step, Store, Sweep
 from snncc.codegen.prepare import (
-    Names,
     find_bools,
     find_live,
     identifier,
@@ -25,6 +24,7 @@ from snncc.codegen.prepare import (
 )
 from snncc.errors import InternalError
 from snncc.ir.chunks import followers
+from snncc.ir.names import Names
 from snncc.ir.nodes import Let, Rank, Recurrence, State, Var
 from snncc.ir.printer import print_recurrence
 from snncc.ir.program import Adjoint, Guess, GuessedStep, NeuronProgram, Place, Storage

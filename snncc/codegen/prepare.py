@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from snncc.codegen.kernel_ir import Carry
+from snncc.ir.names import Names
 from snncc.ir.nodes import (
     TRANSCENDENTAL,
     Binary,
@@ -59,22 +60,6 @@ def prepare(lets: Iterable[Let], taken: Iterable[str]) -> tuple[Let, ...]:
 def identifier(name: str) -> str:
     """Return an ASCII identifier that looks like a name; different names stay different."""
     return re.sub(r"[^A-Za-z0-9_]", lambda match: f"u{ord(match[0]):04x}", name)
-
-
-class Names:
-    """Hands out names that are not taken yet."""
-
-    def __init__(self, taken: Iterable[str]) -> None:
-        self._taken = set(taken)
-
-    def fresh(self, wish: str) -> str:
-        """Return the wish, or the wish with a number, and take it."""
-        name, number = wish, 1
-        while name in self._taken:
-            number += 1
-            name = f"{wish}_{number}"
-        self._taken.add(name)
-        return name
 
 
 def _expand(expr: Expr, owner: str, names: Names, before: list[Let]) -> Expr:

@@ -26,11 +26,11 @@ from snncc.equivalence.certificate import OUTPUT_TOLERANCE, Comparison, compare
 from snncc.equivalence.translation import call_stepwise, interpret_graph
 from snncc.ir.interpret import run_in_order
 from snncc.ir.loop_call import LoopCall
+from snncc.ir.names import fresh_name, names_in
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.neuron_class import SpikeClass
 from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, Unary
 from snncc.ir.time_loop import TimeLoop
-from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.classify_neurons import classify_neuron
 
 PART, SPIKES = "fold", ", spikes"

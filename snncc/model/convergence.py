@@ -25,6 +25,7 @@ from snncc.equivalence.translation import interpret_graph
 from snncc.errors import NumericsWarning
 from snncc.frontend.state.sources import gather, preserved
 from snncc.ir.interpret import evaluate
+from snncc.ir.names import fresh_name, names_in
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.neuron_class import Reset, Role
 from snncc.ir.nodes import Expr, FixedPoint, FusedTime, Let, Op, Recurrence, Unary, Var
@@ -32,7 +33,6 @@ from snncc.ir.program import NeuronProgram
 from snncc.ir.walk import bool_lets, names_read
 from snncc.model.module import compile_model
 from snncc.options import Options
-from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.classify_neurons import classify_neuron
 from snncc.passes.meaning.find_feedback import find_feedback
 from snncc.passes.parallel.parallelize_fixed_point import parallelize

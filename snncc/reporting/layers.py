@@ -14,6 +14,7 @@ from snncc.frontend.operators.canonical import size
 from snncc.ir import norm_ops, sequence_ops
 from snncc.ir.events.region import EventRegion
 from snncc.ir.loop_call import LoopCall
+from snncc.ir.names import fresh_name
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Recurrence, Var
 from snncc.ir.numerics import Numerics, weakest
@@ -211,12 +212,7 @@ class _Reader:
 
     def unique(self, name: str) -> str:
         """Return a name that no part has yet."""
-        candidate, number = name, 1
-        while candidate in self.taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.taken.add(candidate)
-        return candidate
+        return fresh_name(name, self.taken)
 
     def loop(self, node: torch.fx.Node, loop: TimeLoop) -> Layer:
         """Return the line of a part that runs one step after another."""

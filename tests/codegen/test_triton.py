@@ -7,9 +7,9 @@ import pytest
 
 from snncc.codegen.base import Access, FloatType, GpuSpec, Job, KernelSpec, SlotKind
 from snncc.codegen.lower import lower
-from snncc.codegen.prepare import Names
 from snncc.codegen.triton.expressions import Constants, dialect, expand, literal
 from snncc.codegen.triton.target import TritonTarget
+from snncc.ir.names import Names
 from snncc.ir.nodes import (
     Binary,
     Const,

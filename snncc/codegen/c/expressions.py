@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from snncc.codegen.base import FloatType
-from snncc.codegen.prepare import Names, identifier
+from snncc.codegen.prepare import identifier
+from snncc.ir.names import Names
 from snncc.ir.nodes import Op
 from snncc.ir.printer import ATOM, Dialect, Spelling, call, infix
 

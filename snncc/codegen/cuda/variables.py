@@ -10,7 +10,7 @@ from snncc.codegen.c.expressions import C_TYPE, c_names, dialect
 from snncc.codegen.cuda.preamble import HALF_ELEMENTS, element_type, macros
 from snncc.codegen.gpu import CONSTANTS, IMPLIED, slots, strided_groups, values
 from snncc.codegen.kernel_ir import Carry, Kernel, Step
-from snncc.codegen.prepare import Names
+from snncc.ir.names import Names
 from snncc.ir.nodes import Const, Expr, Op, Unary, Var
 from snncc.ir.printer import call, spell
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from snncc.codegen.base import FloatType
 from snncc.codegen.c.expressions import literal as c_literal
-from snncc.codegen.prepare import Names, identifier
+from snncc.codegen.prepare import identifier
+from snncc.ir.names import Names
 from snncc.ir.nodes import (
     COMPARISONS,
     HALF_ROUNDINGS,

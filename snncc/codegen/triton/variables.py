@@ -5,7 +5,6 @@ from __future__ import annotations
 from snncc.codegen.base import Access, Argument
 from snncc.codegen.gpu import slots, strided_groups, values
 from snncc.codegen.kernel_ir import Carry, Kernel, Step
-from snncc.codegen.prepare import Names
 from snncc.codegen.triton.expressions import (
     TRITON_TYPE,
     Constants,
@@ -13,6 +12,7 @@ from snncc.codegen.triton.expressions import (
     expand,
     python_names,
 )
+from snncc.ir.names import Names
 from snncc.ir.nodes import Const, Expr, Op, Unary, Var
 from snncc.ir.printer import spell
 

@@ -12,6 +12,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from snncc.ir.names import fresh_name
+
 OPSET = 20
 IR_VERSION = 9
 TYPES = {
@@ -53,13 +55,7 @@ class GraphWriter:
 
     def fresh(self, wish: str) -> str:
         """Return the wish, or the wish with a number, and take it."""
-        taken = self.root._taken
-        name, number = wish, 1
-        while name in taken:
-            number += 1
-            name = f"{wish}_{number}"
-        taken.add(name)
-        return name
+        return fresh_name(wish, self.root._taken)
 
     def node(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Add a node with one result and return the name of that."""

@@ -22,7 +22,7 @@ Source: arXiv 2602.01133 (dynamic decay spiking neuron), equations 9 to 12; star
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.ir import interpret, sequence_ops
+from snncc.ir.names import Names, names_in
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.neuron_class import Decay, NeuronClass, Role, StateClass, Values
 from snncc.ir.nodes import (
@@ -272,7 +273,7 @@ def dynamic_decay(
 
     The inputs are gain, bias and the weights of the gate, oldest input first.
     """
-    fresh = _namer(forward)
+    fresh = Names(names_in(forward)).fresh
     weights = [fresh(f"weight_{j}") for j in range(kernel_size)]
     names = (fresh("gain"), fresh("bias"), *weights)
     past = [fresh(f"past_{j}") for j in range(kernel_size - 1, 0, -1)]
@@ -322,22 +323,6 @@ def _without_unread(forward: Recurrence) -> Recurrence:
     read |= {state.update for state in forward.states}
     read |= {s.initial.name for s in forward.states if isinstance(s.initial, Var)}
     return replace(forward, inputs=tuple(i for i in forward.inputs if i.name in read))
-
-
-def _namer(forward: Recurrence) -> Callable[[str], str]:
-    """Return a function that makes names that a recurrence does not have yet."""
-    taken = {i.name for i in forward.inputs} | {s.name for s in forward.states}
-    taken |= {let.name for let in forward.lets}
-
-    def fresh(base: str) -> str:
-        name, number = base, 1
-        while name in taken:
-            number += 1
-            name = f"{base}_{number}"
-        taken.add(name)
-        return name
-
-    return fresh
 
 
 def _forward(node: torch.fx.Node) -> Recurrence:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from snncc.ir.names import fresh_name, names_in
 from snncc.ir.neuron_class import Decay, NeuronClass, Role, SpikeClass, StateClass, Values
 from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, Var
 from snncc.ir.symbolic import degree
 from snncc.ir.walk import let_reads, names_read, substitute
 from snncc.passes.base import Rejection
-from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.classify_neurons import classify_neuron
 
 # States beside the membrane that only hold or count what the neuron gives.

@@ -25,6 +25,7 @@ import torch
 import torch.fx
 
 from snncc.ir import sequence_ops
+from snncc.ir.names import fresh_name, names_in
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import TRANSCENDENTAL, Binary, Expr, Input, Let, Rank, Recurrence, Unary, Var
 from snncc.ir.numerics import Numerics
@@ -119,7 +120,7 @@ def _fuse(graph: torch.fx.Graph, node: torch.fx.Node, position: int) -> bool:
     if None in ranks.values() or not steps or len(_steps(node)) + len(steps) - 1 > MOST_INPUTS:
         return False
     forward, taken = _forward(node), names_in(_forward(node))
-    names = {operand: fresh_name(operand.name, taken) for operand in ranks}
+    names = {o: fresh_name(re.sub(r"\W", "_", o.name), taken) for o in ranks}
     expr = _expression(edge.operator, names)
     if expr is None:
         return False
@@ -198,26 +199,3 @@ def _forget(graph: torch.fx.Graph, edge: Edge, instead: list[torch.fx.Node]) -> 
                 user.replace_input_with(value, other)
     for value in reversed((edge.operator, *edge.views)):
         graph.erase_node(value)
-
-
-def names_in(recurrence: Recurrence) -> set[str]:
-    """Return every name in a recurrence."""
-    rules = [let.surrogate for let in recurrence.lets if let.surrogate is not None]
-    return {
-        *(i.name for i in recurrence.inputs),
-        *(s.name for s in recurrence.states),
-        *(let.name for let in recurrence.lets),
-        *(rule.cotangent for rule in rules),
-        *(let.name for rule in rules for let in rule.lets),
-    }
-
-
-def fresh_name(base: str, taken: set[str]) -> str:
-    """Return an identifier that is not taken, and take it."""
-    base = re.sub(r"\W", "_", base)
-    name, number = base, 1
-    while name in taken:
-        number += 1
-        name = f"{base}_{number}"
-    taken.add(name)
-    return name

@@ -26,10 +26,10 @@ import torch
 import torch.fx
 
 from snncc.ir import sequence_ops
+from snncc.ir.names import fresh_name, names_in
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Binary, Const, Let, Op, Recurrence, State, Unary, Var
 from snncc.ir.numerics import Numerics
-from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.neurons import copy_graph, neuron_nodes
 
 # Up to this count float32 holds every integer.

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.fx
 
+from snncc.ir.names import fresh_name
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import (
     Binary,
@@ -171,12 +172,7 @@ class _Builder:
 
     def fresh(self, base: str) -> str:
         """Return a name that nobody uses yet."""
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}_{number}"
-        self.taken.add(name)
-        return name
+        return fresh_name(base, self.taken)
 
     def add(self, name: str, cotangent: Expr) -> None:
         """Note a contribution to the cotangent of a forward name."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from snncc.ir.names import fresh_name
 from snncc.ir.nodes import Binary, Const, Expr, Input, Let, Op, Rank, Recurrence, Var
 from snncc.ir.walk import bool_lets, calls_maths, let_reads
 from snncc.passes.gradients.differentiate import differentiate
@@ -117,12 +118,7 @@ class _Builder:
         self.lets: list[Let] = []
 
     def fresh(self, base: str) -> str:
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}_{number}"
-        self.taken.add(name)
-        return name
+        return fresh_name(base, self.taken)
 
     def add_input(self, name: str) -> str:
         self.inputs.append(Input(name, Rank.STEP))

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from snncc.ir.names import fresh_name, names_in
 from snncc.ir.nodes import Const, Expr, Let, Recurrence, Var
 from snncc.ir.program import Guess, GuessedStep
 from snncc.ir.walk import bool_lets, children, is_bool, names_read, rebuild
-from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.parallel.unroll_sweeps import with_spikes_given
 
 

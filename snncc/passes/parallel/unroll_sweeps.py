@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from snncc.ir.names import fresh_name, names_in
 from snncc.ir.nodes import (
     Const,
     Expr,
@@ -34,7 +35,6 @@ from snncc.ir.nodes import (
 )
 from snncc.ir.walk import bool_lets, let_reads, substitute
 from snncc.passes.base import Rejection
-from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.parallel.soften_thresholds import Sigmoid, soften_thresholds
 from snncc.passes.simplify_step import simplify_step
 

@@ -19,6 +19,7 @@ from snncc.errors import InternalError
 from snncc.frontend.operators.canonical import cast, graft
 from snncc.frontend.variables import variable_of
 from snncc.ir.custom_gradient import CustomGradient
+from snncc.ir.names import fresh_name
 from snncc.ir.nodes import (
     Const,
     Detach,
@@ -167,12 +168,7 @@ class _Builder:
         base = re.sub(r"\W", "_", base).strip("_") or "value"
         if base[0].isdigit() or base in RESERVED or keyword.iskeyword(base):
             base = f"v_{base}"
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}_{number}"
-        self.taken.add(name)
-        return name
+        return fresh_name(base, self.taken)
 
     def fresh_for(self, node: torch.fx.Node, base: str) -> tuple[str, ...]:
         """Return a name for each part of the value of a node."""

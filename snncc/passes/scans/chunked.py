@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from snncc.ir.chunked_scan import ChunkedScan, Factor
+from snncc.ir.names import fresh_name, names_in
 from snncc.ir.nodes import (
     Binary,
     Expr,
@@ -26,7 +27,6 @@ from snncc.ir.nodes import (
 )
 from snncc.ir.walk import names_read
 from snncc.passes.base import Rejection
-from snncc.passes.fusion.fuse_edges import fresh_name, names_in
 from snncc.passes.meaning.affine import ONE, ZERO, linear_part
 from snncc.passes.scans.state_kinds import StateKinds, state_kinds
 
