@@ -136,6 +136,26 @@ def second_layer(x):
     return torch.stack(y)
 
 
+def peeled_layers(x):
+    """Layers that treat their first step apart, each with its own loop; steps are merged between.
+
+    The potential of the first step is twice that of the others, which a layer behind sees.
+    """
+
+    def layer(x):
+        v, out = None, []
+        for t in range(len(x)):
+            v = 2 * x[t] if v is None else 0.5 * v + x[t]
+            s = SPIKE(v - 1)
+            v = v * (1 - s)
+            out.append(s)
+        return torch.stack(out)
+
+    s = layer(x)
+    r = layer(1.5 * s.flatten(0, 1).view(s.shape) - 0.25)
+    return torch.cat([s, r], -1), layer(s + r).mean(0)
+
+
 def exact(model: nn.Module) -> nn.Module:
     """Round the weights so that products are exact, whatever the order of their sums."""
     with torch.no_grad():
@@ -156,6 +176,7 @@ MODELS = [
     (Feedback, 0),
     (ResetFirst, 0),
     (lambda: second_layer, 0),
+    (lambda: peeled_layers, 0),
 ]
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import batch_norm
 from snncc.ir import sequence_ops
 from snncc.ir.events.region import EventRegion
 from snncc.ir.graph_function import function_of
+from snncc.ir.layouts import Arranging
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import TimeLoop
@@ -57,6 +58,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
             node.target = norms.norm
         if node.meta.get("skips_zeros"):
             node.target = convolution.skipping(node.target)
+        if "layouts" in node.meta:
+            node.target = Arranging(node.target, node.meta["layouts"])
     return runnable
 
 

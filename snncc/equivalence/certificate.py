@@ -23,7 +23,7 @@ GRADIENT_TOLERANCE = {
     torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps,
 }
 # Errors of a gradient are relative to its own magnitude, or to this part of the largest gradient's.
-SMALL_GRADIENT = 1e-3
+SMALL_GRADIENT = 1e-2
 # Relative error allowed to the outputs of a network whose products are batched over time, as long
 # as no spike differs.
 OUTPUT_TOLERANCE = {

@@ -16,6 +16,7 @@ from torch import Tensor
 from snncc.errors import InternalError
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.interpret import HALVES
+from snncc.ir.layouts import arranged
 from snncc.ir.loop_call import LoopAdjoint, LoopCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.sequence_ops import time_view
@@ -110,6 +111,7 @@ def interpret_graph(graph: torch.fx.Graph, values: Sequence[Any], call: Call) ->
             env[node] = next(places)
         elif node.op == "call_function":
             args = torch.fx.node.map_arg(node.args, env.__getitem__)
+            args = arranged(args, node.meta.get("layouts", {}))
             kwargs = torch.fx.node.map_arg(node.kwargs, env.__getitem__)
             env[node] = call(node, args, kwargs)
     outputs: Any = torch.fx.node.map_arg(graph.output_node().args[0], env.__getitem__)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from snncc.frontend.location import Here
+from snncc.ir.layouts import Order
 from snncc.ir.record import NODE_LEAVES, Leaves, Node, nodes_in, split
 
 
@@ -59,7 +60,9 @@ class Draft:
         self.calls.append(node)
         return node
 
-    def meta(self, here: Here, grad: bool, impure: bool, like: Any) -> Mapping[str, Any]:
+    def meta(
+        self, here: Here, grad: bool, impure: bool, like: Any, orders: tuple[Order, ...] = ()
+    ) -> Mapping[str, Any]:
         """Return the meta of a value, the same object for equal metas.
 
         Args:
@@ -67,18 +70,21 @@ class Draft:
             grad: Whether gradients are recorded.
             impure: Whether the call is impure.
             like: What has the shape and dtype of the value; None where it is no tensor.
+            orders: How the operands lie in memory, see `snncc.ir.layouts.orders_of`.
         """
         if like is None:
             shape = dtype = None
         else:
             shape, dtype = tuple(like.shape), like.dtype
-        key = id(here), grad, impure, shape, dtype
+        key = id(here), grad, impure, shape, dtype, orders
         meta = self._metas.get(key)
         if meta is None:
             path, where = here
             meta = {"where": where, "path": path, "grad": grad, "impure": impure}
             if like is not None:
                 meta |= {"shape": shape, "dtype": dtype}
+            if orders:
+                meta["orders"] = orders
             self._metas[key] = meta
         return meta
 

@@ -25,6 +25,7 @@ from snncc.frontend.operators.canonical import cast, full_like, numel, size
 from snncc.frontend.operators.invocation import Call, Invocation, SizesOf, concrete
 from snncc.frontend.operators.varying import VaryingSizes
 from snncc.frontend.traced import TracedFloat, TracedInt, TracedItem, refuse_leaked
+from snncc.ir.layouts import Order
 from snncc.ir.record import DIFFERENTIABLE, Node
 
 Handler = Callable[["Recorder", Invocation], Any]
@@ -119,11 +120,11 @@ class Recorder:
 
     def placeholder(self, name: str, tensor: Tensor, facts: int) -> Node:
         """Add a placeholder."""
-        node = self.draft.placeholder(name, self._meta(tensor))
+        node = self.draft.placeholder(name, self._meta(tensor, False, ()))
         node.facts = facts
         return node
 
-    def emit(
+    def emit(  # noqa: PLR0913 - a call, and what is known of its value
         self,
         target: Callable[..., Any],
         args: tuple[Any, ...],
@@ -131,11 +132,12 @@ class Recorder:
         *,
         like: View | Tensor | None = None,
         impure: bool = False,
+        orders: tuple[Order, ...] = (),
     ) -> Node:
         """Append a call to the graph; its value has the shape and dtype of ``like``."""
         if target is cast:
             args = _cast_at_once(*args)
-        node = self.draft.call(target, args, kwargs or {}, self._meta(like, impure))
+        node = self.draft.call(target, args, kwargs or {}, self._meta(like, impure, orders))
         facts = 0
         if target is not full_like:  # depends on sizes alone
             for leaf in node.leaves:
@@ -146,10 +148,13 @@ class Recorder:
         node.facts = facts
         return node
 
-    def _meta(self, like: View | Tensor | None, impure: bool = False) -> Mapping[str, Any]:
+    def _meta(
+        self, like: View | Tensor | None, impure: bool, orders: tuple[Order, ...]
+    ) -> Mapping[str, Any]:
         if self._inner:
-            return self.draft.meta(NOWHERE, True, impure, like)
-        return self.draft.meta(self._here or self.here, torch.is_grad_enabled(), impure, like)
+            return self.draft.meta(NOWHERE, True, impure, like, orders)
+        here, grad = self._here or self.here, torch.is_grad_enabled()
+        return self.draft.meta(here, grad, impure, like, orders)
 
     def is_used(self, node: Node) -> bool:
         """Tell whether a gradient may need the value of a node."""

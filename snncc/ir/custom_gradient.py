@@ -16,6 +16,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from snncc.ir.layouts import arranged
+
 
 @dataclass(eq=False)
 class CustomGradient:
@@ -149,6 +151,7 @@ def run_graph(graph: torch.fx.Graph, values: Sequence[Any]) -> Any:
         if node.op == "output":
             return args[0]
         kwargs = torch.fx.node.map_arg(node.kwargs, environment.__getitem__)
+        args = arranged(args, node.meta.get("layouts", {}))
         environment[node] = node.target(*args, **kwargs)
         for operand in node.all_input_nodes:
             if last[operand] is node:

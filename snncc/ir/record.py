@@ -13,6 +13,8 @@ Every node carries in ``node.meta``, which is shared and never changed:
 ``dtype``      torch dtype as seen; absent for values that are not tensors
 ``value``      the integer as seen, for values that are integers
 ``grad``       False where the run was under ``torch.no_grad``; True otherwise
+``orders``     how the positional arguments of an operator that rounds by it lay in memory
+               (`snncc.ir.layouts`); absent where all of them lay in order
 ``impure``     True for operators that draw random numbers or change a buffer behind the scenes
 =============  ====================================================================================
 """

@@ -92,6 +92,7 @@ class Writer:
         self.rules: dict[Any, Callable[[torch.fx.Node, Any], None]] = {
             sequence_ops.time_view: self.all_steps,
             sequence_ops.align: self.pass_on,
+            torch.clone: self.pass_on,
             operator.getitem: self.item,
             torch.movedim: self.moved,
         }

@@ -18,7 +18,9 @@ from snncc.passes.fusion.narrow_spikes import NarrowSpikes
 from snncc.passes.gradients.differentiate import Differentiate
 from snncc.passes.gradients.plan_storage import PlanStorage
 from snncc.passes.hoisting.hoist_stateless import HoistStateless
+from snncc.passes.hoisting.restore_copies import RestoreCopies
 from snncc.passes.hoisting.separate_draws import SeparateDraws
+from snncc.passes.keep_layouts import KeepLayouts
 from snncc.passes.loops.differentiate_loops import DifferentiateLoops
 from snncc.passes.loops.fuse_steps import FuseSteps
 from snncc.passes.loops.open_layers import OpenLayers
@@ -60,6 +62,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         *((OpenLayers(),) if open_layers else ()),
         *(() if cut_time is None else (cut_time,)),
         SeparateDraws(),
+        RestoreCopies(),
         SplitResults(),
         FoldThresholdNorm(fold_norms),
         FoldMembraneNorm(),
@@ -75,6 +78,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         *((ParallelizeScan(form.forward),) if isinstance(form, Scan) else ()),
         *((ScanResetAdjoints(),) if isinstance(form, ParallelReset) else ()),
         *((SkipZeros(),) if skip_zeros else ()),
+        KeepLayouts(),
     )
 
 

@@ -73,6 +73,7 @@ def views(x: Tensor) -> tuple[Tensor, ...]:
     b.flatten().unflatten(0, (3, 6)).squeeze().transpose(0, 1)[2].add_(x[:, 0])
     b.narrow(1, 0, 2).neg_()
     b.diagonal().fill_(0.5)
+    b[:, 3:].fill_diagonal_(0.25)
     for part in b.detach().chunk(3, dim=1):
         part.mul_(1.5)
     for part in b.detach().unbind():

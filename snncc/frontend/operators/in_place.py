@@ -31,6 +31,8 @@ def handler_of(name: str) -> Handler:
         return _draw
     if name in _RESHAPES:
         return _reshape
+    if name == "fill_diagonal":
+        return _fill_diagonal
     if function is None and name not in REWRITES:
         return _refuse
     meaning, impure = meaning_of(name, function or _refuse), is_random(name)
@@ -91,11 +93,22 @@ def write_out(recorder: Recorder, call: Invocation, meaning: Meaning) -> Any:
     return mutate(recorder, Invocation(run, (out, *call.args), call.kwargs), pure)
 
 
+def _fill_diagonal(recorder: Recorder, call: Invocation) -> Any:
+    """Record ``x.fill_diagonal_(value)`` of a matrix as a choice by a mask of its size."""
+    x, value = call.args[0], call.argument(1, "fill_value")
+    if x.dim() != 2 or (len(call.args) > 2 or "wrap" in call.kwargs):
+        _refuse(recorder, call)
+    ones = Call(full_like, (x, 1.0), {"dtype": torch.bool})
+    diagonal = Call(torch.tril, (Call(torch.triu, (ones,)),))
+    return mutate(recorder, call, Call(torch.where, (diagonal, value, x)))
+
+
 def _refuse(recorder: Recorder, call: Invocation) -> Any:
     raise UnsupportedError(
         f"The in-place operator '{call.name}' has no pure form.",
         code="unsupported.in-place-operator",
         location=recorder.where,
+        hints=["Write it with operators that return a result, or as 'x[...] = values'."],
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from snncc.frontend.functionalize import Edge, View
 from snncc.frontend.operators.invocation import Call
 from snncc.frontend.recorder import Recorder
+from snncc.ir.layouts import orders_of, rounds_by_layout
 from snncc.ir.record import Node
 
 
@@ -49,7 +50,9 @@ def _bind(
         edge = Edge(lowered.target, lowered.args[1:])
         recorder.bind(result, recorder.child(parent, edge, result))
         return
-    node = recorder.emit(lowered.target, lowered.args, lowered.kwargs, like=result, impure=impure)
+    target, args, kwargs = lowered.target, lowered.args, lowered.kwargs
+    orders = orders_of(operands) if rounds_by_layout(target) else ()
+    node = recorder.emit(target, args, kwargs, like=result, impure=impure, orders=orders)
     if memory is None:
         recorder.fresh(result, node)
     else:

@@ -16,6 +16,8 @@ from snncc.frontend.reroll.item import Item, is_number
 from snncc.frontend.reroll.patterns import Back, Listed, PerStep, Proof, Pure, Refuted, Same
 from snncc.frontend.reroll.symbols import Sequence
 
+_MADE_INSIDE = "its initial value is made from a value of the loop"
+
 # A carry: the place of its update in the body, and the codes of the values that it holds before
 # the first step, the most recent first; more than one make it the end of a shift register.
 Cell = tuple[int, tuple[int, ...]]
@@ -109,16 +111,16 @@ class _Planner:
         starts = Starts()
         for cell, reader in sorted(self.readers.items(), key=lambda entry: entry[1]):
             start = self.start(cell, reader, starts.cells)
-            if start is None:
-                reason = "its initial value is made from a value of the loop"
-                return Refuted(self.steps[cell], min(reader, self.proof.period - 1), reason)
+            if isinstance(start, str):
+                return Refuted(self.steps[cell], min(reader, self.proof.period - 1), start)
             starts.cells[cell] = start
             if isinstance(start, Filled) and isinstance(start.like, int):
                 needed = self.closure(start.like, reader, starts.cells)
                 starts.early.setdefault(reader, []).extend(needed or [start.like])
         return starts
 
-    def start(self, cell: Cell, reader: int, ready: Mapping[Cell, Start]) -> Start | None:
+    def start(self, cell: Cell, reader: int, ready: Mapping[Cell, Start]) -> Start | str:
+        """Return how a carry starts, or why it cannot."""
         code = cell[1][-1]
         value = self.sequence.value(code)
         carried = self.items[cell[0]]
@@ -130,8 +132,12 @@ class _Planner:
         if fill is not None and like is not None:
             return Filled(fill, like)
         if is_number(value):
-            return None if self.is_turned(cell) else Number(value)
-        return None if self.sequence.is_made_from(value, self.proof.start) else Operand(code)
+            return _MADE_INSIDE if self.is_turned(cell) else Number(value)
+        if not _grows_into(value, carried):
+            return "its initial value has another shape"
+        return (
+            _MADE_INSIDE if self.sequence.is_made_from(value, self.proof.start) else Operand(code)
+        )
 
     def may_be_tensor(self, cell: Cell, number: float) -> bool:
         """Tell whether a tensor of zeros can stand for the number that a carry starts from."""
@@ -192,6 +198,15 @@ class _Planner:
                 elif isinstance(pattern, Pure):
                     patterns.extend(pattern.operands)
         return sorted(needed)
+
+
+def _grows_into(initial: Item, carried: Item) -> bool:
+    """Tell whether a value could become one of the shape of a carry by broadcasting."""
+    given, shape = initial.meta.get("shape"), carried.meta.get("shape")
+    if given is None or shape is None or len(given) > len(shape):
+        return given is None or shape is None
+    pairs = zip(reversed(given), reversed(shape), strict=False)
+    return all(a in (1, b) for a, b in pairs)
 
 
 def _same_shape(a: Item, b: Item) -> bool:

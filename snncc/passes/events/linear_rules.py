@@ -39,6 +39,7 @@ _OF_ONE = frozenset(
         *(torch.unsqueeze, torch.squeeze, torch.select, torch.narrow, torch.unflatten, torch.flip),
         *(torch.roll, torch.diagonal, torch.sum, torch.mean, torch.Tensor.expand),
         *(torch.Tensor.repeat, torch.Tensor.unfold, operator.getitem, sequence_ops.align, cast),
+        torch.clone,
         *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d),
     }
 )

@@ -345,6 +345,7 @@ RULES: Mapping[Any, Rule] = {
     F.embedding: _direct,
     F.one_hot: _direct,
     F.layer_norm: _direct,
+    torch.clone: _direct,
     **dict.fromkeys(POINTWISE, elementwise_rule),
     torch.sum: _reduce,
     torch.mean: _reduce,

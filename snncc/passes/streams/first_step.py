@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,8 +88,9 @@ def find_time_after_first(
     split: Split, values: Sequence[Tensor], inputs: Sequence[bool]
 ) -> TimeMap | Rejection:
     """Return where time is in the steps after the first; check that the first fits them."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        results = run_graph(split.first, [value.clone() for value in values])
+    results = _results_of_first(split, values)
+    if results is None:
+        return _refused("its first step computes with the number of all steps")
     handed = results[split.outputs :]
     if not all(isinstance(value, Tensor) for value in handed):
         return _refused("its first step hands on what is no tensor")
@@ -110,11 +112,30 @@ def find_time_after_first(
     return found
 
 
-def _reached(graph: torch.fx.Graph, seeds: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
-    """Return nodes and all that depends on them."""
-    found = set(seeds)
+def _results_of_first(split: Split, values: Sequence[Tensor]) -> tuple[Any, ...] | None:
+    """Return what the first step gives; None where it cannot be run on one step.
+
+    Where it computes with the number of steps, the axis of time is the first that leaves one step.
+    """
+    rank = max((x.dim() for x, own in zip(values, split.sequences, strict=True) if own), default=0)
+    for axis in (None, *range(rank)):
+        given = [
+            x.narrow(axis, 0, 1) if own and axis is not None and axis < x.dim() else x
+            for x, own in zip(values, split.sequences, strict=True)
+        ]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), suppress(RuntimeError):
+            results: tuple[Any, ...] = run_graph(split.first, [x.clone() for x in given])
+            return results
+    return None
+
+
+def _reached(
+    graph: torch.fx.Graph, seeds: Iterable[torch.fx.Node], borders: Iterable[torch.fx.Node] = ()
+) -> set[torch.fx.Node]:
+    """Return nodes and all that depends on them, but for what depends on them by borders alone."""
+    found, outside = set(seeds), frozenset(borders)
     for node in graph.nodes:
-        if found.intersection(node.all_input_nodes):
+        if node not in outside and found.intersection(node.all_input_nodes):
             found.add(node)
     return found - {graph.output_node()}
 
@@ -138,7 +159,8 @@ class _Roles:
         later: What depends on steps after the first.
         before: What the loops read is computed from: steps of the input, or of layers before.
         joins: Concatenations of a first step with the steps after it.
-        joined: What depends on these.
+        joined: What depends on these, but for what loops read of it.
+        alone: What depends on the first step of a sequence, and on no later one.
     """
 
     graph: torch.fx.Graph
@@ -149,10 +171,12 @@ class _Roles:
     before: set[torch.fx.Node] = field(init=False)
     joins: dict[torch.fx.Node, tuple[torch.fx.Node, torch.fx.Node]] = field(init=False)
     joined: set[torch.fx.Node] = field(init=False)
+    alone: set[torch.fx.Node] = field(init=False)
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.nodes)
-        self.later = _reached(self.graph, [*self.trips, *self.views])
+        heads = [node for node in nodes if self.is_head(node)]
+        self.later = _reached(self.graph, [*self.trips, *self.views], heads)
         sources: set[Any] = {view.args[0] for view in self.views}
         self.before = self.moving & sources
         for node in reversed(nodes):
@@ -164,7 +188,15 @@ class _Roles:
                 head, tail = node.args[0]
                 if head not in self.later and tail in self.later:
                     self.joins[node] = (head, tail)
-        self.joined = _reached(self.graph, self.joins)
+        self.alone = _reached(self.graph, heads) - self.later
+        # What a loop reads of a joined sequence is the steps after the first.
+        self.joined = _reached(self.graph, self.joins, [*heads, *self.trips, *self.views])
+
+    def is_head(self, node: torch.fx.Node) -> bool:
+        """Tell whether a node is the first step of a sequence whose other steps a loop visits."""
+        if node.target is not torch.select or node.args[2] != 0:
+            return False
+        return any(view.args[:2] == node.args[:2] for view in self.views)
 
     def refusal(self) -> Rejection | None:
         """Return why the first step cannot be taken apart from the others."""
@@ -298,6 +330,8 @@ class _Splitter:
             tail = self.in_rest(roles.joins[node][1])
             self.rests[node] = tail
             tail.meta[JOINED] = (*tail.meta.get(JOINED, ()), _axis_of(node))
+        elif node in roles.alone:
+            return  # handed on where it is needed
         elif node in roles.later or node in roles.before or self.is_shared(node):
             copy = self.rests[node] = self.rest.node_copy(node, self.in_rest)
             if node in roles.trips:

@@ -445,6 +445,46 @@ class ListsFromTheStart(Net):
         return torch.stack(mem_rec), torch.stack(spk_rec)
 
 
+def peeled(x: Tensor) -> Tensor:
+    """Return spikes of a layer whose first step is another than the others, as in MS-ResNet."""
+    v, s, out = torch.zeros_like(x[0]), torch.zeros_like(x[0]), torch.zeros_like(x)
+    for t in range(x.shape[0]):
+        v = 0.25 * v * (1 - s.detach()) + x[t] if t >= 1 else x[t]
+        s = spike(v - 0.5)
+        out[t] = s
+    return out
+
+
+@loops(neurons=2)
+class PeeledInEachLayer(Net):
+    """Each layer has a loop that treats its first step apart, steps merged between them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = peeled(self.fc1(x))
+        y = self.fc2(s.flatten(0, 1)).view(*s.shape[:2], -1)
+        return peeled(y + s).mean(0)
+
+
+@loops(neurons=3)
+class RatesOfLayers(nn.Module):
+    """A loop over layers of several widths in each step, and one over their records behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (WIDTH, 12, 12, 5)
+        self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
+
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        states: list[Any] = [0.0] * len(self.layers)
+        records: list[list[Tensor]] = [[] for _ in self.layers]
+        for x_t in x:
+            s = x_t
+            for i, layer in enumerate(self.layers):
+                states[i], s = lif(states[i], 3 * layer(s))
+                records[i].append(s)
+        return torch.stack(records[-1], 1).mean(1), [torch.stack(r, 1).mean() for r in records]
+
+
 @loops(programs=2, free=False)
 class StopsEarly(Net):
     """Leaves the loop after a number of steps, by a condition on Python numbers."""
