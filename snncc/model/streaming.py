@@ -24,7 +24,7 @@ from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.custom_gradient import run_graph
 from snncc.ir.tape import Held, Position, SourceKind, Tape
 from snncc.options import Options
-from snncc.passes.streams.first_step import ALIKE
+from snncc.passes.streams.first_roles import ALIKE
 from snncc.runtime.streams.interface import Interface
 from snncc.runtime.streams.stream import Stream
 

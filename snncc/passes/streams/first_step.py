@@ -14,7 +14,7 @@ Numerics: bitwise; no operator is changed.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,18 +32,11 @@ from snncc.ir.nodes import Recurrence, Var
 from snncc.ir.walk import let_reads
 from snncc.passes.base import Rejection
 from snncc.passes.streams.find_time import Kind, Time, TimeMap, find_time
+from snncc.passes.streams.first_roles import Roles, is_loop, reached, refused
 from snncc.passes.streams.running_values import SO_FAR, continued_value, place_join_of
-from snncc.passes.streams.time_runs import takes_as_length
 
 # Key of a node's meta in the rest.
 JOINED = "joined"  # the axis along which the first step stands in front of this value
-
-
-# What to do about a first step of its own that cannot be taken apart.
-ALIKE = (
-    "Let all loops begin at the first step: begin with tensors, as 'torch.zeros', where a state is "
-    "'None' at first, and multiply what begins later by '(t > 2)'."
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,13 +66,13 @@ def split_first(graph: torch.fx.Graph, inputs: Sequence[bool]) -> Split | Reject
         inputs: For each placeholder whether it may have a time axis.
     """
     places = [n for n in graph.nodes if n.op == "placeholder"]
-    moving = _reached(graph, [n for n, own in zip(places, inputs, strict=True) if own])
+    moving = reached(graph, [n for n, own in zip(places, inputs, strict=True) if own])
     lengths = [n for n in graph.nodes if isinstance(n.target, sequence_ops.TripLength)]
     trips = [n for n in lengths if n.target.offset and moving.intersection((n, *n.users))]
     if not trips:
         return None
     views = [n for n in graph.nodes if n.target is sequence_ops.time_view and n.args[4] in trips]
-    roles = _Roles(graph, moving, trips, views)
+    roles = Roles(graph, moving, trips, views)
     refusal = roles.refusal()
     return _Splitter(roles).split(places) if refusal is None else refusal
 
@@ -90,16 +83,16 @@ def find_time_after_first(
     """Return where time is in the steps after the first; check that the first fits them."""
     results = _results_of_first(split, values)
     if results is None:
-        return _refused("its first step computes with the number of all steps")
+        return refused("its first step computes with the number of all steps")
     handed = results[split.outputs :]
     if not all(isinstance(value, Tensor) for value in handed):
-        return _refused("its first step hands on what is no tensor")
+        return refused("its first step hands on what is no tensor")
     found = find_time(split.rest, [*values, *handed], [*split.sequences, *(False for _ in handed)])
     if isinstance(found, Rejection):
         return found
     for node in found.graph.nodes:
         if any(found.times[node] != Time(Kind.ALONG, axis) for axis in node.meta.get(JOINED, ())):
-            return _refused("its first step is joined to the others in another axis")
+            return refused("its first step is joined to the others in another axis")
     places = [n for n in found.graph.nodes if n.op == "placeholder"][1:]
     lengths = {
         (found.times[node].dim, value.shape[found.times[node].dim])
@@ -108,7 +101,7 @@ def find_time_after_first(
     }
     for value, is_input, is_sequence in zip(values, inputs, split.sequences, strict=True):
         if is_input and not is_sequence and lengths.intersection(enumerate(value.shape)):
-            return _refused("an input of its first step may have steps as well")
+            return refused("an input of its first step may have steps as well")
     return found
 
 
@@ -129,148 +122,11 @@ def _results_of_first(split: Split, values: Sequence[Tensor]) -> tuple[Any, ...]
     return None
 
 
-def _reached(
-    graph: torch.fx.Graph, seeds: Iterable[torch.fx.Node], borders: Iterable[torch.fx.Node] = ()
-) -> set[torch.fx.Node]:
-    """Return nodes and all that depends on them, but for what depends on them by borders alone."""
-    found, outside = set(seeds), frozenset(borders)
-    for node in graph.nodes:
-        if node not in outside and found.intersection(node.all_input_nodes):
-            found.add(node)
-    return found - {graph.output_node()}
-
-
-def _is_loop(node: torch.fx.Node) -> bool:
-    return isinstance(node.target, NeuronCall) or loop_of(node) is not None
-
-
-def _refused(reason: str, node: torch.fx.Node | None = None) -> Rejection:
-    return Rejection("first-step", reason, None if node is None else node.meta.get("where"), ALIKE)
-
-
-@dataclass(eq=False)
-class _Roles:
-    """What each node has to do with the first step.
-
-    Attributes:
-        moving: What depends on the input.
-        trips: The numbers of steps of the loops, taken from what they visit not all of.
-        views: What the loops read of the input.
-        later: What depends on steps after the first.
-        before: What the loops read is computed from: steps of the input, or of layers before.
-        joins: Concatenations of a first step with the steps after it.
-        joined: What depends on these, but for what loops read of it.
-        alone: What depends on the first step of a sequence, and on no later one.
-    """
-
-    graph: torch.fx.Graph
-    moving: set[torch.fx.Node]
-    trips: list[torch.fx.Node]
-    views: list[torch.fx.Node]
-    later: set[torch.fx.Node] = field(init=False)
-    before: set[torch.fx.Node] = field(init=False)
-    joins: dict[torch.fx.Node, tuple[torch.fx.Node, torch.fx.Node]] = field(init=False)
-    joined: set[torch.fx.Node] = field(init=False)
-    alone: set[torch.fx.Node] = field(init=False)
-
-    def __post_init__(self) -> None:
-        nodes = list(self.graph.nodes)
-        heads = [node for node in nodes if self.is_head(node)]
-        self.later = _reached(self.graph, [*self.trips, *self.views], heads)
-        sources: set[Any] = {view.args[0] for view in self.views}
-        self.before = self.moving & sources
-        for node in reversed(nodes):
-            if node in self.before:
-                self.before.update(self.moving.intersection(node.all_input_nodes))
-        self.joins = {}
-        for node in nodes:
-            if node.target is torch.cat and node in self.later and len(node.args[0]) == 2:
-                head, tail = node.args[0]
-                if head not in self.later and tail in self.later:
-                    self.joins[node] = (head, tail)
-        self.alone = _reached(self.graph, heads) - self.later
-        # What a loop reads of a joined sequence is the steps after the first.
-        self.joined = _reached(self.graph, self.joins, [*heads, *self.trips, *self.views])
-
-    def is_head(self, node: torch.fx.Node) -> bool:
-        """Tell whether a node is the first step of a sequence whose other steps a loop visits."""
-        if node.target is not torch.select or node.args[2] != 0:
-            return False
-        return any(view.args[:2] == node.args[:2] for view in self.views)
-
-    def refusal(self) -> Rejection | None:
-        """Return why the first step cannot be taken apart from the others."""
-        if any(trip.target.offset != -1 for trip in self.trips):  # type: ignore[union-attr]
-            return Rejection(
-                "late-loops", "its loops begin after the second step, or at different steps"
-            )
-        for node in self.graph.nodes:
-            reason = self.reason(node)
-            if reason is not None:
-                return _refused(reason, node)
-        return None
-
-    def reason(self, node: torch.fx.Node) -> str | None:
-        """Return what is wrong with one node."""
-        if isinstance(node.target, sequence_ops.TripLength) and not self.is_after_first(node):
-            return "its loops begin at different steps"
-        if node in self.trips and not all(_only_counts(user, node) for user in node.users):
-            return "it computes with the number of steps after the first"
-        if node in self.views and node.args[2:4] != (1, 1):
-            return "a loop reads another step of its input than the one that it is at"
-        if node in self.before and not all(self.may_read(user, node) for user in node.users):
-            return "its first step reads more of the sequence than a step"
-        if _is_loop(node) and node in self.moving:
-            return self.loop_reason(node)
-        if node in self.joined and node.target is sequence_ops.shift_time:
-            return "a layer whose first step is another is delayed"
-        if node in self.later and node.target is sequence_ops.step_numbers:
-            return "its first step is another, and the others have numbers of their own"
-        return None
-
-    def is_after_first(self, trip: torch.fx.Node) -> bool:
-        """Tell whether a number of steps is that of the steps after the first."""
-        is_inner = trip.args[0] in self.later and trip.args[0] not in self.joined
-        is_before = self.before.issuperset(trip.users)
-        return trip in self.trips or trip not in self.moving or is_inner or is_before
-
-    def loop_reason(self, node: torch.fx.Node) -> str | None:
-        """Return what is wrong with a loop."""
-        loop = loop_of(node)
-        if node in self.joined:
-            return "some of its loops begin at the first step, others at the second"
-        if loop is None:
-            return None if node.args[0] in self.later else "its loops visit different steps"
-        if loop.trip.operand is None or node.args[loop.trip.operand] not in self.later:
-            return "its loops visit different steps"
-        if loop.trip.offset or any((step.start, step.stride) != (0, 1) for step in loop.steps):
-            return "its loops visit different steps"
-        return None
-
-    def may_read(self, user: torch.fx.Node, source: torch.fx.Node) -> bool:
-        """Tell whether a reader of a sequence reads the step that it is at, and no other."""
-        if user in self.before or user in self.joined or user.op == "output":
-            return True
-        if user in self.views or user in self.trips or user.target is size:
-            return True
-        axes = {n.args[1] for n in source.users if n.target is sequence_ops.time_view}
-        return user.target is torch.select and user.args[2] in {0} and axes == {user.args[1]}
-
-
-def _only_counts(user: torch.fx.Node, trip: torch.fx.Node) -> bool:
-    """Tell whether a node takes a number of steps to make as many."""
-    if user.target is torch.arange:
-        return all(takes_as_length(loop, user) for loop in user.users)
-    if isinstance(user.target, NeuronCall):
-        return user.args.index(trip) == 0
-    return user.target in (sequence_ops.time_view, sequence_ops.repeat_time)
-
-
 @dataclass(eq=False)
 class _Splitter:
     """Copies a graph into its first step and the rest."""
 
-    roles: _Roles
+    roles: Roles
     first: torch.fx.Graph = field(default_factory=torch.fx.Graph)
     rest: torch.fx.Graph = field(default_factory=torch.fx.Graph)
     firsts: dict[torch.fx.Node, torch.fx.Node] = field(default_factory=dict)
@@ -291,7 +147,7 @@ class _Splitter:
         needed = [n for n in (*outputs, *self.handed) if isinstance(n, torch.fx.Node)]
         missing = next((n for n in needed if n not in self.firsts), None)
         if missing is not None:
-            return _refused("an output, or what it needs, has no value after one step", missing)
+            return refused("an output, or what it needs, has no value after one step", missing)
         results = torch.fx.node.map_arg(outputs, self.in_rest)
         self.first.output(torch.fx.node.map_arg((*outputs, *self.handed), self.firsts.__getitem__))
         self.rest.output(results)
@@ -321,7 +177,7 @@ class _Splitter:
 
     def is_visiting(self, node: torch.fx.Node) -> bool:
         """Tell whether a node is a loop over the steps after the first."""
-        return _is_loop(node) and node in self.roles.moving
+        return is_loop(node) and node in self.roles.moving
 
     def add_rest(self, node: torch.fx.Node) -> None:
         """Copy what the steps after the first compute."""

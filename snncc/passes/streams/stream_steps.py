@@ -25,7 +25,8 @@ from snncc.ir.sequence_ops import StepCount, TripLength
 from snncc.passes.base import Rejection
 from snncc.passes.streams.explicit_states import Streamer
 from snncc.passes.streams.find_time import MAKERS, Kind, TimeMap, find_time
-from snncc.passes.streams.first_step import ALIKE, Split, find_time_after_first, split_first
+from snncc.passes.streams.first_roles import ALIKE
+from snncc.passes.streams.first_step import Split, find_time_after_first, split_first
 
 
 def stream_steps(
