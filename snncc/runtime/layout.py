@@ -130,6 +130,12 @@ def place(layout: Layout, arrays: Sequence[Array]) -> tuple[Placed, ...]:
     return tuple(_place(array, layout) for array in arrays)
 
 
+def place_whole(layout: Layout, array: Array) -> Placed:
+    """Say how a kernel sees a copy of an array that has a number of its own for each lane."""
+    _, copied = _copied(array, frozenset(range(len(layout.lanes))), layout)
+    return Placed(layout.lanes, _seen(copied, layout.groups), uniform=False)
+
+
 def choose_groups(layout: Layout, arrays: Sequence[Array]) -> Layout:
     """Choose the lane dimensions that are seen as one, so that little has to be copied.
 

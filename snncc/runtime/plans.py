@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snncc.codegen.base import BLOCK, Argument, FloatType, Job, KernelSpec, Role
-from snncc.ir.nodes import Rank
+from snncc.ir.nodes import Rank, Recurrence, Var
 from snncc.ir.program import NeuronProgram
 from snncc.runtime import memory
 from snncc.runtime.backward import BackwardCall, Cotangents, input_ranks, sum_lanes
@@ -23,6 +23,7 @@ from snncc.runtime.layout import (
     dense_strides,
     memory_order,
     place,
+    place_whole,
 )
 from snncc.runtime.schedule import make_schedule
 
@@ -185,7 +186,10 @@ class ForwardPlan:
         forward = resources.program.forward
         self.ranks = input_ranks(forward)
         self.names = tuple(self.ranks)
-        placed = place_inputs(self.layout, dict(zip(self.names, tensors, strict=True)), self.ranks)
+        values = dict(zip(self.names, tensors, strict=True))
+        placed = place_inputs(self.layout, values, self.ranks)
+        if self.layout.steps == 1:
+            placed |= _whole_starts(self.layout, forward, values, placed)
         job = Job.TRAINING if self.results.saved else Job.INFERENCE
         spec = KernelSpec(job, float_type(tensors[0]), uniform_names(placed))
         self.written = (*self.results.outputs, *self.results.finals, *self.results.saved)
@@ -317,6 +321,21 @@ def float_type(tensor: Tensor) -> FloatType:
 def uniform_names(placed: Mapping[str, Placed]) -> frozenset[str]:
     """Return the names of the inputs whose innermost lane dimension has stride 0."""
     return frozenset(name for name, array in placed.items() if array.uniform)
+
+
+def _whole_starts(
+    layout: Layout, forward: Recurrence, values: Mapping[str, Tensor], placed: Mapping[str, Placed]
+) -> dict[str, Placed]:
+    """Return starts of states that are one number, as the steps that may follow see theirs.
+
+    So the first step of a stream, from ``0.0``, needs no kernel of its own.
+    """
+    starts = {state.initial.name for state in forward.states if isinstance(state.initial, Var)}
+    return {
+        name: place_whole(layout, as_array(values[name], layout, has_time=False))
+        for name in values
+        if name in starts and placed[name].uniform
+    }
 
 
 def place_inputs(

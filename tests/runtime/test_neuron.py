@@ -116,6 +116,23 @@ def test_broadcast_parameters(v0, storage):
     compare(make_neuron(storage), torch.rand(6, 5, 40), torch.rand(v0))
 
 
+@pytest.mark.parametrize("v0", [(), (5, 1), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("storage", ["scratch", "bits"])
+def test_a_step_from_a_number_takes_the_kernel_of_later_steps(v0, storage):
+    """So a stream has one kernel, not one more for its first step."""
+    x, start = torch.rand(2, 1, *(2,) * (len(v0) == 3), 5, 40), torch.rand(v0)
+    compare(make_neuron(storage), x[0], start)
+    neuron = make_neuron(storage)
+    with torch.no_grad():
+        _, (v,) = neuron([x[0]], [start])
+        (s,), (v,) = neuron([x[1]], [v])
+    expected = eager_lif(x.flatten(0, 1), start)
+
+    assert len(neuron.specs()) == 1
+    assert torch.equal(s[0], expected[0][1])
+    assert torch.equal(v, expected[1])
+
+
 def test_step_inputs_align_behind_time():
     """A step input with fewer dimensions broadcasts to the lanes, with time always first."""
     (s,), (v,) = make_neuron()([torch.ones(4, 40)], [torch.zeros(5, 40)])
