@@ -6,7 +6,7 @@ results are not compared with those of the serial code.  What is compared:
 - *product*: what the matrices make of spikes is what the operators of the code make of them;
 - *kernel*: the kernels give what the reference gives for the same order, bit by bit;
 - *network*: with all queued spikes processed at once the queue is the layered network, in float64,
-  where no rounding decides a spike; for layers that form a chain.
+  where no rounding decides a spike; where all ways to a layer are of one length.
 
 How far the results of the chosen order are from those of the layered network is measured, and said
 in a note.
@@ -30,7 +30,7 @@ from snncc.equivalence.certificate import (
     compare_gradients,
 )
 from snncc.equivalence.translation import interpret_graph
-from snncc.ir.events.layered import is_chain, run_layered
+from snncc.ir.events.layered import is_layered, run_layered
 from snncc.ir.events.network import EventNetwork, EventOrder, EventResult, EventTensors, Shown
 from snncc.ir.events.region import Currents, EventRegion
 from snncc.ir.events.run import run_events
@@ -66,10 +66,12 @@ def compare_events(
             tensors = region.tensors(args[0], args[1:])
         found += _products(region, tensors, args)
         found += _kernels(region, runner, tensors, gradients)
-        if is_chain(region.network):
+        if is_layered(region.network):
             found += _wide(region.network, tensors, gradients)
         else:
-            notes.append("Layers form no chain, so that no order of spikes is the layered one.")
+            notes.append(
+                "There are ways past a layer, so that no order of spikes is the layered one."
+            )
         notes += _distance(region.network, tensors)
     return found, notes
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snncc.compilation.chunk_programs import uniform_program
 from snncc.compilation.streamed import returning
-from snncc.errors import OptionError
+from snncc.errors import OptionError, UnsupportedError
 from snncc.frontend.state.sources import gather
 from snncc.ir import sequence_ops
 from snncc.ir.loop_call import LoopCall
@@ -61,6 +61,12 @@ def to_nir(fast: CompiledModule, *example_inputs: Any, dt: float = 1e-4) -> Any:
             "What is to be exported is not a compiled model.",
             code="option.export",
             hints=["Pass the result of 'snncc.compile'."],
+        )
+    if fast.options.mode == "async":
+        raise UnsupportedError(
+            "The network cannot be written as a NIR graph: it has no order of spikes.",
+            code="unsupported.nir",
+            hints=["Write the layered network: compile the model with mode='fused'."],
         )
     dt, example_inputs = STEP.positive(dt), example_of(example_inputs)
     with torch.no_grad():

@@ -98,12 +98,22 @@ class ByHand:
                 return
             self.pick(t, k)
             reached = {x for i in self.picked for x in self.network.targets_of(self.home[i])}
-            self.arriving = reached & self.open
-            if not self.picked:
-                if not self.open:
-                    return
-                self.arriving = {min(self.open)}
+            self.arriving = (reached & self.open) | {g for g in self.open if self.is_quiet(g)}
+            if not self.picked and not self.arriving:
+                return
             k += 1
+
+    def is_quiet(self, group: int) -> bool:
+        """Tell whether no spike can reach a group any more."""
+        ways = {j for (i, j), w in self.ways[False].items() if i in self.picked and w != 0}
+        busy = {self.home[j] for j in ways} | self.open
+        busy |= {self.home[i] for i in self.all if self.queue[i] != 0}
+        sources, wanted = set[int](), [group]
+        while wanted:
+            target = wanted.pop()
+            wanted += [g for g in range(group) if target in self.network.targets_of(g)]
+            sources |= set(wanted)
+        return sources.isdisjoint(busy)
 
     def stops(self, *, has_fired: bool) -> bool:
         """Tell whether what is queued is dropped now."""

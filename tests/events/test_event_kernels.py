@@ -43,13 +43,14 @@ def hidden() -> EventNetwork:
 
 
 def queued() -> EventNetwork:
-    """Return two layers and a readout, whose input is a queue of events."""
+    """Return two layers side by side and a readout; the input is a queue of events."""
     layers = chain([1, 1, 1], EventOrder(), [fire("soft"), fire("hard"), integrate()]).groups
     outputs = tuple(
         replace(group, starts=i == 2, is_output=i == 1) for i, group in enumerate(layers)
     )
     groups = (EventGroup("events", None), *outputs)
-    edges = (EventEdge(0, 1), EventEdge(1, 2), EventEdge(2, 3), EventEdge(0, 2, is_delayed=True))
+    pairs = [(0, 1, False), (0, 2, False), (1, 3, False), (2, 3, False), (0, 2, True)]
+    edges = tuple(EventEdge(*pair) for pair in pairs)
     return EventNetwork(groups, edges, all_results(groups), EventOrder())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snncc.ir.events.draws import Purpose, uniform
-from snncc.ir.events.layered import run_layered
+from snncc.ir.events.layered import is_layered, run_layered
 from snncc.ir.events.network import (
     EventEdge,
     EventGroup,
@@ -33,18 +34,29 @@ from tests.events.networks import (
 D = torch.float64
 
 
-def _random_chain(rng: random.Random, group_size: int) -> tuple[EventNetwork, list[int]]:
-    sizes = [rng.randint(1, 4) for _ in range(rng.randint(1, 3))]
-    steps = [
-        fire(rng.choice(["hard", "soft"]), rng.choice([Op.GT, Op.GE]), detach=rng.random() < 0.5)
-        for _ in sizes
-    ]
-    if rng.random() < 0.3:
-        sizes, steps = [*sizes, 2], [*steps, integrate()]
-    network = chain(sizes, EventOrder(group_size), steps)
-    recalled = [EventEdge(i, i, is_delayed=True) for i in range(len(sizes)) if rng.random() < 0.3]
-    recalled = [e for e in recalled if network.groups[e.source].fires]
-    return replace(network, edges=(*network.edges, *recalled)), sizes
+def _random_layers(rng: random.Random, group_size: int) -> tuple[EventNetwork, list[int]]:
+    """Return layers, some side by side, each of which hears one or two of those below."""
+    levels = [rng.choice([1, 1, 2]) for _ in range(rng.randint(1, 3))]
+    groups, sizes, edges, below = list[EventGroup](), list[int](), list[EventEdge](), range(0)
+    for level, width in enumerate(levels):
+        level_groups = range(len(groups), len(groups) + width)
+        for index in level_groups:
+            reset, compare = rng.choice(["hard", "soft"]), rng.choice([Op.GT, Op.GE])
+            step = fire(reset, compare, detach=rng.random() < 0.5)
+            step = integrate() if level and rng.random() < 0.2 else step
+            groups.append(EventGroup(f"layer{index}", step, starts=not level))
+            sizes.append(rng.randint(1, 4))
+            firing = [source for source in below if groups[source].fires]
+            heard = rng.sample(firing, min(len(firing), rng.randint(1, 2)))
+            edges += [EventEdge(source, index) for source in heard]
+            if level and not heard:
+                groups[-1] = replace(groups[-1], starts=True)
+        below = level_groups
+    order = rng.sample(range(len(groups)), rng.randint(0, 2) if len(groups) > 1 else 0)
+    late = [EventEdge(i, j, is_delayed=True) for i in order for j in order if groups[i].fires]
+    return EventNetwork(
+        tuple(groups), (*edges, *late), all_results(groups), EventOrder(group_size)
+    ), sizes
 
 
 def _require_equal_gradients(
@@ -77,14 +89,15 @@ def test_draws_are_those_of_the_formula() -> None:
 
 
 def test_wide_groups_are_the_layered_network() -> None:
-    """Where all that is queued is delivered at once, a chain of layers is the layered network.
+    """Where all that is queued is delivered at once, a network of levels is the layered one.
 
-    Biases, thresholds below zero, soft resets that leave more than a threshold, weights of zero and
-    feedback of the step before included; gradients too.
+    Branches side by side, biases, thresholds below zero, soft resets that leave more than a
+    threshold, weights of zero and feedback of the step before included; gradients too.
     """
     rng = random.Random(1)
-    for _ in range(150):
-        network, sizes = _random_chain(rng, group_size=4)
+    drawn_networks = (_random_layers(rng, group_size=8) for _ in range(1000))
+    layered = (each for each in drawn_networks if is_layered(each[0]))
+    for network, sizes in itertools.islice(layered, 150):
         tensors = tensors_of(network, sizes, rng, rng.randint(1, 4), rng.randint(1, 3))
         flat = [x.requires_grad_() for x in network.flatten(tensors)]
 
@@ -119,6 +132,8 @@ def test_any_order_is_the_loop_written_by_hand(order: EventOrder) -> None:
             EventGroup("read", integrate()),
         )
         pairs = [(0, 1, False), (1, 2, False), (1, 3, False), (2, 3, False), (3, 4, False)]
+        if number > 2:  # side by side
+            pairs = [(0, 1, False), (0, 2, False), (1, 3, False), (2, 4, False), (3, 4, False)]
         pairs += [(2, 1, True), (3, 3, True)]
         edges = tuple(EventEdge(*pair) for pair in pairs)
         network = EventNetwork(groups, edges, all_results(groups), order)

@@ -42,16 +42,20 @@ def run_layered(network: EventNetwork, tensors: EventTensors) -> tuple[Tensor, .
     return tuple(_shown(seen[r.group], r.shown) for r in network.results)
 
 
-def is_chain(network: EventNetwork) -> bool:
-    """Tell whether each layer gets its spikes from one other layer, or is one that starts.
+def is_layered(network: EventNetwork) -> bool:
+    """Tell whether the network with groups that hold all that is queued is the layered one.
 
-    Then, with groups that hold all that is queued, each layer is evaluated once a time step, on all
-    of its input.
+    It is if all ways to a layer are of one length, counted in layers: then each is evaluated once a
+    time step, on all of its input.  A chain is such a network, and so are branches side by side; a
+    way past a layer is not.
     """
+    levels: list[int] = []
     for index, group in enumerate(network.groups):
-        sources = [e for e in network.edges if e.target == index and not e.is_delayed]
-        if len(sources) > 1 or (sources and group.starts):
+        sources = [e.source for e in network.edges if e.target == index and not e.is_delayed]
+        heard = {levels[source] for source in sources}
+        if len(heard) > 1 or (heard and group.starts):
             return False
+        levels.append(heard.pop() + 1 if heard else 0)
     return True
 
 

@@ -240,7 +240,7 @@ class _Tensors:
         """Return what a group gets with some spikes of its sources, [length, B, n]."""
         value = self._driven(group, group.run_standing(*spikes, *self._externals(group)))
         whole = value.expand(length, self.samples, *group.shape)
-        return whole.reshape(length, self.samples, -1)
+        return whole.reshape(length, self.samples, torch.Size(group.shape).numel())
 
     def _silence(self, edge: int, length: int) -> Tensor:
         shape = self.shapes[self.region.network.edges[edge].source]
@@ -258,7 +258,8 @@ class _Tensors:
     def membrane(self, group: Currents) -> Tensor:
         """Return the membrane before the first step, [B, n]."""
         value = interpret.evaluate(group.initial, self._lanes(group), self.like)
-        return value.expand(self.samples, *group.shape).reshape(self.samples, -1)
+        count = torch.Size(group.shape).numel()
+        return value.expand(self.samples, *group.shape).reshape(self.samples, count)
 
     def emitted(self, group: Currents | Given, start: int | float | None) -> Tensor | None:
         """Return the spikes before the first step, [B, n]."""
@@ -267,7 +268,8 @@ class _Tensors:
         value = self.arguments[start] if isinstance(start, int) else start
         tensor = torch.as_tensor(value).to(self.like)
         shape = getattr(group, "shape", ())
-        return tensor.expand(self.samples, *shape).reshape(self.samples, -1)
+        count = torch.Size(shape).numel()
+        return tensor.expand(self.samples, *shape).reshape(self.samples, count)
 
     def weights(self) -> tuple[Tensor, ...]:
         """Return the matrix of each edge, [sources, targets]."""

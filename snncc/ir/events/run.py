@@ -12,12 +12,14 @@ With ``N`` the neurons of all groups, one time step of one sample is::
             refractory where s is not 0, unless that is dropped
         pick the group_size queued neurons of the highest priority; they leave the queue
         reached just now = the groups that they reach first in this time step,
-                           or, where none is queued, the lowest group not yet reached
+                           and those not yet reached that no spike can reach any more
     until nothing is queued and all groups were reached
 
-so each neuron is evaluated at least once in a time step, and the standing current of a group, with
-the feedback of the step before, arrives with its first event.  Samples do not see each other: here
-they take their forward steps side by side, and one that is done waits.
+No spike can reach a group any more where, of all groups on the way to it, each was evaluated, none
+has queued neurons, and none is evaluated in the next forward step.  So each neuron is evaluated at
+least once in a time step, and the standing current of a group, with the feedback of the step
+before, arrives with its first event.  Samples do not see each other: here they take their forward
+steps side by side, and one that is done waits.
 
 Gradients are those of autograd through these steps.  Picking has none.  What is queued keeps its
 gradient until it is picked; a neuron that is not queued delivers its zero at once, so that silent
@@ -121,6 +123,7 @@ class _Run:
             for group, size in zip(network.groups, tensors.sizes, strict=True)
         ]
         self.is_input = torch.cat(inputs)
+        self.touches = torch.stack([self.is_nonzero[:, p].any(1) for p in self.slices], 1)
 
     def _joined(self, tensors: tuple[Tensor | None, ...]) -> Tensor:
         sizes = zip(tensors, self.tensors.sizes, strict=True)
@@ -270,15 +273,19 @@ class _Run:
 
     def _arriving(self, order: Tensor, running: Tensor) -> list[Tensor]:
         """Return for each group in which samples it is reached for the first time."""
-        groups = range(len(self.network.groups))
-        delivers = [((order >= part.start) & (order < part.stop)).any(1) for part in self.slices]
-        reached = torch.zeros_like(self.unreached)
-        for source in groups:
-            for target in self.network.targets_of(source):
-                reached[target] |= delivers[source]
-        idle = running & (order < 0).all(1)
-        lowest = self.unreached & (self.unreached.cumsum(0) == 1)
-        return list((reached & self.unreached) | (lowest & idle))
+        network, delivers = self.network, order >= 0
+        touched = (self.touches[order.clamp(min=0)] & delivers[..., None]).any(1)
+        found, is_blocked = list[Tensor](), [self._of_samples(False) for _ in network.groups]
+        reached = [self._of_samples(False) for _ in network.groups]
+        for group, part in enumerate(self.slices):
+            spikes = ((order >= part.start) & (order < part.stop)).any(1)
+            waits = (self.queue[:, part].detach() != 0).any(1)
+            may_fire = waits | touched[:, group] | self.unreached[group]
+            for target in network.targets_of(group):
+                reached[target] = reached[target] | spikes
+                is_blocked[target] = is_blocked[target] | may_fire | is_blocked[group]
+            found.append(self.unreached[group] & (reached[group] | ~is_blocked[group]) & running)
+        return found
 
 
 def _deliver(base: Tensor, e: Tensor, weights: Tensor, order: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ which leaves a neuron, a product over all steps, and a name for the spikes of th
 those that it has.
 
 Precondition of a cut: the state is made of the spikes of one step and of what is the same at all
-steps.  Where a neuron reads such a state without an operator in between, as for a late reset, it
-stays a state.
+steps, and what reads it adds it, or mixes lanes.  What multiplies with it, as some late resets do,
+reads a state.
 Numerics: a name for a value changes no number; the graph runs in no order before it is one of
 events.
 """
@@ -39,6 +39,8 @@ from snncc.passes.hoisting.keep_apart import is_spike
 from snncc.passes.neurons import copy_graph
 
 Node: TypeAlias = torch.fx.Node
+_SUMS = frozenset({torch.add, torch.sub})
+_SCALES = frozenset({torch.mul, torch.div, torch.neg})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class _Cut:
         self.graph, self.call, self.loop = graph, call, loop
         self.body = copy_graph(loop.body)
         self.nodes: dict[str, Node] = {node.name: node for node in self.body.nodes}
-        self.drives = _drives(self.body)
+        self.mixes, self.drives = _drives(self.body)
+        self.shared = {each.name for each in loop.invariants}
         self.operands: list[Any] = [*call.args]
         self.steps: list[Step] = []
 
@@ -87,25 +90,45 @@ class _Cut:
         return len(carries)
 
     def is_cut(self, carry: Carry) -> bool:
-        """Tell whether operators read a state that is made of spikes."""
-        read = not self.drives.isdisjoint(self.nodes[carry.name].users)
-        return read and "shape" in self.nodes[carry.name].meta and self.is_of_spikes(carry)
+        """Tell whether a state is made of spikes, and read in a way that needs no state."""
+        has_shape = "shape" in self.nodes[carry.name].meta
+        return has_shape and self.made_of_spikes(carry) is not None and bool(self.readers(carry))
 
-    def is_of_spikes(self, carry: Carry) -> bool:
-        """Tell whether a state is made of spikes of one step, and of what all steps share."""
-        shared = {each.name for each in self.loop.invariants}
+    def made_of_spikes(self, carry: Carry) -> set[Node] | None:
+        """Return what makes a state of the spikes of a step and of what all steps share.
+
+        None stands for a state that is made of anything else.
+        """
         wanted, seen = [self.nodes[carry.update]], set[Node]()
         fires = False
         while wanted:
             node = wanted.pop()
             if is_spike(node):
                 fires = True
-            elif (node.op == "placeholder" and node.name not in shared) or node.meta.get("impure"):
-                return False
-            elif node not in seen:
+            elif node.meta.get("impure"):
+                return None
+            elif node.op == "call_function" and node not in seen:
                 seen.add(node)
                 wanted += node.all_input_nodes
-        return fires
+            elif node.op == "placeholder" and node.name not in self.shared:
+                return None
+        return seen if fires else None
+
+    def readers(self, carry: Carry) -> list[Node]:
+        """Return what reads a state made of spikes in a way that needs no state."""
+        users = [*self.nodes[carry.name].users]
+        made = self.made_of_spikes(carry) or set()
+        if not self.mixes.isdisjoint(made):
+            return [user for user in users if user.target not in SHAPES]
+        return [user for user in users if user in self.drives or self.is_added(user)]
+
+    def is_added(self, node: Node) -> bool:
+        """Tell whether spikes that an operator reads are added to what differs by step."""
+        fixed = [n for n in node.all_input_nodes if n.name in self.shared]
+        if len(node.all_input_nodes) > len(fixed) + 1:
+            return node.target in _SUMS
+        is_kept = node.target in _SUMS | _SCALES and bool(node.users)
+        return is_kept and all(map(self.is_added, node.users))
 
     def results(self, carries: list[Carry]) -> tuple[tuple[Result, ...], dict[str, int]]:
         """Return the results with what is recalled, and which result of the graph each of it is."""
@@ -137,7 +160,7 @@ class _Cut:
         with self.body.inserting_before(old):
             late = self.body.placeholder(f"{carry.name}_recalled")
         late.meta.update(old.meta)
-        for reader in [user for user in old.users if user in self.drives]:
+        for reader in self.readers(carry):
             reader.replace_input_with(old, late)
         self.steps.append(Step(late.name, len(self.operands), 0, 0, 1))
         self.operands.append(recalled)
@@ -147,18 +170,21 @@ class _Cut:
         node, shown = self.nodes[carry.name], {result.node for result in self.loop.results}
         updates = {each.update for each in self.loop.carries}
         likes = {c.initial.like for c in self.loop.carries if isinstance(c.initial, Fill)}
-        if node.users or carry.name in shown | updates | likes or not self.is_of_spikes(carry):
+        is_read = bool(node.users) or carry.name in shown | updates | likes
+        if is_read or self.made_of_spikes(carry) is None:
             return True
         self.body.erase_node(node)
         return False
 
 
-def _drives(body: torch.fx.Graph) -> Set[Node]:
-    """Return the nodes whose values reach an operator that mixes lanes before they make a spike."""
-    found: set[Node] = set()
+def _drives(body: torch.fx.Graph) -> tuple[Set[Node], Set[Node]]:
+    """Return the operators that mix lanes, and all that reaches one before it makes a spike."""
+    mixes, found = set[Node](), set[Node]()
     for node in reversed(body.nodes):
         if node.op != "call_function" or is_spike(node) or node.target in SHAPES:
             continue
-        if pointwise(node) is not None or not found.isdisjoint(node.users):
+        if pointwise(node) is not None:
+            mixes.add(node)
+        if node in mixes or not found.isdisjoint(node.users):
             found.add(node)
-    return found
+    return mixes, found

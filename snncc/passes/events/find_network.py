@@ -51,6 +51,7 @@ class Found:
         shown: The nodes that are results of it, and which; a neuron stands for what is needed of it
             by what else it gives.
         after: The nodes that it replaces, and all that depend on them.
+        recalled: The nodes that are spikes of the step before, and whose.
     """
 
     region: EventRegion
@@ -58,6 +59,7 @@ class Found:
     arguments: list[Any]
     shown: list[tuple[Node, EventResult]]
     after: set[Node]
+    recalled: dict[Node, Node]
 
 
 def find_spikes(neurons: Mapping[Node, EventNeuron]) -> dict[Node, Node]:
@@ -124,7 +126,8 @@ class NetworkFinder:
             return Rejection("no-output", "no spiking neuron is last: all of them drive others")
         dtype = next(iter(self.neurons)).meta["dtype"]
         region = EventRegion(network, dtype, tuple(groups), emitted)
-        return Found(region, self.neurons, self.arguments, shown, self.after)
+        outside = self.arguments, shown, self.after, self.recalled
+        return Found(region, self.neurons, *outside)
 
     def find_sources(self) -> None:
         """Find the nodes that are spikes, of this time step or of the one before."""
@@ -237,9 +240,11 @@ class NetworkFinder:
         for node, source in self.sources.items():
             if not source.is_delayed:
                 continue
-            if seen.setdefault(source.group, source.initial) is not source.initial:
-                where = node.meta.get("where")
+            where = node.meta.get("where")
+            if seen.setdefault(source.group, source.initial) != source.initial:
                 return Rejection("starts", "a layer's last spikes start in two ways", where)
+            if source.initial in self.after:
+                return Rejection("starts", "a layer's last spikes start from other spikes", where)
             is_node = isinstance(source.initial, torch.fx.Node)
             start = self.argument(source.initial) if is_node else float(source.initial)
             recalled = any(e.source == source.group and e.is_delayed for e in self.edges)

@@ -23,7 +23,7 @@ import torch.fx
 
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.events.network import EventOrder, EventResult, Shown
-from snncc.ir.events.recalled import Recalled
+from snncc.ir.events.recalled import Recalled, step_before
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
@@ -152,6 +152,10 @@ class _Replacement:
             if node not in self.found.neurons:
                 values[result].meta.update(node.meta)
                 env[node] = values[result]
+        for node, spikes in self.found.recalled.items():
+            initial = torch.fx.node.map_arg(node.args[0], env.__getitem__)
+            env[node] = made.call_function(step_before, (env[spikes], initial))
+            env[node].meta.update(node.meta)
         for node in self.graph.nodes:
             if node in self.found.neurons:
                 self.emit_rest(made, node, env, values)

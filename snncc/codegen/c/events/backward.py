@@ -79,7 +79,9 @@ static void visit(const struct network *a, struct work *w, struct reverse *r, in
     r->neuron[r->noted + k] = (int32_t)i;
     r->potential[r->noted + k] = w->potential[neuron];
     if (spike != 0) {
+      w->waits[g] -= w->queued[neuron] != 0;
       w->queued[neuron] += spike;
+      w->waits[g] += w->queued[neuron] != 0;
       w->refractory[neuron] |= (uint8_t)stays(a, draws, neuron);
     }
     if (r->state[r->noted + k] && w->queued[neuron] != 0)
@@ -106,15 +108,15 @@ static void replay(const struct network *a, struct work *w, struct reverse *r, c
     round->first = at;
     if (picks == END)
       return;
-    if (picks == NONE)
-      w->count[lowest_unseen(a, w)] = ALL;
     for (int32_t k = 0; k < picks; k++) {
       const int32_t neuron = tape[at++];
       const struct group *from = a->group + group_of(a, neuron);
       deliver_all(a, w, from, neuron - from->first, w->queued[neuron]);
       r->height[r->picks++] = w->queued[neuron];
       w->queued[neuron] = 0;
+      w->waits[from - a->group]--;
     }
+    reach_quiet(a, w);
   }
 }
 
@@ -299,6 +301,9 @@ static void reverse_sample(const struct network *a, struct work *w, struct rever
       r->of_membrane[of->first + i] = of->of_last ? of->of_last[b * of->size + i] : 0;
   for (int64_t t = a->steps; t-- > 0;) {
     start_step(a, w, b, t);
+    for (const struct group *of = a->group; of < a->group + a->groups; of++)
+      for (int64_t i = of->first; i < of->first + of->size && of->kind < 0; i++)
+        w->waits[of - a->group] += w->queued[i] != 0;
     deliver_late(a, w, b, t);
     memset(r->first, 0, (size_t)a->neurons * sizeof(real));
     for (const struct group *of = a->group; of < a->group + a->groups; of++)

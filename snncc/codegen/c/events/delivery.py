@@ -151,6 +151,7 @@ static void start_step(const struct network *a, struct work *w, int64_t b, int64
     const real *standing = of->standing + t * of->standing_t + b * of->standing_b;
     w->count[g] = of->starts ? ALL : 0;
     w->seen[g] = of->kind < 0;
+    w->waits[g] = 0;
     if (of->kind < 0) {
       memset(w->current + of->first, 0, (size_t)of->size * sizeof *standing);
       memcpy(w->queued + of->first, standing, (size_t)of->size * sizeof *standing);
@@ -200,13 +201,22 @@ INLINE int64_t group_of(const struct network *a, int32_t neuron)
   return g;
 }
 
-/* The lowest group that was not evaluated in this time step; -1: all were. */
-INLINE int64_t lowest_unseen(const struct network *a, const struct work *w)
+/* Reach the groups that no spike can reach any more; returns whether there are any. */
+static int reach_quiet(const struct network *a, struct work *w)
 {
-  for (int64_t g = 0; g < a->groups; g++)
-    if (!w->seen[g])
-      return g;
-  return -1;
+  uint8_t blocked[GROUP_COUNT] = {0};
+  int found = 0;
+  for (int64_t g = 0; g < a->groups; g++) {
+    const struct group *of = a->group + g;
+    const int may_fire = w->waits[g] || w->count[g] || !w->seen[g];
+    for (const struct edge *e = of->edge; e < of->edge + of->edges; e++)
+      blocked[e->target] |= (uint8_t)(may_fire || blocked[g]);
+    if (!w->seen[g] && !w->count[g] && !blocked[g]) {
+      w->count[g] = ALL;
+      found = 1;
+    }
+  }
+  return found;
 }
 
 /* Whether a neuron that fires becomes refractory. */

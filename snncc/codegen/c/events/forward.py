@@ -28,7 +28,7 @@ static int64_t collect(const struct network *a, struct work *w, int64_t g)
       fired++;
       w->emitted[neuron] += spike[i];
       w->refractory[neuron] |= (uint8_t)stays(a, draws, neuron);
-      enqueue(w, neuron, spike[i], (double)w->potential[neuron]);
+      enqueue(w, g, neuron, spike[i], (double)w->potential[neuron]);
     }
   }
   return fired;
@@ -73,6 +73,7 @@ static int64_t pick(const struct network *a, struct work *w, int64_t *counts, in
       tape[extents[TAPE] + k] = neuron;
     deliver_all(a, w, from, j, w->queued[neuron]);
     w->queued[neuron] = 0;
+    w->waits[from - a->group]--;
     for (const struct edge *e = from->edge; e < from->edge + from->edges; e++)
       counts[OPERATIONS] += e->fans[j];
   }
@@ -109,7 +110,7 @@ static void queue_inputs(const struct network *a, struct work *w)
       const real height = w->queued[i];
       w->queued[i] = 0;
       if (height != 0)
-        enqueue(w, (int32_t)i, height, (double)height);
+        enqueue(w, of - a->group, (int32_t)i, height, (double)height);
     }
 }
 
@@ -125,13 +126,9 @@ static void run_step(const struct network *a, struct work *w, int64_t *counts, i
     if (left > 0 && --left == 0)
       break;
     const int64_t at = extents[TAPE]++, picked = pick(a, w, counts, extents, tape);
-    if (!picked) {
-      const int64_t g = lowest_unseen(a, w);
-      if (g < 0) {
-        extents[TAPE]--;
-        break;
-      }
-      w->count[g] = ALL;
+    if (!reach_quiet(a, w) && !picked) {
+      extents[TAPE]--;
+      break;
     }
     if (at < a->capacity)
       tape[at] = (int32_t)picked;

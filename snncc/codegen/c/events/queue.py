@@ -54,17 +54,21 @@ static void drop(struct work *w, int32_t neuron)
 }
 
 /* Queue a spike; the neuron may be queued already, and heights may add up to nothing. */
-static void enqueue(struct work *w, int32_t neuron, real height, double potential)
+static void enqueue(struct work *w, int64_t g, int32_t neuron, real height, double potential)
 {
-  if (w->queued[neuron] == 0)
+  if (w->queued[neuron] == 0) {
     put(w, w->waiting++, neuron);
+    w->waits[g]++;
+  }
   w->queued[neuron] += height;
   w->before[neuron] = potential;
   w->priority[neuron] = ordered(potential);
   rise(w, w->place[neuron]);
   sink(w, w->place[neuron]);
-  if (w->queued[neuron] == 0)
+  if (w->queued[neuron] == 0) {
     drop(w, neuron);
+    w->waits[g]--;
+  }
 }
 
 /* Order the queue by priorities that are drawn anew. */

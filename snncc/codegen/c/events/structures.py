@@ -88,6 +88,7 @@ struct work {
   uint8_t *refractory, *reached;
   int64_t waiting;   /* how many neurons are queued */
   int64_t count[GROUP_COUNT]; /* how many of a group are reached, or ALL */
+  int64_t waits[GROUP_COUNT]; /* how many of a group are queued */
   uint8_t seen[GROUP_COUNT];  /* evaluated in this time step */
   int64_t sample, step, forward_step;
 };
