@@ -44,32 +44,40 @@ Facts = dict[str, Any]
 
 HEAD = """# Compatibility
 
-Written by `make compatibility`, which compiles every case below and compares it with its serial
-code: outputs, gradients of inputs and parameters, state that is left behind, and random numbers, at
-several lengths and batch sizes.
+Does your way of writing a network compile, stream and export?
+Look for it below, among idioms and among the models of snnTorch, SpikingJelly and Norse.
+Of the {cases} cases here {compiled} compile whole; the others are refused, with the line and the
+reason.
+
+`make compatibility` compiles every case and compares it with its serial code: outputs, gradients of
+inputs and parameters, state that is left behind, and random numbers, at several lengths and batch
+sizes; it then writes this page.
 The models are in `tests/compatibility`; the tests make the same checks.
 
-- *compiled*: every neuron layer runs as one kernel over the whole sequence, or in a recurrent loop
-  whose steps are fused.
-- *serial part*: refused, unless `fallback="serial"` lets a part run step by step; the plan says
-  which.
-- *refused*: an error with the line and the reason; [errors](errors.md) lists the codes.
-
-*Numerics* is what the plan promises for the network, see [numerics](numerics.md).
-
-*Stream* compares `fast.stream()`, step after step, with the sequence, products taken step by step
-in both: equal *bitwise*, or to *rounding*, where sums and means over time, and products that the
-code itself takes over all steps at once, add in another order.
-A model that needs the whole sequence is refused as a stream, with the reason that is given here.
+## How many
 """
-TIMES = """Speed-up is the time of the serial code over that of the compiled model, in float32 at
-the sizes given as T x B, in layers {width} wide: forward and backward where there is a gradient,
-medians of runs that take turns.
+LEGEND = {
+    "result": "*compiled*: every neuron layer runs as one kernel over the whole sequence, or in a"
+    ' recurrent loop whose steps are fused; *serial part*: refused, unless `fallback="serial"`'
+    " lets a part run step by step; *refused*: an error, whose code is in [errors](errors.md)",
+    "numerics": "what the plan [promises](numerics.md) for the network",
+    "stream": "how `fast.stream()`, step after step, compares with the sequence, products taken"
+    " step by step in both: *bitwise* equal, or equal to *rounding*, where sums and means over time,"
+    " and products that the code itself takes over all steps at once, add in another order; or why"
+    " there is no stream",
+    "speed-up": "the time of the serial code over that of the compiled model"
+    " ([how it was measured](#speed-up))",
+}
+TIMES = """## Speed-up
+
+The time of the serial code over that of the compiled model, in float32 at the sizes given as T x B,
+in layers {width} wide: forward and backward where there is a gradient, medians of runs that take
+turns.
 Layers this narrow are mostly overhead in eager mode; [performance](performance.md) has wide ones.
 """
-FORMS_HEAD = """How many of the cases that compile do so in each [parallel mode](parallel.md);
-the others are refused with a code.  Those of the first four modes were compared with the serial
-code.
+FORMS_HEAD = """How many of the cases that compile do so in each [parallel mode](parallel.md); the
+others are refused with a code.
+Cases in the first four modes were compared with the serial code.
 """
 EXPORTS_HEAD = """How many of them, in evaluation mode, [export](export.md) to a C library in
 floats, to ONNX models, to a program of torch, and to a [NIR graph](nir.md), each of which then ran
@@ -204,13 +212,16 @@ def _step(run: Callable[..., Any], model: Any, args: Any, case: Case) -> Callabl
 
 def page() -> str:
     """Return the page that the stored results make."""
-    tables = (summary(), forms(), exports(), traps())
-    parts = [HEAD, TIMES.format(width=WIDTH), _machines(), *tables]
+    cases = all_cases()
+    compiled = sum(case.expect == "compiled" for case in cases)
+    head = HEAD.format(cases=len(cases), compiled=compiled)
+    parts = [head, summary(), forms(), exports(), legend(), traps()]
     for folder in FOLDERS:
         groups = by_group(cases_of(folder))
         parts += [f"## {TITLES[folder]}\n"] if groups else []
         for group, cases in groups.items():
             parts += [f"### {group}\n", table(cases, stored(group))]
+    parts += [TIMES.format(width=WIDTH), _machines()]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
 
@@ -272,9 +283,16 @@ def exports() -> str:
     return "\n".join(lines) + "\n"
 
 
+def legend() -> str:
+    """Return what each column of the tables of cases says."""
+    lines = ["## How to read the tables\n", "| column | says |", "|---|---|"]
+    lines += [f"| {column} | {text} |" for column, text in LEGEND.items()]
+    return "\n".join(lines) + "\n"
+
+
 def traps() -> str:
     """Return what is easily got wrong, and the cases that hold it."""
-    lines = ["| what is easily got wrong | cases |", "|---|---|"]
+    lines = ["## What is easily got wrong\n", "| trap | cases |", "|---|---|"]
     lines += [f"| {trap} | {', '.join(names)} |" for trap, names in TRAPS.items()]
     return "\n".join(lines) + "\n"
 
