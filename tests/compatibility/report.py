@@ -63,8 +63,8 @@ LEGEND = {
     "numerics": "what the plan [promises](numerics.md) for the network",
     "stream": "how `fast.stream()`, step after step, compares with the sequence, products taken"
     " step by step in both: *bitwise* equal, or equal to *rounding*, where sums and means over"
-    " time, and products that the code itself takes over all steps at once, add in another order; or why"
-    " there is no stream",
+    " time, and products that the code itself takes over all steps at once, add in another order;"
+    " or why there is no stream",
     "speed-up": "the time of the serial code over that of the compiled model"
     " ([how it was measured](#speed-up))",
 }
