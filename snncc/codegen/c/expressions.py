@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import struct
@@ -175,19 +176,26 @@ def round_to_float32(value: float) -> float:
 
 def _float32_digits(value: float) -> str:
     """Return the shortest decimal that a C compiler reads as this float32."""
-    for digits in range(1, 9):
-        text = repr(float(f"{value:.{digits}g}"))
-        if abs(Fraction(text) - Fraction(value)) < _half_gap(value):
-            return text
-    return repr(float(f"{value:.9g}"))
+    half_gap = _half_gap(value)
+
+    def is_read(digits: int) -> bool:
+        text = f"{value:.{digits}g}"
+        error = abs(float(text) - value)  # exact, as the two are close
+        if error == half_gap:  # float() has rounded
+            return abs(Fraction(text) - Fraction(value)) < half_gap
+        return error < half_gap
+
+    # One digit more is never further away.
+    digits = bisect.bisect_left(range(1, 9), True, key=is_read) + 1
+    return repr(float(f"{value:.{digits}g}"))
 
 
-def _half_gap(value: float) -> Fraction:
+def _half_gap(value: float) -> float:
     """Return half the distance to the nearest other float32."""
     mantissa, exponent = math.frexp(value)
     # Below a power of two floats are twice as dense; zero and subnormals have one spacing.
     bits = 25 if abs(mantissa) == 0.5 else 24
-    return Fraction(math.ldexp(1.0, max(exponent - bits, -149) if value else -149)) / 2
+    return math.ldexp(0.5, max(exponent - bits, -149) if value else -149)
 
 
 def c_names(names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
