@@ -10,7 +10,6 @@ itself has its gradient too.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,7 +82,6 @@ def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[.
     rules = Rules(cls, forward, None if has_context else setup)
     saved: list[Context] = []  # between 'forward' and 'setup_context' of one call
 
-    @functools.wraps(forward)  # torch binds default arguments by the signature
     def forward_with_context(ctx: Any, *args: Any) -> Any:
         if not session.is_listening:
             return forward(ctx, *args)
@@ -91,7 +89,6 @@ def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[.
         stand_in.give_to(ctx)
         return result
 
-    @functools.wraps(forward)
     def forward_alone(*args: Any) -> Any:
         if not session.is_listening:
             return forward(*args)
@@ -106,6 +103,7 @@ def _wrappers(session: Session, known: _Known, cls: Any) -> dict[str, Callable[.
             setup(ctx, inputs, output)
 
     wrapper: Any = forward_with_context if has_context else forward_alone
+    wrapper.__wrapped__ = forward  # torch binds default arguments by its signature
     wrapper.replaces, setup_context.replaces = forward, setup  # type: ignore[attr-defined]
     if has_context:
         return {"forward": wrapper}
