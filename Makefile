@@ -5,7 +5,10 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	>/dev/null 2>&1 && echo $$python && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile \
+	--constraint constraints.txt
+# What is installed is compiled on all cores; pip would compile it on one.
+BYTECODE := $(RUN) -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 SOURCES := snncc tests examples benchmarks
 
 .DEFAULT_GOAL := help
@@ -99,8 +102,10 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[examples]"
+	@$(BYTECODE)
 	@touch $@
 
 $(VENV)/.setup: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[dev,examples,export,triton,bench]"
+	@$(BYTECODE)
 	@touch $@ $(VENV)/.demo
