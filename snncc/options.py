@@ -25,6 +25,7 @@ Mode: TypeAlias = Literal[
 TargetName: TypeAlias = Literal["auto", "c", "triton", "cuda", "torch"]
 Fallback: TypeAlias = Literal["error", "serial"]
 StorageChoice: TypeAlias = Literal["auto", "recompute", "save"]
+KeptSpikes: TypeAlias = Literal["auto", "bits", "values"]
 Spikes: TypeAlias = Literal["threshold", "bernoulli"]
 SpikeOrder: TypeAlias = Literal["momentum", "random"]
 
@@ -48,6 +49,8 @@ class Options:
             ``"cuda"`` is CUDA C++, and ``"torch"`` is the reference interpreter.
         fallback: What happens to code that cannot be compiled: an error, or it runs serially.
         storage: Whether backward recomputes what it needs in cache, or forward saves it.
+        keep_spikes: How linear layers and convolutions keep spikes for the gradients of their
+            weights: a bit for each, or as values; ``"auto"`` is bits on the CPU.
         skip_zeros: Whether convolutions on the CPU may skip the zeros of spikes; they then add in
             another order.
         fold_norms: Whether batch norms in evaluation mode are folded into weights; they then
@@ -83,6 +86,7 @@ class Options:
     target: TargetName = "auto"
     fallback: Fallback = "error"
     storage: StorageChoice = "auto"
+    keep_spikes: KeptSpikes = "auto"
     skip_zeros: bool = True
     fold_norms: bool = False
     num_threads: int | None = None
@@ -132,6 +136,7 @@ class Options:
             "target": _choice("target", self.target, get_args(TargetName)),
             "fallback": _choice("fallback", self.fallback, get_args(Fallback)),
             "storage": _choice("storage", self.storage, get_args(StorageChoice)),
+            "keep_spikes": _choice("keep_spikes", self.keep_spikes, get_args(KeptSpikes)),
             "spikes": _choice("spikes", self.spikes, get_args(Spikes)),
             "skip_zeros": _flag("skip_zeros", self.skip_zeros),
             "fold_norms": _flag("fold_norms", self.fold_norms),

@@ -292,7 +292,7 @@ def test_dump_writes_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Any)
     assert {name.split("-", 1)[1] for name in files - {"report.txt"}} == {
         "capture.txt", "reroll.txt", "separate-draws.txt", "hoist-stateless.txt",
         "simplify-step.txt", "fuse-time.txt", "differentiate.txt", "plan-storage.txt",
-        "skip-zeros.txt",
+        "skip-zeros.txt", "pack-spikes.txt",
     }  # fmt: skip
     assert len(fast.plans) == 1
 

@@ -26,8 +26,9 @@ from snncc.runtime.forms.parallel_reset import ParallelResetNeuron
 from snncc.runtime.loops.recurrent import RecurrentLoop, StepTarget
 from snncc.runtime.norms import per_step as norms
 from snncc.runtime.operators import Neuron
-from snncc.runtime.products import convolution
+from snncc.runtime.products import convolution, plain
 from snncc.runtime.products import linear as products
+from snncc.runtime.products.spikes import Spikes
 from snncc.runtime.scans.neuron import ScanNeuron
 
 AnyNeuron: TypeAlias = Neuron | ParallelResetNeuron | ScanNeuron | ChoosingNeuron
@@ -60,7 +61,31 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
             node.target = convolution.skipping(node.target)
         if "layouts" in node.meta:
             node.target = Arranging(node.target, node.meta["layouts"])
+    _keep_bits(runnable)
     return runnable
+
+
+def _keep_bits(graph: torch.fx.Graph) -> None:
+    """Let products of spikes keep bits; those that read one value share them."""
+    shared: dict[Any, torch.fx.Node] = {}
+    for node in [n for n in graph.nodes if n.meta.get("reads_bits")]:
+        target = _keeping(node.target)
+        if target is None:
+            continue
+        node.target, read = target, node.args[0]
+        if read not in shared:
+            with graph.inserting_before(node):
+                shared[read] = graph.call_function(Spikes, (read,))
+        node.kwargs = {**node.kwargs, "spikes": shared[read]}
+
+
+def _keeping(target: Any) -> Any:
+    """Return what runs a product and may keep its input as bits; None where nothing does."""
+    if isinstance(target, sequence_ops.Folded):
+        operator = _keeping(target.operator)
+        return None if operator is None else sequence_ops.Folded(operator)
+    own = (products.linear, convolution.convolve)
+    return target if target in own else plain.keeping(target)
 
 
 def _neuron_of(program: NeuronProgram, options: Options) -> AnyNeuron:

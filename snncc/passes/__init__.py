@@ -24,6 +24,7 @@ from snncc.passes.keep_layouts import KeepLayouts
 from snncc.passes.loops.differentiate_loops import DifferentiateLoops
 from snncc.passes.loops.fuse_steps import FuseSteps
 from snncc.passes.loops.open_layers import OpenLayers
+from snncc.passes.pack_spikes import PackSpikes
 from snncc.passes.parallel.parallelize_fixed_point import ParallelizeFixedPoint
 from snncc.passes.parallel.parallelize_reset import ParallelizeReset, ScanResetAdjoints
 from snncc.passes.parallel.parallelize_scan import ParallelizeScan
@@ -41,6 +42,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
     *,
     on_gpu: bool = False,
     skip_zeros: bool = False,
+    pack_spikes: bool = False,
     fold_norms: bool = False,
     open_layers: bool = False,
     cut_time: Pass | None = None,
@@ -53,6 +55,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         form: The form of spiking neurons; None stands for fused time.
         on_gpu: Whether the kernels run on a GPU.
         skip_zeros: Whether convolutions may skip the zeros of their input.
+        pack_spikes: Whether products keep spikes as bits.
         fold_norms: Whether batch norms are folded into weights.
         open_layers: Whether recurrent layers of torch become loops, whose steps can be told apart.
         cut_time: The pass that ends gradients at the step that they are of, where that is wanted.
@@ -79,6 +82,7 @@ def passes_for(  # noqa: PLR0913 - the choices of a compilation
         *((ScanResetAdjoints(),) if isinstance(form, ParallelReset) else ()),
         *((SkipZeros(),) if skip_zeros else ()),
         KeepLayouts(),
+        *((PackSpikes(),) if pack_spikes else ()),
     )
 
 

@@ -92,6 +92,10 @@ def plan_of(
     if skipping:
         what = "convolution skips" if skipping == 1 else "convolutions skip"
         notes += (f"{skipping} {what} the zeros of spikes (c) where that is faster than torch",)
+    packing = [layer.kept_bytes for layer in reader.layers.values()].count(BIT_BYTES)
+    if packing:
+        what = "product keeps" if packing == 1 else "products keep"
+        notes += (f"{packing} {what} large inputs for backward as bits: {BIT_BYTES:g} B a spike",)
     return Plan(
         layers=tuple(reader.layers.values()),
         specialized_on=specialized_on,
@@ -199,6 +203,7 @@ class _Reader:
             note=node.meta.get("folded", ""),
             operator="scale and shift" if node.target is torch.add else _spelled(node),
             lines=_lines([node]),
+            kept_bytes=BIT_BYTES if node.meta.get("reads_bits") else None,
         )
 
     def module_name(self, node: torch.fx.Node) -> str:
@@ -265,6 +270,7 @@ class _Reader:
             transfers=moved,
             recurrence=forward,
             keeps=_keeps(program, shown),
+            kept_bytes=sum(map(_kept, moved)) if trains else None,
             stands_for=program.stands_for,
         )
 
@@ -349,6 +355,12 @@ def _transfers(
         Transfer(sweep, spelled(what), count * _bounded(_scale(dtype), least.get(count)))
         for sweep, what, count in transfers(program, costs)
     )
+
+
+def _kept(transfer: Transfer) -> float:
+    """Return the bytes that are there from the forward to the backward sweep."""
+    is_kept = transfer.what.startswith("load ") or transfer.what.endswith(" again")
+    return transfer.bytes if transfer.sweep == "backward" and is_kept else 0.0
 
 
 def _bounded(scale: float, bounds: tuple[float, float] | None) -> float:

@@ -92,6 +92,9 @@ class Layer:
             ways to run it, and why they were not taken.
         operands: What the inputs of a neuron are.
         keeps: What the backward sweep of a neuron gets from the forward sweep.
+        kept_bytes: Bytes that the forward sweep leaves for the backward sweep, of a neuron for each
+            neuron-step.  Of a product they are known for each value that it reads where that is
+            0 or 1 and kept as a bit.
         transfers: What ``training_bytes``, or without a gradient ``forward_bytes``, consist of.
         recurrence: The step of a neuron.
         stands_for: What the user's neuron is, where another one was substituted for it.
@@ -112,6 +115,7 @@ class Layer:
     refused: tuple[Rejected, ...] = ()
     operands: tuple[Operand, ...] = ()
     keeps: str = ""
+    kept_bytes: float | None = None
     transfers: tuple[Transfer, ...] = ()
     recurrence: Recurrence | None = field(default=None, repr=False)
     stands_for: str = ""

@@ -26,11 +26,12 @@ from snncc.ir import sequence_ops
 from snncc.runtime import memory
 from snncc.runtime.binaries.cache import CACHE, Function
 from snncc.runtime.launch import DTYPES
-from snncc.runtime.products import winograd
+from snncc.runtime.products import plain, winograd
+from snncc.runtime.products.density import density
+from snncc.runtime.products.saved_input import SavedInput
+from snncc.runtime.products.spikes import Kept, Spikes
 from snncc.runtime.tracing import is_traced, refuse_batches
 
-# Input values that are looked at to tell their density.
-_SAMPLE = 1 << 12
 # Bytes of cotangents that stay in a second-level cache, and pixels that share weights in it.
 _CACHED_BYTES = 512 * 1024
 # Bytes of cotangents that all threads share in a last cache.
@@ -128,34 +129,33 @@ def convolve(  # noqa: PLR0913 - the signature of torch
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    *,
+    spikes: Spikes | None = None,
 ) -> Tensor:
-    """Apply the convolution of `torch.nn.functional`, skipping zeros where most of x is zero."""
+    """Apply the convolution of `torch.nn.functional`, skipping zeros where most of x is zero.
+
+    ``spikes`` says that x is 0 or 1: bits of it are kept for the gradient of the weight.
+    """
     if weight.dim() == 3:
         if x.dim() != 3 or isinstance(padding, str):
             return conv1d(x, weight, bias, stride, padding, dilation, groups)
         options = ((1, _pair(stride)[0]), (0, _pair(padding)[0]), (1, _pair(dilation)[0]))
-        return convolve(x.unsqueeze(2), weight.unsqueeze(2), bias, *options, groups).squeeze(2)
+        planes = (x.unsqueeze(2), weight.unsqueeze(2), bias)
+        return convolve(*planes, *options, groups, spikes=spikes).squeeze(2)
     shape = _shape_of(x, weight, (stride, padding, dilation, groups))
     if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
         shape = None  # an error, in torch's words
     if shape is None:
-        return conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return plain.conv2d(x, weight, bias, stride, padding, dilation, groups, spikes=spikes)
     active = density(x)
     skips = shape.pays(active) and is_finite(weight)
     way = _Way(shape, skips, skips and (active < _MOST_ACTIVE or not shape.transforms))
     tensors = (x, weight) if bias is None else (x, weight, bias)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if differentiable and (skips or shape.transforms):
-        return _Convolution.apply(x, weight, bias, way)  # type: ignore[no-any-return, no-untyped-call]
+    if differentiable and (skips or shape.transforms or spikes is not None):
+        kept = None if spikes is None else spikes.keep(x, weight)
+        return _Convolution.apply(x, weight, bias, way, kept)  # type: ignore[no-any-return, no-untyped-call]
     return _forward(x, weight, bias, way)
-
-
-def density(x: Tensor) -> float:
-    """Return the share of values that are not zero, of some that lie evenly in memory."""
-    flat = x.detach().view(-1)
-    # An odd distance: sizes are often powers of two, and so would be a column of an image.
-    sample = flat[:: flat.numel() // _SAMPLE | 1]
-    return int(torch.count_nonzero(sample)) / max(sample.numel(), 1)
 
 
 def is_finite(x: Tensor) -> bool:
@@ -234,39 +234,50 @@ class _Convolution(torch.autograd.Function):
     """The convolution and its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: _Way) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.way = way
+    def forward(  # noqa: PLR0913 - what autograd is given
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: _Way, kept: Kept | None
+    ) -> Tensor:
+        ctx.way, ctx.input = way, SavedInput.of(ctx, x, weight, kept)
         return _forward(x, weight, bias, way)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batches((cotangent,))
-        x, weight = ctx.saved_tensors
-        way: _Way = ctx.way
-        shape = way.shape
+        weight, saved = ctx.saved_tensors
+        way, shape = ctx.way, ctx.way.shape
         for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
         # It may be differentiated again, or be of a kind that there is no kernel for.
-        own = not (torch.is_grad_enabled() or is_traced((cotangent, x)))
+        own = not (torch.is_grad_enabled() or is_traced((cotangent, weight)))
         of_x = of_weight = None
+        x = ctx.input.values(saved)
+        if own and x is not None:
+            of_weight = _own_weight_gradient(x, cotangent, way)
+            if of_weight is not None and ctx.input.kept is not None:
+                x = None  # the gradient of the input takes its place in memory
         if own and for_x and shape.transforms:
             filters = weight.contiguous()
             of_x = winograd.input_gradient(
                 cotangent.contiguous(), filters, shape.size, shape.padding
             )
-        if own and for_weight and way.skips_back and is_finite(cotangent):
-            of_weight = _weight_gradient(x, cotangent.contiguous(), shape)
-        elif own and for_weight and shape.transforms:
-            of_weight = winograd.weight_gradient(cotangent.contiguous(), x, shape.padding)
         left = [for_x and of_x is None, for_weight and of_weight is None, for_bias]
         grads: tuple[Tensor | None, ...] = (None, None, None)
         if any(left):
+            x = ctx.input.like(weight) if x is None else x
             grads = torch.ops.aten.convolution_backward(
                 cotangent, x, weight, [shape.filters], shape.stride, shape.padding, [1, 1], False,
                 [0, 0], 1, left,
             )  # fmt: skip
         of_x, of_weight = grads[0] if left[0] else of_x, grads[1] if left[1] else of_weight
-        return of_x, of_weight, grads[2], None
+        return of_x, of_weight, grads[2], None, None
+
+
+def _own_weight_gradient(x: Tensor, cotangent: Tensor, way: _Way) -> Tensor | None:
+    """Return the gradient of the weights by a kernel, where there is one and it is finite."""
+    if way.skips_back and is_finite(cotangent):
+        return _weight_gradient(x, cotangent.contiguous(), way.shape)
+    if way.shape.transforms:
+        return winograd.weight_gradient(cotangent.contiguous(), x, way.shape.padding)
+    return None
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, way: _Way) -> Tensor:

@@ -17,22 +17,30 @@ import torch
 from torch import Tensor
 
 from snncc.codegen.c.rows import MOST_INNER, rows_source
-from snncc.ir import sequence_ops
 from snncc.runtime import memory
 from snncc.runtime.binaries.cache import CACHE
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.loops.row_plan import Factors, float_type, multiply_rows
+from snncc.runtime.products import plain
+from snncc.runtime.products.density import density
 from snncc.runtime.products.order import Multiplication, find_chunk
 from snncc.runtime.products.outer import outer_product
+from snncc.runtime.products.saved_input import SavedInput
 from snncc.runtime.products.skipping import Costs
+from snncc.runtime.products.spikes import BitRows, Kept, Spikes
 from snncc.runtime.tracing import is_recorded, is_traced, refuse_batches
 
 # Measured on two cores with AVX-512, with 800 to 25,600 rows of 40 to 700 values.
 _COSTS = Costs(kept=1.2, each=24, call=3e7)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a linear layer to [T, *, in], in the memory order that x has."""
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, spikes: Spikes | None = None
+) -> Tensor:
+    """Apply a linear layer to [T, *, in], in the memory order that x has.
+
+    ``spikes`` says that x is 0 or 1: bits of it are kept for the gradient of the weight.
+    """
     swapped = x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
     rows = x.transpose(0, 1) if swapped else x
     tensors = (x, weight) if bias is None else (x, weight, bias)
@@ -44,10 +52,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or is_traced(tensors)
         or torch.is_autocast_enabled("cpu")
     ):
-        return sequence_ops.linear(x, weight, bias)
-    result: Tensor
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        result = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+        result = plain.linear(rows, weight, bias, spikes=spikes)
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        kept = None if spikes is None else spikes.keep(rows, weight)
+        result = _Linear.apply(rows, weight, bias, kept)  # type: ignore[no-untyped-call]
     else:
         result = _product(rows, weight, bias)
     return result.transpose(0, 1) if swapped else result
@@ -98,26 +106,42 @@ class _Linear(torch.autograd.Function):
     """The product and its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, weight)
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept | None
+    ) -> Tensor:
+        ctx.input = SavedInput.of(ctx, rows, weight, kept)
+        ctx.density = 0.0 if kept is None else density(rows)
         return _product(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batches((cotangent,))
-        rows, weight = ctx.saved_tensors
-        for_rows, for_weight, for_bias = ctx.needs_input_grad
+        weight, saved = ctx.saved_tensors
+        for_rows, for_weight, for_bias, _ = ctx.needs_input_grad
         flat = cotangent.reshape(-1, weight.shape[0])
+        # In this order, bits that were unpacked for the one leave their memory to the other.
+        of_weight = outer_product(flat, _factor(ctx, saved)) if for_weight else None
         return (
-            _rows_gradient(flat, weight, rows) if for_rows else None,
-            outer_product(flat, rows.flatten(0, -2)) if for_weight else None,
+            _rows_gradient(flat, weight, ctx.input.shape) if for_rows else None,
+            of_weight,
             flat.sum(0) if for_bias else None,
+            None,
         )
 
 
-def _rows_gradient(flat: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+def _factor(ctx: Any, saved: Tensor) -> Tensor | BitRows:
+    """Return the rows that were multiplied, as they were kept."""
+    kept: Kept | None = ctx.input.kept
+    if kept is None:
+        return saved.flatten(0, -2)
+    if torch.is_grad_enabled():
+        return kept.values(saved).flatten(0, -2)
+    return BitRows(saved, kept, ctx.density)
+
+
+def _rows_gradient(flat: Tensor, weight: Tensor, sizes: torch.Size) -> Tensor:
     if torch.is_grad_enabled():  # it may be differentiated again
-        return (flat @ weight).view(rows.shape)
-    result = memory.empty(rows.shape, rows.dtype)
+        return (flat @ weight).view(sizes)
+    result = memory.empty(sizes, flat.dtype)
     torch.mm(flat, weight, out=result.view(-1, weight.shape[1]))
     return result

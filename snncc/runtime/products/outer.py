@@ -18,6 +18,7 @@ from snncc.runtime.binaries.cache import CACHE
 from snncc.runtime.launch import DTYPES
 from snncc.runtime.loops.row_plan import float_type
 from snncc.runtime.products.skipping import Costs
+from snncc.runtime.products.spikes import BitRows
 from snncc.runtime.tracing import is_traced
 
 # Measured on two cores with AVX-512, with 800 to 25,600 rows of 20 to 700 values.
@@ -28,7 +29,7 @@ _MOST_SUMS = 1 << 20
 _PART_SIZE = 8
 
 
-def outer_product(left: Tensor, right: Tensor) -> Tensor:
+def outer_product(left: Tensor, right: Tensor | BitRows) -> Tensor:
     """Multiply [rows, m] and [rows, n] to [m, n], summed over rows.
 
     Args:
@@ -36,28 +37,41 @@ def outer_product(left: Tensor, right: Tensor) -> Tensor:
         right: Its columns are those of the result.
     """
     if not torch.is_grad_enabled() and _may_skip(left, right):
-        for x, g in ((right, left), (left, right)):
-            found = _skipping(x, g) if _COSTS.pay(x, g.shape[1]) else None
+        if _pays(right, left):
+            found = _skipping(right, left)
             if found is not None:
-                return found if x is left else found.t().contiguous()
-    return _dense(left, right)
+                return found.t().contiguous()
+        if _pays(left, right):
+            found = _skipping(left, right if isinstance(right, Tensor) else right.values())
+            if found is not None:
+                return found
+    return _dense(left, right if isinstance(right, Tensor) else right.values())
 
 
-def _may_skip(left: Tensor, right: Tensor) -> bool:
+def _may_skip(left: Tensor, right: Tensor | BitRows) -> bool:
     m, n = left.shape[1], right.shape[1]
     fits = max(m, n) <= MOST_COLUMNS and m * n * left.element_size() <= _MOST_SUMS
-    plain = left.dtype == right.dtype in DTYPES and left.is_contiguous() and right.is_contiguous()
-    plain = plain and left.device.type == "cpu"
-    return fits and plain and not is_traced((left, right))
+    plain = left.dtype == right.dtype in DTYPES and left.is_contiguous()
+    plain = plain and left.device.type == "cpu" and not is_traced((left,))
+    if not (fits and plain) or isinstance(right, BitRows):
+        return fits and plain
+    return right.is_contiguous() and not is_traced((right,))
 
 
-def _skipping(x: Tensor, g: Tensor) -> Tensor | None:
+def _pays(x: Tensor | BitRows, g: Tensor | BitRows) -> bool:
+    if isinstance(x, Tensor):
+        return _COSTS.pay(x, g.shape[1])
+    return _COSTS.pay_at(x.shape, g.shape[1], lambda: x.density)
+
+
+def _skipping(x: Tensor | BitRows, g: Tensor) -> Tensor | None:
     """Return ``x^T g`` without the zeros of x; None where ``g`` is not finite."""
     parts, (rows, inner), columns = torch.get_num_threads(), x.shape, g.shape[1]
-    fill = ROW_BYTES // x.element_size()
-    sums = x.new_empty((parts, inner + 1, -(-columns // fill) * fill))
+    fill = ROW_BYTES // g.element_size()
+    sums = g.new_empty((parts, inner + 1, -(-columns // fill) * fill))
     fields = {
-        "x": x.data_ptr(),
+        "x": x.data_ptr() if isinstance(x, Tensor) else 0,
+        "bits": 0 if isinstance(x, Tensor) else x.words.data_ptr(),
         "g": g.data_ptr(),
         "sums": sums.data_ptr(),
         "rows": rows,
@@ -67,7 +81,7 @@ def _skipping(x: Tensor, g: Tensor) -> Tensor | None:
         "g_row": columns,
         "parts": parts,
     }
-    kernel = CACHE.load(outer_source(float_type(x.dtype)))
+    kernel = CACHE.load(outer_source(float_type(g.dtype)))
     kernel(struct.pack(f"{len(FIELDS)}q", *(fields[name] for name in FIELDS)))
     total = sums.sum(0)
     if bool(total[inner].any()):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from snncc.runtime.products.convolution import density
+from snncc.runtime.products.density import density
 
 # Columns that a kernel computes together; narrower products cost as much.
 _COLUMNS = 64
@@ -33,8 +34,12 @@ class Costs:
             x: The factor that may be sparse; a sample of its values is looked at.
             columns: The columns of the other factor.
         """
-        rows, inner = x.shape
+        return self.pay_at(x.shape, columns, lambda: density(x))
+
+    def pay_at(self, sizes: Sequence[int], columns: int, share: Callable[[], float]) -> bool:
+        """Tell the same of the sizes of ``x`` and the share of its values that are not zero."""
+        rows, inner = sizes
         left = rows * inner * columns - self.each * rows * (inner + columns) - self.call
         if left <= 0:
             return False
-        return density(x) * self.kept * rows * inner * max(columns, _COLUMNS) < left
+        return share() * self.kept * rows * inner * max(columns, _COLUMNS) < left
