@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -81,9 +81,9 @@ def _keep_bits(graph: torch.fx.Graph) -> None:
 
 def _keeping(target: Any) -> Any:
     """Return what runs a product and may keep its input as bits; None where nothing does."""
-    if isinstance(target, sequence_ops.Folded):
+    if isinstance(target, sequence_ops.Folded | Arranging):
         operator = _keeping(target.operator)
-        return None if operator is None else sequence_ops.Folded(operator)
+        return None if operator is None else replace(target, operator=operator)
     own = (products.linear, convolution.convolve)
     return target if target in own else plain.keeping(target)
 

@@ -252,6 +252,53 @@ def test_spikes_are_packed_once_and_not_kept(small: None, frozen: bool) -> None:
     assert sum(x.nbytes for x in words[:1]) == (0 if frozen else -(-5 * 6 * 24 // 64) * 8)
 
 
+class AllSteps(nn.Module):
+    """Layers that take all steps at once, in time order and batch first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+        self.last = nn.Linear(64, 5)
+        self.spike = ATan(2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.first(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        y = self.second(self.fire(currents).flatten(0, 1)).unflatten(0, x.shape[:2])
+        y = self.fire(y).transpose(0, 1)
+        return self.last(y.flatten(2))
+
+    def fire(self, currents: Tensor) -> Tensor:
+        v, fired = torch.zeros_like(currents[0]), []
+        for current in currents:
+            v = 0.8 * v + current
+            fired.append(self.spike(v - 0.1))
+            v = v - 0.1 * fired[-1]
+        return torch.stack(fired)
+
+
+def test_layers_that_are_called_once_keep_bits(small: None) -> None:
+    """What the plan says is kept as bits is kept as bits, whatever order its memory has."""
+    results, counts = [], []
+    for keep in ("bits", "values"):
+        torch.manual_seed(0)
+        model = AllSteps()
+        fast = snncc.compile(model, keep_spikes=keep)
+        found: list[Tensor] = []
+        saved = saved_by(partial(_collect, found, fast, torch.randn(4, 3, 2, 6, 6)))
+        found[0].square().sum().backward()
+        results.append([found[0], *(p.grad for p in model.parameters())])
+        says = [x.kept_bytes for x in fast.plans[0].layers].count(0.125)
+        counts.append((says, sum(x.dtype is torch.int64 for x in saved)))
+
+    assert counts == [(2, 2), (0, 0)]
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual, expected)
+
+
+def _collect(found: list[Tensor], run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    found.append(run(x))
+
+
 def test_spikes_may_change_after_the_call(small: None) -> None:
     """Bits are of what the layers read; values that changed cannot be used, says torch."""
     for keep, refused in (("bits", False), ("values", True)):
