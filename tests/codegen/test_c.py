@@ -22,6 +22,7 @@ from snncc.ir.nodes import (
     Var,
 )
 from snncc.ir.program import NeuronProgram, Place
+from snncc.runtime.binaries.build import Compiler, understood
 from tests.neuron_programs import lif, solving
 
 COMPILER = shutil.which("cc")
@@ -80,7 +81,8 @@ def curves():
 
 def compile_source(source, folder, *flags):
     (folder / "kernel.c").write_text(source.text)
-    command = [COMPILER, *source.flags, *flags, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    own = understood(source.flags, Compiler((COMPILER,), "").version())
+    command = [COMPILER, *own, *flags, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     command += [str(folder / "kernel.c"), "-o", str(folder / "kernel.so"), "-lm"]
     return subprocess.run(command, capture_output=True, text=True)
 

@@ -229,6 +229,26 @@ def test_compiler_that_makes_no_library(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("cache/*/*"))
 
 
+@pytest.mark.parametrize(
+    ("version", "is_gcc"),
+    [
+        ("cc (Debian 12.2.0-14+deb12u1) 12.2.0", True),
+        ("gcc (GCC) 13.2.1 20240316 (Red Hat 13.2.1-7)", True),
+        ("arm-none-eabi-gcc (15:12.2.rel1-1) 12.2.1 20221205", True),
+        ("gcc (Debian 6.3.0-18+deb9u1) 6.3.0 20170516", False),
+        ("Debian clang version 14.0.6", False),
+        ("Apple clang version 15.0.0 (clang-1500.3.9.4)", False),
+        ("Intel(R) oneAPI DPC++/C++ Compiler 2024.0.0 (2024.0.0.20231017)", False),
+        ("unknown: [Errno 8] Exec format error", False),
+    ],
+)
+def test_flags_of_gcc_are_for_gcc_alone(version, is_gcc):
+    """Another compiler ends where it is given a flag that it does not know."""
+    kept = build.understood(["-O3", "-fno-split-loops"], version)
+
+    assert kept == (["-O3", "-fno-split-loops"] if is_gcc else ["-O3"])
+
+
 def test_no_compiler(tmp_path, monkeypatch):
     """The message says what to install and what else to do."""
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from snncc.errors import BuildError, TargetError
 from snncc.options import settings
 
 _STDERR_TAIL = 30
+# Flags that save gcc work and change no value; other compilers refuse them.
+_OF_GCC = frozenset({"-fno-split-loops"})
+_GCC_VERSION = re.compile(r"\S+ \(.*?\) (\d+)\.")
+_FIRST_GCC = 7
 _HINTS = (
     "Install gcc or clang (Debian, Ubuntu: 'apt install gcc').",
     "Or name a C compiler in the environment variable SNNCC_CC.",
@@ -42,6 +48,13 @@ class Compiler:
         except OSError as error:
             return f"unknown: {error}"
         return (run.stdout.splitlines() or ["unknown"])[0]
+
+
+def understood(flags: Sequence[str], version: str) -> list[str]:
+    """Return those of the flags of a kernel that a compiler of some version takes."""
+    gcc = _GCC_VERSION.match(version)
+    is_known = gcc is not None and int(gcc[1]) >= _FIRST_GCC
+    return [flag for flag in flags if is_known or flag not in _OF_GCC]
 
 
 def find_compiler() -> Compiler:
@@ -129,10 +142,12 @@ def build(source: KernelSource, compiler: Compiler, folder: Path) -> str:
     text, thing, library = folder / "kernel.c", folder / "kernel.o", folder / "kernel.so"
     openmp = find_openmp()
     runtime = [str(openmp)] if openmp else ["-fopenmp"]
-    compile_ = [*source.flags, "-fopenmp", "-fPIC", "-c", str(text), "-o", str(thing)]
+    version = compiler.version()
+    flags = understood(source.flags, version)
+    compile_ = [*flags, "-fopenmp", "-fPIC", "-c", str(text), "-o", str(thing)]
     link = ["-shared", str(thing), "-o", str(library), *runtime, "-lm"]
     text.write_text(source.text)
-    log = [f"# {compiler.version()}"]
+    log = [f"# {version}"]
     for arguments in (compile_, link):
         log += _run([*compiler.command, *arguments], text)
         (folder / "build.log").write_text("\n".join(log) + "\n")
