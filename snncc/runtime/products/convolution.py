@@ -29,7 +29,7 @@ from snncc.runtime.launch import DTYPES
 from snncc.runtime.products import plain, winograd
 from snncc.runtime.products.density import density
 from snncc.runtime.products.saved_input import SavedInput
-from snncc.runtime.products.spikes import Kept, Spikes
+from snncc.runtime.products.spikes import Packed, Spikes
 from snncc.runtime.tracing import is_traced, refuse_batches
 
 # Bytes of cotangents that stay in a second-level cache, and pixels that share weights in it.
@@ -235,9 +235,9 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0913 - what autograd is given
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: _Way, kept: Kept | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: _Way, packed: Packed | None
     ) -> Tensor:
-        ctx.way, ctx.input = way, SavedInput.of(ctx, x, weight, kept)
+        ctx.way, ctx.input = way, SavedInput.of(ctx, x, weight, packed)
         return _forward(x, weight, bias, way)
 
     @staticmethod

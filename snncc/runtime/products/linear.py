@@ -27,7 +27,7 @@ from snncc.runtime.products.order import Multiplication, find_chunk
 from snncc.runtime.products.outer import outer_product
 from snncc.runtime.products.saved_input import SavedInput
 from snncc.runtime.products.skipping import Costs
-from snncc.runtime.products.spikes import BitRows, Kept, Spikes
+from snncc.runtime.products.spikes import BitRows, Kept, Packed, Spikes
 from snncc.runtime.tracing import is_recorded, is_traced, refuse_batches
 
 # Measured on two cores with AVX-512, with 800 to 25,600 rows of 40 to 700 values.
@@ -107,10 +107,10 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept | None
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None
     ) -> Tensor:
-        ctx.input = SavedInput.of(ctx, rows, weight, kept)
-        ctx.density = 0.0 if kept is None else density(rows)
+        ctx.input = SavedInput.of(ctx, rows, weight, packed)
+        ctx.density = 0.0 if packed is None else density(rows)
         return _product(rows, weight, bias)
 
     @staticmethod

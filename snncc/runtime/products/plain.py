@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snncc.runtime.products.saved_input import SavedInput
-from snncc.runtime.products.spikes import Kept, Spikes
+from snncc.runtime.products.spikes import Packed, Spikes
 from snncc.runtime.tracing import is_traced
 
 
@@ -70,7 +70,7 @@ _ALL: Final = "all"
 
 def _kept(
     x: Tensor, weight: Tensor, bias: Tensor | None, spikes: Spikes | None
-) -> Kept | Literal["all"] | None:
+) -> Packed | Literal["all"] | None:
     """Return the bits that a product keeps; None where it keeps nothing of its input."""
     tensors = [t for t in (x, weight, bias) if t is not None]
     is_differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -106,9 +106,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None
     ) -> Tensor:
-        ctx.input = SavedInput.of(ctx, x, weight, kept)
+        ctx.input = SavedInput.of(ctx, x, weight, packed)
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -132,9 +132,9 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         function: Callable[..., Tensor],
         options: list[Any],
-        kept: Kept | None,
+        packed: Packed | None,
     ) -> Tensor:
-        ctx.input, ctx.options = SavedInput.of(ctx, x, weight, kept), options
+        ctx.input, ctx.options = SavedInput.of(ctx, x, weight, packed), options
         ctx.has_bias = bias is not None
         return function(x, weight, bias, *options)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snncc.runtime import memory
-from snncc.runtime.products.spikes import Kept
+from snncc.runtime.products.spikes import Kept, Packed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,16 +29,16 @@ class SavedInput:
     kept: Kept | None
 
     @classmethod
-    def of(cls, ctx: Any, x: Tensor, weight: Tensor, kept: Kept | None) -> SavedInput:
+    def of(cls, ctx: Any, x: Tensor, weight: Tensor, packed: Packed | None) -> SavedInput:
         """Save the weight, and of the input what its gradient reads.
 
         Args:
             ctx: Of an autograd function whose first two arguments are input and weight.
             x: The input.
             weight: The weight.
-            kept: The bits of the input, where these are to be kept.
+            packed: The input as bits, where these are to be kept.
         """
-        read = x if kept is None else kept.words
+        read, kept = (x, None) if packed is None else (packed.words, packed.kept)
         ctx.save_for_backward(weight, read if ctx.needs_input_grad[1] else None)
         return cls(x.shape, x.stride(), x.dtype, kept)
 

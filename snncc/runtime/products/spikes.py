@@ -39,7 +39,7 @@ class Spikes:
         self._values = values
         self._words: Tensor | None = None
 
-    def keep(self, x: Tensor, weight: Tensor) -> Kept | None:
+    def keep(self, x: Tensor, weight: Tensor) -> Packed | None:
         """Return what a product keeps of its input; None where it keeps the values, or nothing.
 
         Args:
@@ -57,7 +57,20 @@ class Spikes:
         source: Tensor | None = None
         if x.requires_grad:
             source = _Source.apply(x)  # type: ignore[no-untyped-call]
-        return Kept(words, x.shape, x.stride(), x.dtype, source)
+        return Packed(words, Kept(x.shape, x.stride(), x.dtype, source))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """An input as bits.
+
+    Attributes:
+        words: The bits: for autograd to keep, which may move them or compute them again.
+        kept: What else is known.
+    """
+
+    words: Tensor
+    kept: Kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +78,6 @@ class Kept:
     """What is known of an input whose bits are kept.
 
     Attributes:
-        words: Its bits, for autograd to keep; what autograd gives back is to be unpacked.
         shape: Its sizes.
         strides: Its strides.
         dtype: Its type.
@@ -73,7 +85,6 @@ class Kept:
             gradient.
     """
 
-    words: Tensor
     shape: torch.Size
     strides: tuple[int, ...]
     dtype: torch.dtype
