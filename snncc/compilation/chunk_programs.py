@@ -31,13 +31,6 @@ def chunk_program(
     Raises:
         UnsupportedError: The model relates time steps other than by its states.
     """
-    if compiled.event_networks:
-        raise UnsupportedError(
-            "A queue of spikes cannot run one call a time step.",
-            code="unsupported.stream",
-            notes=["In mode 'async' all time steps are one call."],
-            hints=["Call the compiled model on the whole sequence, or use mode='fused'."],
-        )
     tape = compiled.recording.tape
     program = streamed(compiled.graph, tape, leaves, writes_back=writes_back)
     if has_layers(compiled.graph) and not has_time(program):
@@ -105,6 +98,13 @@ def uniform_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgra
     Raises:
         UnsupportedError: There is none.
     """
+    if compiled.event_networks:
+        raise UnsupportedError(
+            "A queue of spikes is no graph of NIR.",
+            code="unsupported.export",
+            notes=["NIR says what layers compute, and not in which order spikes come."],
+            hints=["Compile with mode='fused' for the layers; format='c' has the queue."],
+        )
     program = chunk_program(compiled, leaves)
     require_row_a_step(program)
     if program.has_first:

@@ -13,6 +13,7 @@ from torch.nn.functional import batch_norm
 
 from snncc.ir import sequence_ops
 from snncc.ir.events.region import EventRegion
+from snncc.ir.events.steps import EventQueue
 from snncc.ir.graph_function import function_of
 from snncc.ir.layouts import Arranging
 from snncc.ir.loop_call import LoopCall
@@ -20,7 +21,7 @@ from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import TimeLoop
 from snncc.options import Options
 from snncc.passes.neurons import copy_graph, neuron_nodes
-from snncc.runtime.events.runner import EventRunner
+from snncc.runtime.events.runner import EventRunner, QueueRunner
 from snncc.runtime.forms.chosen import ChoosingNeuron
 from snncc.runtime.forms.parallel_reset import ParallelResetNeuron
 from snncc.runtime.loops.recurrent import RecurrentLoop, StepTarget
@@ -49,8 +50,8 @@ def with_kernels(graph: torch.fx.Graph, options: Options) -> torch.fx.Graph:
         if isinstance(node.target, LoopCall) and options.target != "torch":
             target = StepTarget(options.target, options.num_threads)
             node.target = RecurrentLoop(node.target, target)
-        if isinstance(node.target, EventRegion):
-            node.target = EventRunner(node.target, options.target, options.num_threads)
+        if isinstance(node.target, EventRegion | EventQueue):
+            node.target = _events(node.target, options)
         if node.target is sequence_ops.linear:
             node.target = products.linear
         if isinstance(node.target, TimeLoop) and options.target != "torch":
@@ -86,6 +87,13 @@ def _keeping(target: Any) -> Any:
         return None if operator is None else replace(target, operator=operator)
     own = (products.linear, convolution.convolve)
     return target if target in own else plain.keeping(target)
+
+
+def _events(network: EventRegion | EventQueue, options: Options) -> EventRunner | QueueRunner:
+    """Return what runs a network of events, whole sequences or some steps."""
+    if isinstance(network, EventRegion):
+        return EventRunner(network, options.target, options.num_threads)
+    return QueueRunner(network, options.target, options.num_threads)
 
 
 def _neuron_of(program: NeuronProgram, options: Options) -> AnyNeuron:

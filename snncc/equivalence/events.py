@@ -30,9 +30,10 @@ from snncc.equivalence.certificate import (
     compare_gradients,
 )
 from snncc.equivalence.translation import interpret_graph
+from snncc.ir.events.currents import Currents
 from snncc.ir.events.layered import is_layered, run_layered
 from snncc.ir.events.network import EventNetwork, EventOrder, EventResult, EventTensors, Shown
-from snncc.ir.events.region import Currents, EventRegion
+from snncc.ir.events.region import EventRegion
 from snncc.ir.events.run import run_events
 from snncc.runtime.events.runner import EventRunner
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch.fx
 
 from snncc.ir import sequence_ops
+from snncc.ir.events.currents import Currents
 from snncc.ir.events.network import EventOrder
-from snncc.ir.events.region import Currents, EventRegion
+from snncc.ir.events.region import EventRegion
 from snncc.ir.numerics import Numerics
 from snncc.ir.tape import Source
 from snncc.passes.events.linear_rules import scaled

@@ -471,22 +471,24 @@ def test_weights_on_potentials_are_refused() -> None:
     assert refusal.value.code == "form.async"
 
 
-def test_nothing_takes_a_queue_apart(tmp_path: Path) -> None:
-    """There is no stream of a queue, and no export: all steps are one call."""
+def test_no_file_but_a_library_has_a_queue(tmp_path: Path) -> None:
+    """Other formats say so, and what to do."""
     model, x = _case("soft")
     model.float().eval()
     x = x.float()
     fast = compiled(model)
-    fast(x)
+    given: dict[str, Any] = {"example_inputs": (x,)}
 
-    with pytest.raises(SnnccError, match="one call a time step") as refusal:
-        fast.stream()
-
-    assert refusal.value.code == "unsupported.stream"
-    for format_ in ("c", "pt2"):
-        with pytest.raises(SnnccError, match="cannot be exported") as refusal:
-            snncc.export(fast, tmp_path / format_, format=format_, example_inputs=(x,))
+    for options in ({"format": f} for f in ("onnx", "pt2", "cuda", "nir")):
+        with pytest.raises(SnnccError, match="A queue of spikes has no form") as refusal:
+            snncc.export(fast, tmp_path / "out", **options, **given)
         assert refusal.value.code == "unsupported.export"
+    with pytest.raises(SnnccError, match="whole numbers") as refusal:
+        snncc.export(fast, tmp_path / "out", arithmetic="int8", **given)
+    assert refusal.value.code == "unsupported.export"
+    with pytest.raises(SnnccError, match="no graph of NIR") as refusal:
+        snncc.to_nir(fast, x)
+    assert refusal.value.code == "unsupported.export"
 
 
 def test_layers_that_loop_on_their_own() -> None:

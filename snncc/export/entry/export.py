@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from snncc.arguments import Check, shown
-from snncc.errors import OptionError
+from snncc.errors import OptionError, UnsupportedError
 from snncc.export.bundle import Bundle
 from snncc.export.entry.exported import exported_model
 from snncc.export.entry.stepped import SteppedModel
@@ -75,6 +75,7 @@ def export(  # noqa: PLR0913 - all but the first two are keywords
     _check_name(name)
     _check_compiled(fast)
     model = SteppedModel(exported_model(fast, example_of(example_inputs)))
+    _check_events(model, format, choice)
     return writers[format](model, place, name)
 
 
@@ -91,6 +92,19 @@ def _check_format(format: object, known: Sequence[str], choice: Quantization | N
             code="option.arithmetic",
             hints=["Choose format='c', or arithmetic='float'."],
         )
+
+
+def _check_events(model: SteppedModel, format: str, choice: Quantization | None) -> None:
+    """Refuse a queue of spikes where there is no form of one."""
+    if not model.whole.compiled.event_networks or (format == "c" and choice is None):
+        return
+    form = f"the format '{format}'" if choice is None else f"whole numbers ('{choice.arithmetic}')"
+    raise UnsupportedError(
+        f"A queue of spikes has no form in {form}.",
+        code="unsupported.export",
+        notes=["A library in C with floats runs spikes one after another; others run layers."],
+        hints=["Export it with format='c', or compile the layers with mode='fused'."],
+    )
 
 
 def _check_name(name: object) -> None:

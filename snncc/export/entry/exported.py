@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from snncc.compilation.pipeline import Compiled
-from snncc.errors import OptionError, UnsupportedError
+from snncc.errors import OptionError
 from snncc.frontend.placement import placed
 from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather, preserved
@@ -55,15 +55,8 @@ class ExportedModel:
         """The model with its norms in evaluation mode folded.
 
         Raises:
-            UnsupportedError: It runs as a queue of spikes.
+            UnsupportedError: A norm takes the statistics of its batch.
         """
-        if self.compiled.event_networks:
-            raise UnsupportedError(
-                "A queue of spikes cannot be exported.",
-                code="unsupported.export",
-                notes=["Exports run layer by layer, which is another network."],
-                hints=["Export the model compiled with mode='fused'."],
-            )
         return self.fast.without_norms(self.compiled, self.leaves)
 
     def serves_call(self, arguments: tuple[Any, ...]) -> bool:
@@ -112,7 +105,7 @@ def exported_model(fast: CompiledModule, example: tuple[Any, ...]) -> ExportedMo
 def _expected(fast: CompiledModule, tape: Tape, arguments: tuple[Any, ...]) -> Any:
     """Return what a model returns; with other neurons than the user's what was compiled counts."""
     model = fast.program
-    reference = fast if fast.options.mode == "dynamic_decay" else model
+    reference = fast if fast.options.mode in ("dynamic_decay", "async") else model
     with torch.no_grad(), preserved(model, arguments) as snapshot:
         for tensor, is_written in zip(
             gather(tape, model, arguments, {}), written(tape), strict=True

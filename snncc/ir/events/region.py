@@ -9,92 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.fx
 from torch import Tensor
 
 from snncc.errors import UnsupportedError
-from snncc.ir import interpret, sequence_ops
+from snncc.ir import interpret
+from snncc.ir.events.currents import Currents, Given, Sizes
 from snncc.ir.events.draws import new_seed
 from snncc.ir.events.network import EventNetwork, EventTensors
 from snncc.ir.events.run import run_events
-from snncc.ir.graph_function import function_of
-from snncc.ir.nodes import Const, Expr, Recurrence, Var
+from snncc.ir.nodes import Expr, Var
 
 MOST_WEIGHTS = 2**26  # of one matrix
 
-
-@dataclass(frozen=True, eq=False)
-class Currents:
-    """What a group of neurons is driven by.
-
-    Attributes:
-        neuron: The neuron as it was written.
-        standing: Maps spikes of ``sources``, then ``externals``, to the STEP inputs.
-        linear: The same without all that is added: linear in the spikes.
-        sources: Indices of the edges that end here, one for each placeholder of spikes.
-        externals: Positions of the other placeholders among the arguments of the region.
-        is_varying: Whether what it gets without spikes differs from step to step or by sample.
-        is_sized: Whether one of ``externals`` may have as many steps as the call.
-        batched: Which of ``externals`` depend on inputs of the model, and which axis is the batch.
-        own: The lane inputs that differ by sample: they are added, and multiply nothing.
-        drive: What the STEP inputs and lane inputs add to the membrane, affine in the first.
-        decay: What the membrane keeps of itself.
-        initial: What it is before the first step.
-        lanes: For each lane input its name and its position among the arguments.
-        shape: The shape of the group, without the batch.
-    """
-
-    neuron: Recurrence
-    standing: torch.fx.Graph
-    linear: torch.fx.Graph
-    sources: tuple[int, ...]
-    externals: tuple[int, ...]
-    is_varying: bool
-    is_sized: bool
-    batched: tuple[tuple[int, int], ...]
-    own: frozenset[str]
-    drive: Expr
-    decay: Expr
-    initial: Const | Var
-    lanes: tuple[tuple[str, int], ...]
-    shape: tuple[int, ...]
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The names of the STEP inputs of the neuron."""
-        return self.neuron.step_inputs
-
-    @cached_property
-    def run_standing(self) -> Any:
-        """The function of ``standing``."""
-        return function_of(self.standing)
-
-    @cached_property
-    def run_linear(self) -> Any:
-        """The function of ``linear``."""
-        return function_of(self.linear)
-
-    @cached_property
-    def weight(self) -> int | None:
-        """The position among ``externals`` of the weight, where a linear layer is all there is."""
-        results: Any = self.linear.output_node().args[0]
-        spikes, *externals = self.linear.find_nodes(op="placeholder")
-        if len(results) == len(self.sources) == 1:
-            (layer,) = results
-            if layer and layer.target is sequence_ops.linear and layer.args[0] is spikes:
-                return externals.index(layer.args[1]) if layer.args[1] in externals else None
-        return None
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """An input whose events join the queue: its position among the arguments."""
-
-    argument: int
+# For each group a decay, then the parameters of each group, then the matrix of each edge.
+Fixed: TypeAlias = tuple[
+    tuple[Tensor | None, ...], tuple[tuple[Tensor, ...], ...], tuple[Tensor, ...]
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,21 +82,45 @@ class EventRegion:
             UnsupportedError: What is between two neurons mixes time steps or samples.
         """
         made = _Tensors(self, length, arguments)
-        made.require_separate()
+        decay, lanes, weights = made.fixed()
         neurons = [g if isinstance(g, Currents) else None for g in self.groups]
         return EventTensors(
             standing=tuple(made.standing(g) for g in self.groups),
-            decay=tuple(None if g is None else made.by_neuron(g, g.decay) for g in neurons),
+            decay=decay,
             membrane=tuple(None if g is None else made.membrane(g) for g in neurons),
             emitted=tuple(map(made.emitted, self.groups, self.emitted)),
-            lanes=tuple(
-                ()
-                if currents is None
-                else tuple(made.by_neuron(currents, Var(name)) for name in group.lanes)
-                for group, currents in zip(self.network.groups, neurons, strict=True)
-            ),
-            weights=made.weights(),
+            lanes=lanes,
+            weights=weights,
         )
+
+    def standing(
+        self, length: int, arguments: Sequence[Any], *, is_later: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Return what each group gets without any spike, [T, B, n].
+
+        Args:
+            length: The number of steps.
+            arguments: Those of the call.
+            is_later: Whether steps were taken before.
+        """
+        made = _Tensors(self, length, arguments, is_later=is_later)
+        return tuple(made.standing(group) for group in self.groups)
+
+    def sizes(self, samples: int, arguments: Sequence[Any]) -> Sizes:
+        """Return the sizes of a call; of the arguments those that are events are read."""
+        shapes = (
+            group.shape if isinstance(group, Currents) else arguments[group.argument].shape[2:]
+            for group in self.groups
+        )
+        return Sizes(samples, tuple(map(tuple, shapes)))
+
+    def fixed(self, length: int, arguments: Sequence[Any], sizes: Sizes) -> Fixed:
+        """Return decays, parameters and matrices; arguments that these do not need may be None.
+
+        Raises:
+            UnsupportedError: What is between two neurons mixes time steps or samples.
+        """
+        return _Tensors(self, length, arguments, sizes).fixed()
 
     def driven(
         self, length: int, arguments: Sequence[Any], group: Currents, spikes: Sequence[Tensor]
@@ -177,15 +135,27 @@ class EventRegion:
 
 
 class _Tensors:
-    """Makes the tensors of one call."""
+    """Makes the tensors of one call; sizes that are known need not be found."""
 
-    def __init__(self, region: EventRegion, length: int, arguments: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        region: EventRegion,
+        length: int,
+        arguments: Sequence[Any],
+        sizes: Sizes | None = None,
+        *,
+        is_later: bool = False,
+    ) -> None:
         self.region, self.length, self.arguments = region, length, arguments
-        self.samples, self.like = self._samples()
-        self.shapes = [
-            group.shape if isinstance(group, Currents) else arguments[group.argument].shape[2:]
-            for group in region.groups
-        ]
+        self.is_later = is_later
+        if sizes is None:
+            samples, self.like = self._samples()
+            sizes = region.sizes(samples, arguments)
+        else:
+            tensors = (x for x in arguments if isinstance(x, Tensor))
+            device = next((x.device for x in tensors), None)
+            self.like = torch.zeros((), dtype=region.dtype, device=device)
+        self.samples, self.shapes = sizes.samples, sizes.shapes
 
     def _samples(self) -> tuple[int, Tensor]:
         """Return the batch size, and some tensor on the device of all of them."""
@@ -203,7 +173,8 @@ class _Tensors:
     def _seen(self, group: Currents) -> tuple[list[int], list[Tensor]]:
         """Return the batch sizes that show in what drives a group, and the tensors of it."""
         rank, externals = len(group.shape) + 1, self._externals(group)
-        lanes = [torch.as_tensor(self.arguments[i]) for _, i in group.lanes]
+        known = (self.arguments[i] for _, i in group.lanes)
+        lanes = [torch.as_tensor(x) for x in known if x is not None]
         sizes = [x.shape[0] for x in lanes if x.dim() == rank]
         if not group.sources:
             steps = group.run_standing(*externals)
@@ -218,7 +189,7 @@ class _Tensors:
     def _lanes(self, group: Currents) -> dict[str, Tensor]:
         """Return the lane inputs of a group by name."""
         values = ((name, self.arguments[i]) for name, i in group.lanes)
-        return {n: torch.as_tensor(x).to(self.like) for n, x in values}
+        return {n: torch.as_tensor(x).to(self.like) for n, x in values if x is not None}
 
     def _driven(self, group: Currents, inputs: Sequence[Tensor], *, alone: bool = False) -> Tensor:
         """Return what inputs [T, *] add to the membrane; alone, without what is a sample's own."""
@@ -238,13 +209,32 @@ class _Tensors:
 
     def whole(self, group: Currents, spikes: Sequence[Tensor], length: int) -> Tensor:
         """Return what a group gets with some spikes of its sources, [length, B, n]."""
-        value = self._driven(group, group.run_standing(*spikes, *self._externals(group)))
+        run = group.run_later if self.is_later else group.run_standing
+        value = self._driven(group, run(*spikes, *self._externals(group)))
         whole = value.expand(length, self.samples, *group.shape)
         return whole.reshape(length, self.samples, torch.Size(group.shape).numel())
 
     def _silence(self, edge: int, length: int) -> Tensor:
         shape = self.shapes[self.region.network.edges[edge].source]
         return self.like.new_zeros(length, self.samples, *shape)
+
+    def fixed(self) -> Fixed:
+        """Return decays, parameters and matrices.
+
+        Raises:
+            UnsupportedError: What is between two neurons mixes time steps or samples.
+        """
+        self.require_separate()
+        known = zip(self.region.groups, self.region.network.groups, strict=True)
+        pairs = [(g if isinstance(g, Currents) else None, group.lanes) for g, group in known]
+        return (
+            tuple(None if g is None else self.by_neuron(g, g.decay) for g, _ in pairs),
+            tuple(
+                () if g is None else tuple(self.by_neuron(g, Var(name)) for name in names)
+                for g, names in pairs
+            ),
+            self.weights(),
+        )
 
     def by_neuron(self, group: Currents, value: Expr) -> Tensor:
         """Return the value of an expression of lane inputs for each neuron, [n]."""

@@ -56,15 +56,18 @@ class EventOutputs(NamedTuple):
     counts: Tensor
 
 
-def run_events(network: EventNetwork, tensors: EventTensors, seed: int = 0) -> EventOutputs:
+def run_events(
+    network: EventNetwork, tensors: EventTensors, seed: int = 0, before: int = 0
+) -> EventOutputs:
     """Run a network by the reference.
 
     Args:
         network: The network.
         tensors: What it runs on.
         seed: Of the random numbers, where its order draws any.
+        before: How many time steps were taken before; random numbers go on from there.
     """
-    run = _Run(network, tensors, seed)
+    run = _Run(network, tensors, seed, before)
     seen: list[tuple[Tensor, Tensor]] = []
     for t in range(tensors.standing[0].shape[0]):
         run.step(t)
@@ -99,8 +102,10 @@ class _Deliver(torch.autograd.Function):
 class _Run:
     """The state of all neurons of all groups, [B, N] each."""
 
-    def __init__(self, network: EventNetwork, tensors: EventTensors, seed: int) -> None:
-        self.network, self.tensors, self.seed = network, tensors, seed
+    def __init__(
+        self, network: EventNetwork, tensors: EventTensors, seed: int, before: int
+    ) -> None:
+        self.network, self.tensors, self.seed, self.before_all = network, tensors, seed, before
         first = tensors.standing[0]
         self.samples, self.total = first.shape[1], sum(tensors.sizes)
         self.slices = [
@@ -232,7 +237,8 @@ class _Run:
         chance = self.network.order.refractory_dropout
         if chance == 0.0:
             return ~self.never
-        draws = uniform(self.seed, Purpose.REFRACTORY, self.rows, t, k, self.numbers)
+        place = (self.rows, self.before_all + t, k, self.numbers)
+        draws = uniform(self.seed, Purpose.REFRACTORY, *place)
         return draws >= chance
 
     def _is_stopped(self, running: Tensor) -> Tensor:
@@ -253,7 +259,8 @@ class _Run:
         most = min(order.group_size, int(queued.sum(1).max()))
         priority = self.before.to(torch.float64)
         if order.policy == "random" or order.noise > 0.0:
-            draws = uniform(self.seed, Purpose.ORDER, self.rows, t, k, self.numbers)
+            place = (self.rows, self.before_all + t, k, self.numbers)
+            draws = uniform(self.seed, Purpose.ORDER, *place)
             priority = draws if order.policy == "random" else priority + order.noise * draws
         priority = torch.where(priority >= _LOWEST, priority, _LOWEST)  # what is no number, too
         priority = torch.where(queued, priority, -torch.inf)

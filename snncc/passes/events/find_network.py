@@ -10,6 +10,7 @@ import torch
 import torch.fx
 
 from snncc.ir import sequence_ops
+from snncc.ir.events.currents import Currents, Given
 from snncc.ir.events.network import (
     EventEdge,
     EventGroup,
@@ -18,7 +19,7 @@ from snncc.ir.events.network import (
     EventResult,
     Shown,
 )
-from snncc.ir.events.region import Currents, EventRegion, Given
+from snncc.ir.events.region import EventRegion
 from snncc.ir.nodes import Var
 from snncc.ir.symbolic import degree
 from snncc.ir.walk import names_read
@@ -201,6 +202,7 @@ class NetworkFinder:
             own=own,
             drive=neuron.drive,
             decay=neuron.decay,
+            membrane=neuron.membrane,
             initial=neuron.initial,
             lanes=tuple(
                 (name, self.argument(value))

@@ -13,11 +13,13 @@ import torch.fx
 from snncc.frontend.operators.canonical import full_like, numel, size
 from snncc.ir import sequence_ops
 from snncc.ir.chunk_program import ChunkProgram, StreamState
+from snncc.ir.events.region import EventRegion
 from snncc.ir.loop_call import LoopCall, loop_of
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Const, Var
 from snncc.ir.program import NeuronProgram
 from snncc.ir.time_loop import Fill, Result, TimeLoop
+from snncc.passes.streams.event_steps import continue_events
 from snncc.passes.streams.find_time import Kind, Time, TimeMap
 from snncc.passes.streams.first_step import Split, is_start_only
 from snncc.passes.streams.open_states import numbered, with_open_states
@@ -146,8 +148,8 @@ class Streamer:
         """Copy one node, with its states if it has any."""
         if time.kind is Kind.FIRST:
             self.first(node)
-        elif isinstance(node.target, NeuronCall):
-            self.copies[node] = self.neuron(node, node.target.program)
+        elif isinstance(node.target, NeuronCall | EventRegion):
+            self.copies[node] = self.neuron(node)
         elif (loop := loop_of(node)) is not None:
             self.copies[node] = self.loop(node, loop)
         elif node.target is sequence_ops.shift_time:
@@ -247,9 +249,11 @@ class Streamer:
             self.last = self.graph.placeholder(f"state{len(self.states)}")
         return self.last
 
-    def neuron(self, node: torch.fx.Node, program: NeuronProgram) -> torch.fx.Node:
-        """Call a neuron that starts from its states and returns them."""
-        forward = program.forward
+    def neuron(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Call neurons that start from their states and return them."""
+        if isinstance(node.target, EventRegion):
+            return continue_events(self, node)
+        forward = node.target.program.forward  # type: ignore[union-attr]
         names = (*forward.step_inputs, *forward.lane_inputs)
         given = dict(zip(names, _args(node)[1:], strict=True))
         entrances = []

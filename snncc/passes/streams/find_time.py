@@ -23,10 +23,12 @@ from torch import Tensor
 
 from snncc.frontend.operators.canonical import draw, full, numel, size
 from snncc.ir import sequence_ops
+from snncc.ir.events.region import EventRegion
 from snncc.ir.loop_call import LoopCall
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.time_loop import TimeLoop
 from snncc.passes.base import Rejection
+from snncc.passes.streams.event_steps import is_drawing, mixed_events
 from snncc.passes.streams.running_values import can_reduce_on, can_scan_on, continued_value
 from snncc.passes.streams.time_runs import (
     FAILURES,
@@ -37,6 +39,8 @@ from snncc.passes.streams.time_runs import (
     takes_as_length,
 )
 
+# What makes steps.
+LOOPS = NeuronCall | TimeLoop | LoopCall | EventRegion
 # Values computed in another order differ by roundings; values of another step by much more.
 _TOLERANCE = 1e-3
 
@@ -164,10 +168,19 @@ class _Analysis:
         return self.along(node, grown[0], factor, small.shape[grown[0]] - 2 * factor)
 
     def several(self, node: torch.fx.Node, kinds: set[Kind]) -> Time | Rejection:
-        if Kind.PREFIX in kinds and isinstance(node.target, NeuronCall | TimeLoop | LoopCall):
+        if Kind.PREFIX in kinds and isinstance(node.target, LOOPS):
             hint = "Compile and stream the two loops apart: one starts from what the other left."
             return _mixing("reads what another loop ends with", hint)
-        return TUPLE
+        refused = self.events(node) if isinstance(node.target, EventRegion) else None
+        return TUPLE if refused is None else refused
+
+    def events(self, node: torch.fx.Node) -> Rejection | None:
+        """Return why a network of events cannot be run step by step; None if it can."""
+        env = self.randomized(node)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            given = [env, *(self.sliced(env, t) for t in range(3))]
+            args = [torch.fx.node.map_arg(node.args, each.__getitem__) for each in given]
+            return mixed_events(node.target, args[0], args[1:], _same)  # type: ignore[arg-type]
 
     def without_axis(self, node: torch.fx.Node, kinds: set[Kind]) -> Time | Rejection:
         """Tell a value without a time axis: timeless, or a value of the sequence so far."""
@@ -256,7 +269,7 @@ class _Analysis:
 
     def draws_alone(self, node: torch.fx.Node) -> bool:
         """Tell whether a node draws numbers and no other does, so that their order is its own."""
-        impure = [n for n in self.graph.nodes if n.meta.get("impure")]
+        impure = [n for n in self.graph.nodes if n.meta.get("impure") or is_drawing(n)]
         device: Any = node.kwargs.get("device")
         return impure == [node] and node.target in (draw, torch.rand) and device.type == "cpu"
 
@@ -286,9 +299,7 @@ def _is_structural(node: torch.fx.Node) -> bool:
     """Tell whether what a node does to time is known: it is a part of the sequence graph."""
     if node.target is operator.getitem:
         source = node.args[0]
-        return isinstance(source, torch.fx.Node) and isinstance(
-            source.target, NeuronCall | TimeLoop | LoopCall
-        )
+        return isinstance(source, torch.fx.Node) and isinstance(source.target, LOOPS)
     if node.target is torch.arange:
         return all(takes_as_length(user, node) for user in node.users)
     return node.target in STRUCTURAL

@@ -26,11 +26,13 @@ from torch import Tensor
 from snncc.frontend.operators.canonical import size
 from snncc.ir import sequence_ops
 from snncc.ir.custom_gradient import run_graph
+from snncc.ir.events.region import EventRegion
 from snncc.ir.loop_call import loop_of
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.nodes import Recurrence, Var
 from snncc.ir.walk import let_reads
 from snncc.passes.base import Rejection
+from snncc.passes.streams.event_steps import is_event_start_only
 from snncc.passes.streams.find_time import Kind, Time, TimeMap, find_time
 from snncc.passes.streams.first_roles import Roles, is_loop, reached, refused
 from snncc.passes.streams.running_values import SO_FAR, continued_value, place_join_of
@@ -253,6 +255,8 @@ def is_start_only(user: torch.fx.Node, node: torch.fx.Node) -> bool:
         forward = user.target.program.forward
         names = (*forward.step_inputs, *forward.lane_inputs)
         return not {names[i - 1] for i in places if i} & _read_in_steps(forward)
+    if isinstance(user.target, EventRegion):
+        return is_event_start_only(user.target, (i - 1 for i in places))
     if loop is not None:
         read = {operand for _, operand in loop.inputs} | {step.operand for step in loop.steps}
         return not places & (read | {loop.trip.operand})

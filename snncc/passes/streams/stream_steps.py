@@ -21,6 +21,7 @@ import torch.fx
 from torch import Tensor
 
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.events.region import EventRegion
 from snncc.ir.sequence_ops import StepCount, TripLength
 from snncc.passes.base import Rejection
 from snncc.passes.streams.explicit_states import Streamer
@@ -50,6 +51,9 @@ def stream_steps(
                 "Return it before it is folded.",
             )
             return Rejection("output-axis", reason, hint=hint)
+    if split is not None and any(isinstance(n.target, EventRegion) for n in found.graph.nodes):
+        reason = "its spikes are one queue, and its first step is another program"
+        return Rejection("first-step", reason, hint=ALIKE)
     if split is not None and (node := _step_of_counts(found)) is not None:
         reason = "its steps compute with the number of all steps, and its first step is another"
         return Rejection("step-count", reason, node.meta.get("where"), ALIKE)

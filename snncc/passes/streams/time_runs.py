@@ -17,6 +17,8 @@ from torch import Tensor
 
 from snncc.errors import UnsupportedError
 from snncc.ir import sequence_ops
+from snncc.ir.events.region import EventRegion
+from snncc.ir.events.steps import EventStanding
 from snncc.ir.loop_call import loop_of
 from snncc.ir.neuron_call import NeuronCall
 from snncc.passes.base import Rejection
@@ -270,13 +272,13 @@ def _with_their_loops(graph: torch.fx.Graph, moving: set[torch.fx.Node]) -> set[
 
 def is_loop(node: torch.fx.Node) -> bool:
     """Tell whether a node is a neuron, or another loop over time."""
-    return isinstance(node.target, NeuronCall) or loop_of(node) is not None
+    return isinstance(node.target, NeuronCall | EventRegion) or loop_of(node) is not None
 
 
 def length_position(node: torch.fx.Node) -> int | None:
     """Return which argument of a node is the number of steps."""
     target: Any = node.target
-    if isinstance(node.target, NeuronCall):
+    if isinstance(node.target, NeuronCall | EventRegion):
         return 0
     if node.target is torch.arange:
         return 0 if any(takes_as_length(user, node) for user in node.users) else None
@@ -360,6 +362,8 @@ def call_node(node: torch.fx.Node, env: Environment) -> Any:
     if node.target is sequence_ops.time_view:
         _require_whole(*args)
     target: Any = node.target
+    if isinstance(target, EventRegion):
+        return EventStanding(target).shapes(*args)
     return target(*args, **kwargs)
 
 

@@ -48,12 +48,15 @@ class Call:
     Args:
         layout: The sizes.
         tensors: What the network runs on.
-        seed: Of the random numbers.
+        draws: The seed of random numbers, and how many time steps were taken before.
         threads: Threads at most.
     """
 
-    def __init__(self, layout: EventLayout, tensors: EventTensors, seed: int, threads: int) -> None:
-        self.layout, self.network, self.seed = layout, layout.network, seed
+    def __init__(
+        self, layout: EventLayout, tensors: EventTensors, draws: tuple[int, int], threads: int
+    ) -> None:
+        self.layout, self.network = layout, layout.network
+        self.seed, self.before = draws
         self.dtype = tensors.standing[0].dtype
         self.threads = min(threads, layout.samples)
         sizes = layout.sizes
@@ -116,8 +119,9 @@ class Call:
                 "parts": gradients.parts if gradients else 0,
                 "group_size": order.group_size,
                 "is_random": int(order.policy == "random"),
-                "seed": self.seed,
                 "stop": -1 if order.stop is None else order.stop,
+                "seed": self.seed,
+                "before": self.before,
                 "noise": word_of(order.noise),
                 "dropout": word_of(order.refractory_dropout),
                 "group": groups.address(),

@@ -50,15 +50,18 @@ class EventKernel:
         """Start to build a kernel that will probably be needed soon."""
         self._cache.prepare(event_kernel(self.network, TYPES[dtype], backward=backward))
 
-    def forward(self, flat: Sequence[Tensor], seed: int, *, training: bool) -> Kept:
+    def forward(
+        self, flat: Sequence[Tensor], seed: int, *, training: bool, before: int = 0
+    ) -> Kept:
         """Run the network.
 
         Args:
             flat: What it runs on, as `EventNetwork.flatten` gives it.
             seed: Of the random numbers.
             training: Whether what backward needs is kept.
+            before: How many time steps were taken before.
         """
-        call = self._call(flat, seed, training=training)
+        call = self._call(flat, (seed, before), training=training)
         kept = self._run(call, call.layout.make(call.dtype, memory.empty))
         for g, last in zip(call.layout.copied, kept.lasts, strict=True):
             membranes = kept.membranes[g]
@@ -83,7 +86,7 @@ class EventKernel:
             seed: Of the random numbers.
             needs: Which gradients are needed.
         """
-        call = self._call(flat, seed, training=True)
+        call = self._call(flat, (seed, 0), training=True)
         kept = call.layout.unflatten(saved)
         entries = int(kept.extents[:, 0].max())
         if entries > kept.tape.shape[1]:
@@ -95,10 +98,10 @@ class EventKernel:
         del alive
         return call.reduced(gradients, flat, needs)
 
-    def _call(self, flat: Sequence[Tensor], seed: int, *, training: bool) -> Call:
+    def _call(self, flat: Sequence[Tensor], draws: tuple[int, int], *, training: bool) -> Call:
         tensors = self.network.unflatten(flat)
         layout = layout_of(self.network, tensors.standing, training=training)
-        return Call(layout, tensors, seed, self._threads or torch.get_num_threads())
+        return Call(layout, tensors, draws, self._threads or torch.get_num_threads())
 
     def _run(self, call: Call, kept: Kept) -> Kept:
         structure, alive = call.forward(kept)

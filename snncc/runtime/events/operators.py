@@ -43,6 +43,22 @@ def run_kernel(kernel: EventKernel, tensors: EventTensors, seed: int) -> EventOu
     return EventOutputs(results, layout.unflatten(outputs).counts)
 
 
+def run_on(kernel: EventKernel, tensors: EventTensors, seed: int, before: int) -> EventOutputs:
+    """Run some steps of a network by its kernels, without gradients.
+
+    Args:
+        kernel: The network.
+        tensors: What it runs on.
+        seed: Of the random numbers.
+        before: How many time steps were taken before.
+    """
+    network = kernel.network
+    kept = kernel.forward(network.flatten(tensors), seed, training=False, before=before)
+    outputs = kept.flatten()
+    places = layout_of(network, tensors.standing, training=False).places()
+    return EventOutputs(tuple(outputs[place] for place in places), kept.counts)
+
+
 def _layout(network: EventNetwork, tensors: Sequence[Tensor], *, training: bool) -> EventLayout:
     return layout_of(network, tensors[: len(network.groups)], training=training)
 

@@ -19,6 +19,7 @@ from snncc.arguments import Check, shown
 from snncc.errors import BundleError, LaunchError, OptionError
 from snncc.ir.chunk_program import ChunkProgram
 from snncc.ir.time_loop import Fill
+from snncc.runtime.events.runner import QueueRunner
 from snncc.runtime.streams.recording import memory_of
 
 # What reading a damaged or foreign file may raise.
@@ -100,6 +101,18 @@ def unfit(what: str) -> LaunchError:
         notes=[what],
         hints=["Load what 'state' or 'save' gave, for a batch of the same size."],
     )
+
+
+def between(program: ChunkProgram, leaves: Sequence[Tensor], start: int, end: int) -> list[Tensor]:
+    """Return the leaves of a program for some of their steps."""
+    axes = zip(leaves, program.input_axes, strict=True)
+    return [x if axis is None else x.narrow(axis, start, end - start) for x, axis in axes]
+
+
+def events_of(program: ChunkProgram) -> dict[str, Tensor]:
+    """Return what the queues of spikes of a program counted last, by name."""
+    targets = (node.target for node in program.graph.nodes)
+    return {k: x for t in targets if isinstance(t, QueueRunner) for k, x in t.seen.items()}
 
 
 def own_rows(program: ChunkProgram, outputs: Sequence[Any], steps: int) -> Sequence[Any]:

@@ -16,6 +16,7 @@ import torch.fx
 from torch import Tensor
 
 from snncc.ir.chunk_program import ChunkProgram
+from snncc.ir.events.currents import Sizes
 from snncc.ir.sharing import shares_memory
 from snncc.runtime.neuron import Neuron
 from snncc.runtime.plans import ForwardPlan
@@ -156,6 +157,9 @@ class StaticStep:
         if hasattr(target, "neuron"):
             return self._place_neuron(node, target, args)
         value = target(*args, **kwargs)
+        if isinstance(value, Sizes):  # as numbers, the same at every step
+            self._fixed.add(node)
+            return value
         if not isinstance(value, Tensor):
             return self._place_several(node, value, lambda: target(*args, **kwargs))
         if shares_memory(value, (args, kwargs)):

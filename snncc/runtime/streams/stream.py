@@ -28,7 +28,9 @@ from snncc.runtime.streams.state import (
     MASK,
     STATE,
     apart,
+    between,
     described,
+    events_of,
     filled,
     initial_states,
     own_rows,
@@ -186,11 +188,10 @@ class Stream:
         """Start anew, take every step of a sequence, and return the outputs of the program."""
         self.reset()
         leaves = self._interface.collect_chunk(args, kwargs)
-        axes = self._program.input_axes
-        along = [(i, a) for i, a in enumerate(axes) if a is not None]
+        along = [(i, a) for i, a in enumerate(self._program.input_axes) if a is not None]
         length = leaves[along[0][0]].shape[along[0][1]] if along else self._program.length
-        first = self._advance(self._between(leaves, 0, 1), 1)
-        later = [self._step(self._between(leaves, t, t + 1)) for t in range(1, length)]
+        first = self._advance(between(self._program, leaves, 0, 1), 1)
+        later = [self._step(between(self._program, leaves, t, t + 1)) for t in range(1, length)]
         outputs = [
             (later[-1][i] if later else x)
             if axis is None
@@ -224,10 +225,13 @@ class Stream:
     @property
     def state(self) -> dict[str, Tensor]:
         """What is carried to the next step, by name; empty before the first step."""
-        names = (state.name for state in self._program.states)
-        if self._states is None:
-            return {}
-        return {name: value.clone() for name, value in zip(names, self._states, strict=True)}
+        pairs = zip(self._program.states, self._states or (), strict=False)
+        return {known.name: value.clone() for known, value in pairs}
+
+    @property
+    def last_events(self) -> dict[str, Tensor]:
+        """What happened in the last step or chunk in mode ``"async"``, for each sample."""
+        return events_of(self._program)
 
     def load_state(self, state: Mapping[str, Tensor], steps: int | None = None) -> None:
         """Go on from a state.
@@ -306,26 +310,22 @@ class Stream:
     def _advance_from_first(self, leaves: list[Tensor], steps: int) -> Sequence[Any]:
         """Take a first step that is another program, and then those that follow."""
         with self._gradients(), self._explaining(leaves):
-            outputs = self._begin_at(self._between(leaves, 0, 1))
+            outputs = self._begin_at(between(self._program, leaves, 0, 1))
         self._starts = apart(self._starts or (), leaves)
         self._states = self._initial()
         if any(isinstance(state.start, Fill) for state in self._program.states):
-            first = self._between(leaves, 0, 1)
+            first = between(self._program, leaves, 0, 1)
             with torch.no_grad(), self._without_trace(first):
                 ends = self._run(1, *self._states, *first)[self._outputs :]
             self._states = filled(self._program, self._states, ends)
         self.steps = 1
         if steps == 1:
             return outputs
-        later = self._advance(self._between(leaves, 1, steps), steps - 1)
+        later = self._advance(between(self._program, leaves, 1, steps), steps - 1)
         return [
             new if axis is None else torch.cat([old, new], axis)
             for old, new, axis in zip(outputs, later, self._program.output_axes, strict=True)
         ]
-
-    def _between(self, leaves: Sequence[Tensor], start: int, end: int) -> list[Tensor]:
-        axes = zip(leaves, self._program.input_axes, strict=True)
-        return [x if axis is None else x.narrow(axis, start, end - start) for x, axis in axes]
 
     def _begin_at(self, leaves: Sequence[Tensor]) -> Sequence[Any]:
         """Compute what states start from, and return the outputs of the first step, if any."""
@@ -379,10 +379,9 @@ class Stream:
 
     def _require_same_sizes(self, leaves: Sequence[Tensor]) -> None:
         """Refuse a step of another batch than those before."""
-        axes = self._program.input_axes
         sizes = tuple(
             tuple(n for d, n in enumerate(x.shape) if d != axis)
-            for x, axis in zip(leaves, axes, strict=True)
+            for x, axis in zip(leaves, self._program.input_axes, strict=True)
         )
         if self._sizes is None:
             self._sizes = sizes

@@ -20,21 +20,21 @@ INLINE uint64_t mixed(uint64_t z)
   return z ^ z >> 31;
 }
 
-INLINE uint64_t with(uint64_t state, int64_t number)
+INLINE uint64_t with(uint64_t state, uint64_t number)
 {
-  return mixed(state + ((uint64_t)number + 1) * UINT64_C(0x9E3779B97F4A7C15));
+  return mixed(state + (number + 1) * UINT64_C(0x9E3779B97F4A7C15));
 }
 
 /* What all draws for a purpose have in common in one forward step. */
-static uint64_t draws_of(const struct network *a, const struct work *w, int64_t purpose)
+static uint64_t draws_of(const struct network *a, const struct work *w, uint64_t purpose)
 {
-  const uint64_t sample = with(with((uint64_t)a->seed, purpose), w->sample);
-  return with(with(sample, w->step), w->forward_step);
+  const uint64_t sample = with(with(a->seed, purpose), (uint64_t)w->sample);
+  return with(with(sample, a->before + (uint64_t)w->step), (uint64_t)w->forward_step);
 }
 
 INLINE double uniform(uint64_t draws, int64_t neuron)
 {
-  return (double)(with(draws, neuron) >> 11) * 0x1p-53;
+  return (double)(with(draws, (uint64_t)neuron) >> 11) * 0x1p-53;
 }
 
 /* Parts of the scratch, each at its own cache line. */

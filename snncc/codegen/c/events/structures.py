@@ -11,9 +11,9 @@ GROUP = (
     "to_decay", "to_initial", "to_emitted",
 )  # fmt: skip
 NETWORK = (
-    "steps", "samples", "groups", "neurons", "threads", "parts", "group_size", "is_random", "seed",
-    "stop", "noise", "dropout", "group", "scratch", "scratch_bytes", "counts", "extents", "tape",
-    "capacity", "most_neurons", "most_groups", "most_steps",
+    "steps", "samples", "groups", "neurons", "threads", "parts", "group_size", "is_random", "stop",
+    "seed", "before", "noise", "dropout", "group", "scratch", "scratch_bytes", "counts", "extents",
+    "tape", "capacity", "most_neurons", "most_groups", "most_steps",
 )  # fmt: skip
 EXTENTS = ("tape", "neurons", "groups", "steps")
 
@@ -55,7 +55,8 @@ struct group {
 
 struct network {
   int64_t steps, samples, groups, neurons, threads, parts;
-  int64_t group_size, is_random, seed, stop; /* stop: -1 runs until nothing is queued */
+  int64_t group_size, is_random, stop; /* stop: -1 runs until nothing is queued */
+  uint64_t seed, before;   /* before: how many time steps were taken before these */
   double noise, dropout;
   const struct group *group;
   char *scratch;
