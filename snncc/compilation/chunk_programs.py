@@ -98,13 +98,6 @@ def uniform_program(compiled: Compiled, leaves: Sequence[Tensor]) -> ChunkProgra
     Raises:
         UnsupportedError: There is none.
     """
-    if compiled.event_networks:
-        raise UnsupportedError(
-            "A queue of spikes is no graph of NIR.",
-            code="unsupported.export",
-            notes=["NIR says what layers compute, and not in which order spikes come."],
-            hints=["Compile with mode='fused' for the layers; format='c' has the queue."],
-        )
     program = chunk_program(compiled, leaves)
     require_row_a_step(program)
     if program.has_first:

@@ -486,9 +486,9 @@ def test_no_file_but_a_library_has_a_queue(tmp_path: Path) -> None:
     with pytest.raises(SnnccError, match="whole numbers") as refusal:
         snncc.export(fast, tmp_path / "out", arithmetic="int8", **given)
     assert refusal.value.code == "unsupported.export"
-    with pytest.raises(SnnccError, match="no graph of NIR") as refusal:
+    with pytest.raises(SnnccError, match="it has no order of spikes") as refusal:
         snncc.to_nir(fast, x)
-    assert refusal.value.code == "unsupported.export"
+    assert refusal.value.code == "unsupported.nir"
 
 
 def test_layers_that_loop_on_their_own() -> None:

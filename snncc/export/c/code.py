@@ -13,6 +13,7 @@ from typing import assert_never
 from snncc.codegen.base import FloatType
 from snncc.codegen.c.expressions import C_TYPE, c_names, dialect, literal
 from snncc.codegen.prepare import find_bools
+from snncc.export.c.events import Interface, QueueWriter, queue_names
 from snncc.export.c.functions import fixed_names
 from snncc.export.c.parts import Parts, Places, in_order, taken
 from snncc.export.network.loops import Loops, loops_over
@@ -31,6 +32,7 @@ from snncc.export.network.nodes import (
     Place,
     Pointwise,
     Pool,
+    Queue,
     Reduce,
     Softmax,
     Steps,
@@ -60,7 +62,8 @@ class Writer:
     def __post_init__(self) -> None:
         self.float_type = FloatType.FLOAT64 if self.network.is_double else FloatType.FLOAT32
         self.real = C_TYPE[self.float_type]
-        self.parts = Parts(self.memory, self.prefix, self.real, taken=fixed_names())
+        self.parts = Parts(self.memory, self.prefix, self.real, taken=fixed_names() | queue_names())
+        self.interface = Interface()
 
     def step(self) -> list[str]:
         """Return the statements of one step; the functions that they need are in `parts`."""
@@ -85,6 +88,10 @@ class Writer:
                 return [self._whole(operation)]
             case Reduce() | MatMul() | Softmax():
                 return self._by_parts(operation)
+            case Queue():
+                queue = QueueWriter(operation, self.parts, self.float_type)
+                self.interface = queue.interface()
+                return queue.statements()
             case _:
                 assert_never(operation)
 

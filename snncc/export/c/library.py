@@ -11,11 +11,12 @@ from torch import Tensor
 
 from snncc.codegen.c.expressions import literal
 from snncc.export.c.code import Writer
+from snncc.export.c.events import Interface
 from snncc.export.c.files import CMAKE, MAIN, MAKEFILE
 from snncc.export.c.functions import fixed_part
 from snncc.export.c.templates import CHECK_WEIGHTS, HEADER, SOURCE
 from snncc.export.network.memory import Memory
-from snncc.export.network.nodes import Buffer, Network
+from snncc.export.network.nodes import Buffer, Network, Queue
 
 MAGIC = b"SNNCCW01"
 # Where steps are read, the count stays at its largest, which 32 bits reach after 2^32 steps.
@@ -66,6 +67,7 @@ class Numbers(Protocol):
         members: What a network needs besides its states and its work, for C.
         extra_bytes: How large that is.
         macros: Further macros of the header: name, value, comment.
+        interface: What a library has besides states, work and a step.
     """
 
     number: str
@@ -79,6 +81,7 @@ class Numbers(Protocol):
     members: list[str]
     extra_bytes: int
     macros: list[tuple[str, int, str]]
+    interface: Interface
 
     def literal(self, value: float) -> str:
         """Return a number in C."""
@@ -137,7 +140,9 @@ class FloatNumbers:
         self.fixed = fixed_part(writer.parts.used, name, self.number)
         self.weights = self._weights()
         self.macros: list[tuple[str, int, str]] = []
-        self.members, self.extra_bytes = writer.parts.members(), writer.parts.room_bytes()
+        self.interface = writer.interface
+        self.members = [*writer.parts.members(), *self.interface.members]
+        self.extra_bytes = writer.parts.room_bytes() + self.interface.extra_bytes
 
     def literal(self, value: float) -> str:
         """Return a number in C."""
@@ -157,7 +162,9 @@ class FloatNumbers:
             place = self.memory.places[buffer]
             values[place : place + buffer.size] = buffer.values.detach().reshape(-1).numpy()
         text = in_rows([self.literal(float(v)) for v in values])
-        return Weights(self.number, "", values.size, values.itemsize, text, values.tobytes())
+        is_unique = any(isinstance(each, Queue) for each in self.network.operations)
+        size, data = values.itemsize, values.tobytes()
+        return Weights(self.number, "", values.size, size, text, data, is_unique)
 
 
 def in_rows(items: list[str]) -> str:
@@ -225,6 +232,7 @@ class Library:
             parameters=self.parameters(),
             run_parameters=self.parameters(),
             outputs=self.describe_outputs(),
+            own=self.numbers.interface.declarations,
             step_error=" or 1 after the last step that it has numbers for"
             if self.network.limit
             else "",
@@ -246,7 +254,8 @@ class Library:
     def source(self) -> str:
         """Return the source."""
         name, real = self.name, self.real
-        resets = "\n".join(f"  {line}" for b in self.network.states for line in self.reset_lines(b))
+        lines = [line for b in self.network.states for line in self.reset_lines(b)]
+        resets = "\n".join(f"  {line}" for line in (*lines, *self.numbers.interface.resets))
         step = "\n".join(f"  {line}" for line in self.numbers.body)
         limit = (
             f"  if (net->steps >= {self.macro}_STEPS) {{\n    return 1;\n  }}\n"
@@ -271,6 +280,7 @@ class Library:
             if "weights" in step
             else "",
             advance=self.advance(),
+            own=self.numbers.interface.definitions,
             arguments=", ".join(b.name for b in (*self.network.inputs, *self.network.outputs)),
         )
 

@@ -97,11 +97,11 @@ class Parts:
         """Return how large the room for sums is."""
         return sum(count * _BYTES[kind] for kind, count in self.sums.items())
 
-    def table(self, numbers: Sequence[int]) -> str:
+    def table(self, numbers: Sequence[int], kind: str = "int") -> str:
         """Return the name of a constant table of integers."""
         name = f"{self.prefix}_table{len(self.functions)}"
         items = ", ".join(map(str, numbers))
-        self.functions.append(f"static const int {name}[] = {{{items}}};\n")
+        self.functions.append(f"static const {kind} {name}[] = {{{items}}};\n")
         return name
 
     def geometry(self, layer: Convolution) -> str:

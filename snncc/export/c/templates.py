@@ -52,7 +52,7 @@ int {name}_step(struct {name} *net, {parameters});
 
 /* Take several steps: inputs, and outputs of each step, lie one step after another. */
 int {name}_run(struct {name} *net, size_t count, {run_parameters});
-
+{own}
 #ifdef __cplusplus
 }}
 #endif
@@ -139,4 +139,4 @@ int {name}_run(struct {name} *net, size_t count, {run_parameters})
   }}
   return 0;
 }}
-"""
+{own}"""

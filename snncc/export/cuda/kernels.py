@@ -32,6 +32,7 @@ from snncc.export.network.nodes import (
     Place,
     Pointwise,
     Pool,
+    Queue,
     Reduce,
     Softmax,
     Steps,
@@ -143,6 +144,8 @@ class KernelWriter:
                 self.product(operation)
             case Reduce() | Softmax() | Normalize():
                 self.reduction(operation)
+            case Queue():
+                raise AssertionError("a queue of spikes has no kernels")
             case _:
                 assert_never(operation)
 

@@ -17,6 +17,7 @@ from snncc.errors import OptionError
 from snncc.frontend.placement import placed
 from snncc.frontend.state.results import returned, written
 from snncc.frontend.state.sources import gather, preserved
+from snncc.ir.events.draws import new_seed
 from snncc.ir.tape import Position, Source, Tape
 from snncc.model.module import CompiledModule
 from snncc.version import __version__
@@ -32,6 +33,7 @@ class ExportedModel:
         compiled: The specialisation that serves the example.
         leaves: The tensors that it reads.
         outputs: What the PyTorch model returns for the example.
+        seed: Of the random numbers of a queue of spikes in that call; None where none are drawn.
     """
 
     fast: CompiledModule
@@ -39,6 +41,7 @@ class ExportedModel:
     compiled: Compiled
     leaves: list[Tensor]
     outputs: Any
+    seed: int | None = None
 
     @property
     def tape(self) -> Tape:
@@ -99,7 +102,10 @@ def exported_model(fast: CompiledModule, example: tuple[Any, ...]) -> ExportedMo
     tape = compiled.recording.tape
     leaves = [leaf.detach() for leaf in gather(tape, fast.program, example, {})]
     wanted_outputs(tape)  # refuses what is no tensor
-    return ExportedModel(fast, example, compiled, leaves, _expected(fast, tape, example))
+    draws = any(x.region.network.order.draws for x in compiled.event_networks)
+    with torch.random.fork_rng(devices=[]):
+        seed = new_seed() if draws else None  # the call that follows draws the same
+    return ExportedModel(fast, example, compiled, leaves, _expected(fast, tape, example), seed)
 
 
 def _expected(fast: CompiledModule, tape: Tape, arguments: tuple[Any, ...]) -> Any:

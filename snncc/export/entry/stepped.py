@@ -17,6 +17,7 @@ from snncc.compilation.streamed import WHOLE
 from snncc.compilation.time_lists import TimeLists, find_time_lists
 from snncc.errors import OptionError, UnsupportedError
 from snncc.export.entry.exported import ExportedModel, wanted_outputs
+from snncc.export.network.events import with_seed
 from snncc.export.network.one_step import looked_up_last
 from snncc.frontend.state.sources import gather
 from snncc.ir.chunk_program import ChunkProgram
@@ -120,7 +121,8 @@ class SteppedModel:
                 notes=["A single step shows no loop over time."],
                 hints=["Give an example of three steps or more."],
             )
-        return replace(program, graph=looked_up_last(program.graph))
+        program = replace(program, graph=looked_up_last(program.graph))
+        return program if self.whole.seed is None else with_seed(program, self.whole.seed)
 
     def _counted(self, program: ChunkProgram) -> ChunkProgram:
         """Return a program whose numbers follow the number of steps."""

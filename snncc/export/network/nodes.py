@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 from torch import Tensor
 
 from snncc.errors import Location
+from snncc.ir.events.network import EventNetwork
 from snncc.ir.nodes import Const, Let
 
 
@@ -237,6 +238,50 @@ class Lookup:
     result: Array
 
 
+@dataclass(frozen=True, slots=True)
+class QueueEdge:
+    """What the spikes of one group add to the potentials of another.
+
+    Attributes:
+        weights: [sources, targets], or those that are not zero where ``starts`` is not empty.
+        fans: For each source how many weights are not zero.
+        starts: Where the weights of a source start, and the last end.
+        places: Their targets.
+    """
+
+    weights: Array
+    fans: tuple[int, ...]
+    starts: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A time step of a network of events, for each sample; arrays are dense, None for no such.
+
+    Attributes:
+        network: The network.
+        seed: Of its random numbers.
+        standing: For each group [B, n]: what it gets without spikes.
+        decay: For each group [n].
+        membranes: For each group [B, n]: before the step, and then after it.
+        emitted: For each group [B, n]: its spikes in the step before.
+        lanes: For each group its parameters, each [n].
+        edges: The edges.
+        spikes: For each group [B, n]: where its spikes in this step are written.
+    """
+
+    network: EventNetwork
+    seed: int
+    standing: tuple[Array, ...]
+    decay: tuple[Array | None, ...]
+    membranes: tuple[Array | None, ...]
+    emitted: tuple[Array | None, ...]
+    lanes: tuple[tuple[Array, ...], ...]
+    edges: tuple[QueueEdge, ...]
+    spikes: tuple[Array | None, ...]
+
+
 Operation: TypeAlias = (
     Pointwise
     | Copy
@@ -250,6 +295,7 @@ Operation: TypeAlias = (
     | Softmax
     | Normalize
     | Lookup
+    | Queue
 )
 
 

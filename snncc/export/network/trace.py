@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from snncc.errors import UnsupportedError
 from snncc.export.names import parameter_name
 from snncc.export.network import operators
+from snncc.export.network.events import EVENTS, apply_events
 from snncc.export.network.nodes import Array, Buffer, Copy, Home, Network, Steps
 from snncc.export.network.one_step import after_a_step, begun, in_line
 from snncc.export.remedies import OTHER_OPERATORS, OTHER_TYPES, OUTSIDE
@@ -183,6 +184,8 @@ class Tracer:
             self.fixed.add(node)
             with torch.no_grad():
                 return target(*args, **kwargs)
+        if isinstance(target, EVENTS):
+            return apply_events(self, target, args)
         if any(isinstance(x, Steps) for x in pytree.tree_leaves((args, kwargs))):
             return operators.apply_counted(self, target, args)
         return operators.apply(self, target, args, kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy
 
+from snncc.export.c.events import Interface
 from snncc.export.c.library import Weights, in_rows
 from snncc.export.network.nodes import Buffer
 from snncc.export.quantized.c_code import Writer
@@ -25,6 +26,7 @@ class WholeNumbers:
         self.number = writer.state
         self.dtype = f"<i{network.arithmetic.state_bits // 8}"
         self.weights = _weights(network.constants, name)
+        self.interface = Interface()
         self.members, self.extra_bytes = writer.parts.members(), writer.parts.room_bytes()
         self.macros = [
             (f"{buffer.name.upper()}_FRACTION", network.formats[buffer].fraction, _MEANING)

@@ -176,7 +176,7 @@ class _Quantizer:
                 return self.lookup(position, operation)
             case floats.MatMul():
                 return self.matmul(position, operation)
-            case floats.Softmax() | floats.Normalize():
+            case floats.Softmax() | floats.Normalize() | floats.Queue():
                 name = type(operation).__name__.lower()
                 raise NoWholeFormError(f"the operation '{name}' has no form in whole numbers")
             case _:

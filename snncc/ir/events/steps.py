@@ -197,7 +197,7 @@ class EventQueue:
         for groups, values in ((self.neurons, membranes), (self.recalled, emitted)):
             for group, value in zip(groups, values, strict=True):
                 whole = value.to(standing[0]).expand(sizes.samples, *sizes.shapes[group])
-                flat.append(whole.reshape(sizes.samples, -1))
+                flat.append(whole.reshape(sizes.samples, standing[group].shape[2]))
         return self.network.unflatten((*flat, *fixed[neurons:]))
 
     def shaped(

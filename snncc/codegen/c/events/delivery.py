@@ -10,6 +10,34 @@ the reference.
 
 from __future__ import annotations
 
+SCRATCH = """
+/* Parts of the scratch, each at its own cache line. */
+static void *part_of(char **scratch, int64_t bytes)
+{
+  char *part = *scratch;
+  *scratch += (bytes + 63) / 64 * 64;
+  return part;
+}
+
+static void set_up(const struct network *a, struct work *w, char **scratch)
+{
+  const int64_t n = a->neurons, reals = n * (int64_t)sizeof(real);
+  w->current = part_of(scratch, reals);
+  w->potential = part_of(scratch, reals);
+  w->spike = part_of(scratch, reals);
+  w->queued = part_of(scratch, reals);
+  w->emitted = part_of(scratch, reals);
+  w->before = part_of(scratch, n * 8);
+  w->priority = part_of(scratch, n * 8);
+  w->queue = part_of(scratch, n * 4);
+  w->place = part_of(scratch, n * 4);
+  w->list = part_of(scratch, n * 4);
+  w->refractory = part_of(scratch, n);
+  w->reached = part_of(scratch, n);
+  memset(w->reached, 0, (size_t)n);
+}
+"""
+
 DELIVERY = """
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -35,32 +63,6 @@ static uint64_t draws_of(const struct network *a, const struct work *w, uint64_t
 INLINE double uniform(uint64_t draws, int64_t neuron)
 {
   return (double)(with(draws, (uint64_t)neuron) >> 11) * 0x1p-53;
-}
-
-/* Parts of the scratch, each at its own cache line. */
-static void *part_of(char **scratch, int64_t bytes)
-{
-  char *part = *scratch;
-  *scratch += (bytes + 63) / 64 * 64;
-  return part;
-}
-
-static void set_up(const struct network *a, struct work *w, char **scratch)
-{
-  const int64_t n = a->neurons, reals = n * (int64_t)sizeof(real);
-  w->current = part_of(scratch, reals);
-  w->potential = part_of(scratch, reals);
-  w->spike = part_of(scratch, reals);
-  w->queued = part_of(scratch, reals);
-  w->emitted = part_of(scratch, reals);
-  w->before = part_of(scratch, n * 8);
-  w->priority = part_of(scratch, n * 8);
-  w->queue = part_of(scratch, n * 4);
-  w->place = part_of(scratch, n * 4);
-  w->list = part_of(scratch, n * 4);
-  w->refractory = part_of(scratch, n);
-  w->reached = part_of(scratch, n);
-  memset(w->reached, 0, (size_t)n);
 }
 
 /* Add the weights of one neuron of a group to the currents; note what is reached. */

@@ -50,13 +50,6 @@ static int64_t evaluated(const struct network *a, const struct work *w, int64_t 
   return count;
 }
 
-static void note(const struct network *a, int64_t *extents, int32_t value)
-{
-  if (extents[TAPE] < a->capacity)
-    a->tape[extents[TAPE]] = value;
-  extents[TAPE]++;
-}
-
 /* Deliver the spikes of the highest priority; returns how many. */
 static int64_t pick(const struct network *a, struct work *w, int64_t *counts, int64_t *extents,
                     int32_t *tape)
@@ -138,6 +131,12 @@ static void run_step(const struct network *a, struct work *w, int64_t *counts, i
   extents[TAPE]++;
 }
 
+/* Where the membranes of a group are after a time step; an input has none. */
+INLINE real *membrane_of(const struct group *of, int64_t b, int64_t t)
+{
+  return of->kind < 0 ? NULL : of->membrane + t * of->membrane_t + b * of->size;
+}
+
 static void run_sample(const struct network *a, struct work *w, int64_t b)
 {
   int64_t *counts = a->counts + b * COUNTS, *extents = a->extents + b * EXTENTS;
@@ -148,7 +147,7 @@ static void run_sample(const struct network *a, struct work *w, int64_t b)
   extents[TAPE] = a->steps;
   for (int64_t t = 0; t < a->steps; t++) {
     for (int64_t g = 0; g < a->groups; g++)
-      w->membrane[g] = a->group[g].membrane + t * a->group[g].membrane_t + b * a->group[g].size;
+      w->membrane[g] = membrane_of(a->group + g, b, t);
     if (t < a->capacity)
       tape[t] = (int32_t)extents[TAPE];
     for (int e = NEURONS; e < EXTENTS; e++)
@@ -167,7 +166,9 @@ static void run_sample(const struct network *a, struct work *w, int64_t b)
   }
   memcpy(extents + NEURONS, most + NEURONS, sizeof most - sizeof *most);
 }
+"""
 
+ENTRY = """
 void @NAME(const struct network *a)
 {
 #ifdef _OPENMP

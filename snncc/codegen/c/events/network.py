@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from snncc.codegen.base import FloatType, KernelSource, Signature
 from snncc.codegen.c.events.backward import BACKWARD
-from snncc.codegen.c.events.delivery import DELIVERY
-from snncc.codegen.c.events.forward import FORWARD
+from snncc.codegen.c.events.delivery import DELIVERY, SCRATCH
+from snncc.codegen.c.events.forward import ENTRY, FORWARD
 from snncc.codegen.c.events.neurons import find_kinds, neuron_functions, operations
 from snncc.codegen.c.events.queue import QUEUE
 from snncc.codegen.c.events.structures import STRUCTURES
@@ -32,7 +32,7 @@ def event_kernel(network: EventNetwork, dtype: FloatType, *, backward: bool) -> 
 
 def _unit(network: EventNetwork, dtype: FloatType, *, backward: bool, named: bool) -> str:
     kinds, _ = find_kinds(network.groups, backward=backward)
-    body = BACKWARD if backward else QUEUE + FORWARD
+    body = BACKWARD if backward else QUEUE + FORWARD + ENTRY
     structures = STRUCTURES.replace("LANES", str(most_lanes(network)))
     parts = [
         _HEAD.format(job="backward" if backward else "forward", dtype=dtype.value),
@@ -40,7 +40,7 @@ def _unit(network: EventNetwork, dtype: FloatType, *, backward: bool, named: boo
         f"\ntypedef {C_TYPE[dtype]} real;\n",
         structures,
         neuron_functions(kinds, dtype, backward=backward, named=named),
-        DELIVERY,
+        SCRATCH + DELIVERY,
         body.replace("@NAME", NAME),
     ]
     return "".join(parts).replace("GROUP_COUNT", str(len(network.groups)))
