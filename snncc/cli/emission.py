@@ -237,7 +237,7 @@ def compiled(call: Call, arch: str, name: str = "") -> Emitted:
 
 def _write(kernel: Emitted, folder: Path) -> None:
     source = kernel.source
-    (folder / f"{kernel.name}.{SUFFIXES[source.target]}").write_text(source.text)
+    (folder / f"{kernel.name}.{SUFFIXES[source.target]}").write_text(source.text, encoding="utf-8")
     for suffix in ("ptx", "cubin", "amdgcn", "hsaco"):
         stage = kernel.binary.stages.get(suffix) if kernel.binary else None
         if stage is not None:

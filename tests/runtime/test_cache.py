@@ -10,6 +10,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -174,13 +175,14 @@ def start(folder, script=SCRIPT, **env):
 
 
 def test_processes_race(tmp_path):
-    """Processes that make the same kernel at once all get it."""
-    processes = [start(tmp_path) for _ in range(2)]
+    """Processes that make the same kernel at once all get it, in any folder and language."""
+    folder = tmp_path / "kérnels ✓"
+    processes = [start(folder), start(folder, LC_ALL="POSIX", PYTHONUTF8="0")]
     outputs = {process.communicate(timeout=120) for process in processes}
 
     assert outputs == {("120\n", "")}
-    assert len(list(tmp_path.glob("*/*/*/meta.json"))) == 1
-    assert not list(tmp_path.glob("*/tmp-*"))
+    assert len(list(folder.glob("*/*/*/meta.json"))) == 1
+    assert not list(folder.glob("*/tmp-*"))
 
 
 def write_compiler(folder, body):
@@ -249,6 +251,33 @@ def test_flags_of_gcc_are_for_gcc_alone(version, is_gcc):
     assert kept == (["-O3", "-fno-split-loops"] if is_gcc else ["-O3"])
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 0", "it made no 'kernel.o'"),
+        (r"printf '\303\050\377' >&2; exit 1", "\N{REPLACEMENT CHARACTER}"),
+        (r"""printf '\377\n'; [ "$1" = --version ]""", "it ended with status 1"),
+    ],
+    ids=["nothing", "no text", "version that is no text"],
+)
+def test_odd_compilers(tmp_path, monkeypatch, script, said):
+    """Whatever a compiler does, an error says what it was."""
+    monkeypatch.setenv("SNNCC_CC", str(write_compiler(tmp_path, script)))
+    with pytest.raises(BuildError) as error:
+        run_layer(tmp_path / "cache")
+
+    assert said in str(error.value)
+    assert error.value.code == "build.compiler-failed"
+
+
+def test_disk_that_the_compiler_fills(tmp_path, monkeypatch):
+    """Another compiler would not help."""
+    monkeypatch.setenv("SNNCC_CC", str(write_compiler(tmp_path, "exit 1")))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(BuildError, match="Make room in"):
+        run_layer(tmp_path / "cache")
+
+
 def test_no_compiler(tmp_path, monkeypatch):
     """The message says what to install and what else to do."""
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -263,10 +292,10 @@ def test_no_compiler(tmp_path, monkeypatch):
 
 def test_missing_chosen_compiler(tmp_path, monkeypatch):
     """A compiler that the user named is not replaced by another."""
-    monkeypatch.setenv("SNNCC_CC", "no-such-compiler -m64")
-
-    with pytest.raises(TargetError, match="'no-such-compiler -m64' that SNNCC_CC names"):
-        run_layer(tmp_path)
+    for command in ("no-such-compiler -m64", "'cc"):
+        monkeypatch.setenv("SNNCC_CC", command)
+        with pytest.raises(TargetError, match=f"'{command}' that SNNCC_CC names"):
+            run_layer(tmp_path)
 
 
 def test_unwritable_folder(tmp_path):

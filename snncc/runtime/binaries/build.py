@@ -22,6 +22,8 @@ _STDERR_TAIL = 30
 _OF_GCC = frozenset({"-fno-split-loops"})
 _GCC_VERSION = re.compile(r"\S+ \(.*?\) (\d+)\.")
 _FIRST_GCC = 7
+_LITTLE_ROOM = 1 << 20
+_AS_PATHS = {"encoding": "utf-8", "errors": "surrogateescape"}  # as the system spells paths
 _HINTS = (
     "Install gcc or clang (Debian, Ubuntu: 'apt install gcc').",
     "Or name a C compiler in the environment variable SNNCC_CC.",
@@ -44,7 +46,8 @@ class Compiler:
     def version(self) -> str:
         """Ask the compiler for its version; takes some milliseconds."""
         try:
-            run = subprocess.run([*self.command, "--version"], capture_output=True, text=True)
+            command = [*self.command, "--version"]
+            run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         except OSError as error:
             return f"unknown: {error}"
         return (run.stdout.splitlines() or ["unknown"])[0]
@@ -64,7 +67,7 @@ def find_compiler() -> Compiler:
         TargetError: There is none.
     """
     chosen = settings().cc
-    for words in [shlex.split(chosen)] if chosen else [["cc"], ["gcc"], ["clang"]]:
+    for words in [_words(chosen)] if chosen else [["cc"], ["gcc"], ["clang"]]:
         program = shutil.which(words[0]) if words else None
         if program is not None:
             return Compiler((program, *words[1:]), program_identity(program))
@@ -72,6 +75,14 @@ def find_compiler() -> Compiler:
     if chosen:
         headline = f"The C compiler '{chosen}' that SNNCC_CC names is not there."
     raise TargetError(headline, code="target.no-compiler", hints=_HINTS)
+
+
+def _words(command: str) -> list[str]:
+    """Return the words of a command; none where a quotation does not end."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
 
 
 def program_identity(program: str) -> str:
@@ -146,11 +157,14 @@ def build(source: KernelSource, compiler: Compiler, folder: Path) -> str:
     flags = understood(source.flags, version)
     compile_ = [*flags, "-fopenmp", "-fPIC", "-c", str(text), "-o", str(thing)]
     link = ["-shared", str(thing), "-o", str(library), *runtime, "-lm"]
-    text.write_text(source.text)
+    text.write_text(source.text, encoding="utf-8")
     log = [f"# {version}"]
-    for arguments in (compile_, link):
-        log += _run([*compiler.command, *arguments], text)
-        (folder / "build.log").write_text("\n".join(log) + "\n")
+    for arguments, made in ((compile_, thing), (link, library)):
+        command = [*compiler.command, *arguments]
+        log += _run(command, text)
+        if not made.exists():
+            raise _failed(command, text, f"it made no '{made.name}'", "")
+        (folder / "build.log").write_text("\n".join(log) + "\n", **_AS_PATHS)
     thing.unlink()
     return "\n".join(log)
 
@@ -158,7 +172,11 @@ def build(source: KernelSource, compiler: Compiler, folder: Path) -> str:
 def _run(command: list[str], text: Path) -> list[str]:
     try:
         run = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            stdin=subprocess.DEVNULL,
         )
     except OSError as error:
         raise _failed(command, text, f"it could not be started: {error}", "") from error
@@ -171,11 +189,14 @@ def _run(command: list[str], text: Path) -> list[str]:
 
 def _failed(command: list[str], text: Path, what: str, stderr: str) -> BuildError:
     tail = stderr.splitlines()[-_STDERR_TAIL:]
+    hints = ["Name another compiler in the environment variable SNNCC_CC."]
+    if shutil.disk_usage(text.parent).free < _LITTLE_ROOM:
+        hints = [f"Make room in '{text.parent.parent}': its disk is full."]
     return BuildError(
         f"The C compiler '{command[0]}' failed: {what}.",
         code="build.compiler-failed",
         notes=[f"Command: {shlex.join(command)}", f"Source: {text}", *tail],
-        hints=["Name another compiler in the environment variable SNNCC_CC."],
+        hints=hints,
     )
 
 

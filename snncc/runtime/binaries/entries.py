@@ -117,7 +117,7 @@ class Entries(Generic[T]):
         if not entry.exists():
             return None
         try:
-            meta = json.loads((entry / "meta.json").read_text())
+            meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
             file = entry / self._made
             # A library that was cut short would crash the process when its pages are touched.
             if _digest(file) != meta["sha256"]:
@@ -134,7 +134,7 @@ class Entries(Generic[T]):
             log, file = build(work), work / self._made
             meta: dict[str, Any] = {"kernel": name, "sha256": _digest(file)}
             meta["log"] = log.splitlines()
-            (work / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+            (work / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
             # Loaded first: a library stays usable whatever becomes of its file.
             loaded = self._open(file, name)
             _publish(work, _entry(folder, key))

@@ -58,7 +58,7 @@ class Nvcc:
         Raises:
             BuildError: The compiler failed.
         """
-        (folder / "kernel.cu").write_text(text)
+        (folder / "kernel.cu").write_text(text, encoding="utf-8")
         # Intermediate files are kept, of which the .ptx is one.
         options = [f"-arch={arch}", *flags, "-cubin", "-keep", "-Xptxas=-v"]
         command = [*self.command, *options, "kernel.cu"]

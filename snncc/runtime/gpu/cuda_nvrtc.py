@@ -44,7 +44,7 @@ class Nvrtc:
         Raises:
             BuildError: The compiler failed.
         """
-        (folder / "kernel.cu").write_text(text)
+        (folder / "kernel.cu").write_text(text, encoding="utf-8")
         options = [f"-arch={arch}", *flags, *(f"-I{path}" for path in self.include)]
         program = ctypes.c_void_p()
         self._check(
