@@ -143,6 +143,22 @@ class LateReset(Weighted):
         return torch.stack(out)
 
 
+class Compared(Weighted):
+    """Spikes are true or false, and become numbers where weights read them."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        v = w = s = x.new_zeros(x.shape[1:])
+        out, left = [], []
+        for x_t in x:
+            h = 0.5 * v + self.a(x_t) + self.b(s)
+            fires = h >= 1.0
+            s, v = fires.to(h.dtype), torch.where(fires, 0.0, h)
+            z, w = leaky(w, self.c(s))
+            out.append(z)
+            left.append(v)
+        return torch.stack(out), torch.stack(left)
+
+
 class LateShown(Weighted):
     """Spikes of the step before are shown, and read by what is no part of the network."""
 
@@ -183,7 +199,7 @@ class Contained(Weighted):
 
 
 @pytest.mark.parametrize(
-    "kind", [CarriedCurrent, OneToOne, LateReset, LateShown, Branches, Contained]
+    "kind", [CarriedCurrent, OneToOne, LateReset, Compared, LateShown, Branches, Contained]
 )
 def test_ways_of_spikes_in_wide_groups_are_the_serial_code(kind: type[nn.Module]) -> None:
     """Whatever is linear between spikes and neurons, a step late or not, is part of the queue."""
@@ -245,6 +261,17 @@ def before_last(x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def current_between(x: Tensor) -> Tensor:
+    v = w = i = x.new_zeros(x.shape[1:])
+    out = []
+    for x_t in x:
+        s, v = leaky(v, x_t)
+        i = 0.5 * i + s.flip(1)
+        z, w = leaky(w, i)
+        out.append(z)
+    return torch.stack(out)
+
+
 def drawn_feedback(x: Tensor) -> Tensor:
     v = s = x.new_zeros(x.shape[1:])
     out = []
@@ -268,6 +295,7 @@ def started_otherwise(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
+        (current_between, "from step to step is between spikes and a neuron"),
         (before_last, "a state stays outside of neurons"),
         (drawn_feedback, "spikes are multiplied by|depends on the input, or is drawn"),
         (started_otherwise, "one step is another program"),
@@ -275,7 +303,7 @@ def started_otherwise(x: Tensor) -> Tensor:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_other_feedback_is_refused(model: Any, says: str) -> None:
-    """Spikes of two steps before, masks that are drawn, and two beginnings of one layer."""
+    """Currents, spikes of two steps before, masks that are drawn, another first step."""
     with pytest.raises(SnnccError, match=says) as refusal:
         compiled(model)(spikes(random.Random(1), 5, 3, 4))
 

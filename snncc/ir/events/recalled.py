@@ -39,10 +39,4 @@ class Recalled:
 def from_start(x: Tensor, initial: Tensor | float) -> Tensor:
     """Return a sequence [T, *] with another value at the first step."""
     first = torch.as_tensor(initial, dtype=x.dtype).expand(x.shape[1:])
-    return torch.cat([first[None], x[1:]])[: len(x)]
-
-
-def step_before(x: Tensor, initial: Tensor | float) -> Tensor:
-    """Return the values of the step before of a sequence [T, *]."""
-    first = torch.as_tensor(initial, dtype=x.dtype).expand(x.shape[1:])
-    return torch.cat([first[None], x])[: len(x)]
+    return torch.cat([first[None], x[1:]])

@@ -62,8 +62,8 @@ def without_offset(node: Node, tainted: Set[Node], varying: Set[Node]) -> Call |
         if inner in targets:
             return rule(node, inner, tainted, varying)
     if isinstance(inner, NeuronCall):
-        reason = f"what '{inner.__name__}' gives beside spikes drives neurons: it waits for all"
-        return _rejected(node, f"{reason}; in place of fc(a + b), add up fc(a) + fc(b)")
+        reason = f"what '{inner.__name__}' keeps from step to step is between spikes and a neuron"
+        return _rejected(node, f"{reason}, or more than its spikes drives others")
     name = getattr(inner, "__name__", str(inner))
     return _rejected(node, f"'{name}' is not linear in the spikes that it gets")
 

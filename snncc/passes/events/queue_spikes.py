@@ -23,11 +23,11 @@ import torch.fx
 
 from snncc.ir.custom_gradient import CustomGradient
 from snncc.ir.events.network import EventOrder, EventResult, Shown
-from snncc.ir.events.recalled import Recalled, step_before
+from snncc.ir.events.recalled import Recalled
 from snncc.ir.neuron_call import NeuronCall
 from snncc.ir.numerics import Numerics
 from snncc.ir.program import NeuronProgram
-from snncc.ir.sequence_ops import TripLength
+from snncc.ir.sequence_ops import TripLength, shift_time
 from snncc.passes.base import Rejection
 from snncc.passes.events.between import closure
 from snncc.passes.events.find_network import Found, NetworkFinder, find_spikes
@@ -154,7 +154,7 @@ class _Replacement:
                 env[node] = values[result]
         for node, spikes in self.found.recalled.items():
             initial = torch.fx.node.map_arg(node.args[0], env.__getitem__)
-            env[node] = made.call_function(step_before, (env[spikes], initial))
+            env[node] = made.call_function(shift_time, (env[spikes], initial))
             env[node].meta.update(node.meta)
         for node in self.graph.nodes:
             if node in self.found.neurons:

@@ -60,7 +60,7 @@ class _Neurons:
         leads: set[int] = set()
         for part in reversed(self.order):
             behind = set(self.near(part)) - states
-            if any(map(is_spike, self.members[part])) or not leads.isdisjoint(behind):
+            if any(map(_is_decided, self.members[part])) or not leads.isdisjoint(behind):
                 leads.add(part)
         for part in self.order:
             is_kept = all(node.op == "placeholder" for node in self.members[part])
@@ -82,6 +82,12 @@ class _Neurons:
 def _is_state(nodes: Set[torch.fx.Node]) -> bool:
     """Tell whether a component is fed back: a carry, and what becomes of it."""
     return {"placeholder", "call_function"} <= {node.op for node in nodes}
+
+
+def _is_decided(node: torch.fx.Node) -> bool:
+    """Tell whether a node is a spike, or makes a number of one that is true or false."""
+    given = (n.meta.get("dtype") for n in node.all_input_nodes)
+    return is_spike(node) or torch.bool in given
 
 
 def is_spike(node: torch.fx.Node) -> bool:
