@@ -159,6 +159,32 @@ class Compared(Weighted):
         return torch.stack(out), torch.stack(left)
 
 
+class Written(Weighted):
+    """A potential whose reset has a gradient of its own is a state, and no spike."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        v, s, out = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]), []
+        for x_t in x:
+            h = 0.5 * v + self.a(x_t) + self.b(s)
+            s = spike(h - 1.0)
+            with torch.no_grad():
+                h[s > 0] = 0.0
+            v = h
+            out.append(s)
+        return torch.stack(out), v
+
+
+class Autonomous(Weighted):
+    """The input is what the layer hears first; after that it hears itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, s, out = x.new_zeros(x.shape[1:]), x[0], []
+        for _ in range(6):
+            s, v = leaky(v, self.a(s))
+            out.append(s)
+        return torch.stack(out)
+
+
 class LateShown(Weighted):
     """Spikes of the step before are shown, and read by what is no part of the network."""
 
@@ -199,7 +225,11 @@ class Contained(Weighted):
 
 
 @pytest.mark.parametrize(
-    "kind", [CarriedCurrent, OneToOne, LateReset, Compared, LateShown, Branches, Contained]
+    "kind",
+    [
+        *(CarriedCurrent, OneToOne, LateReset, Compared, Written, Autonomous),
+        *(LateShown, Branches, Contained),
+    ],
 )
 def test_ways_of_spikes_in_wide_groups_are_the_serial_code(kind: type[nn.Module]) -> None:
     """Whatever is linear between spikes and neurons, a step late or not, is part of the queue."""

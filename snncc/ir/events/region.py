@@ -160,11 +160,14 @@ class _Tensors:
     def _samples(self) -> tuple[int, Tensor]:
         """Return the batch size, and some tensor on the device of all of them."""
         sizes, like = list[int](), list[Tensor]()
-        for group in self.region.groups:
+        for group, start in zip(self.region.groups, self.region.emitted, strict=True):
             if isinstance(group, Given):
                 x = self.arguments[group.argument]
                 return x.shape[1], x.to(self.region.dtype)
             known, seen = self._seen(group)
+            first = self.arguments[start] if isinstance(start, int) else None
+            if isinstance(first, Tensor) and first.dim() == len(group.shape) + 1:
+                known, seen = [*known, first.shape[0]], [*seen, first]
             sizes, like = sizes + known, like + seen
             if not group.sources:
                 break

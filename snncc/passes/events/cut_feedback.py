@@ -30,6 +30,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.fx
 
+from snncc.frontend.operators.canonical import graft
 from snncc.ir.events.recalled import Recalled
 from snncc.ir.numerics import Numerics
 from snncc.ir.time_loop import Carry, Fill, Result, Step, TimeLoop
@@ -92,7 +93,22 @@ class _Cut:
     def is_cut(self, carry: Carry) -> bool:
         """Tell whether a state is made of spikes, and read in a way that needs no state."""
         has_shape = "shape" in self.nodes[carry.name].meta
-        return has_shape and self.made_of_spikes(carry) is not None and bool(self.readers(carry))
+        is_made = self.made_of_spikes(carry) is not None and self.has_membrane(carry)
+        return has_shape and is_made and bool(self.readers(carry))
+
+    def has_membrane(self, carry: Carry) -> bool:
+        """Tell whether what decides is made of a state that is not decided itself.
+
+        A potential may be reset by a function with a gradient of its own, which is no spike.
+        """
+        kept = {c.name for c in self.loop.carries if self.made_of_spikes(c) is None}
+        wanted, seen = [self.nodes[carry.update]], set[Node]()
+        while wanted:
+            node = wanted.pop()
+            if node not in seen:
+                seen.add(node)
+                wanted += node.all_input_nodes
+        return any(node.name in kept for node in seen)
 
     def made_of_spikes(self, carry: Carry) -> set[Node] | None:
         """Return what makes a state of the spikes of a step and of what all steps share.
@@ -103,10 +119,10 @@ class _Cut:
         fires = False
         while wanted:
             node = wanted.pop()
+            if node.target is graft or node.meta.get("impure"):
+                return None
             if is_spike(node):
                 fires = True
-            elif node.meta.get("impure"):
-                return None
             elif node.op == "call_function" and node not in seen:
                 seen.add(node)
                 wanted += node.all_input_nodes
