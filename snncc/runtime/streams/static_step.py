@@ -262,7 +262,9 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 def _writer(target: Any, args: Any, kwargs: Any, place: Tensor, value: Tensor) -> Action | None:
     """Return a call that computes straight into its place, with the same bits; None without."""
     if getattr(target, "__name__", "") == "linear":
-        write = _linear_writer(*args, place=place, **kwargs)
+        # Bits of spikes are for gradients alone.
+        own = {key: value for key, value in kwargs.items() if key != "spikes"}
+        write = _linear_writer(*args, place=place, **own)
     elif target in _WITH_OUT:
         write = _with_out(target, args, kwargs, place)
     else:
