@@ -94,14 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--forms", action="store_true", help="check the parallel modes instead")
     parser.add_argument("--exports", action="append", choices=FORMATS, help="check this instead")
     chosen = parser.parse_args(arguments)
+    cases = [c for c in all_cases() if chosen.group is None or c.group in chosen.group]
     if chosen.forms:
-        store_forms(compiling(all_cases()))
+        store_forms(compiling(cases))
     for format in chosen.exports or ():
-        store_exports(compiling(all_cases()), format)
+        store_exports(compiling(cases), format)
     is_stored = chosen.stored or chosen.forms or chosen.exports
-    for name, cases in {} if is_stored else by_group(all_cases()).items():
-        if chosen.group is None or name in chosen.group:
-            store(name, cases, measure_too=chosen.measure)
+    for name, members in {} if is_stored else by_group(cases).items():
+        store(name, members, measure_too=chosen.measure)
     PAGE.write_text(page(), encoding="utf-8")
 
 
@@ -141,12 +141,13 @@ def store(group: str, cases: list[Case], *, measure_too: bool) -> None:
 
 def store_forms(cases: list[Case]) -> None:
     """Check cases in all parallel modes, and store which are refused."""
-    refused: dict[str, dict[str, str]] = {}
+    known = stored_forms() if FORMS_FILE.exists() else {}
+    refused = dict(known.get("refused", {}))
     for form in FORMS:
         codes = {case.id: check_form(case, form) for case in cases}
-        refused[form.title] = {name: code for name, code in codes.items() if code}
-    result = {"cases": [case.id for case in cases], "refused": refused}
-    FORMS_FILE.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        refused[form.title] = _renewed(refused.get(form.title, {}), codes)
+    _write(FORMS_FILE, known, cases, refused)
+    stored_forms.cache_clear()
 
 
 def store_exports(cases: list[Case], format: str) -> None:
@@ -155,10 +156,28 @@ def store_exports(cases: list[Case], format: str) -> None:
     refused = dict(known.get("refused", {}))
     with tempfile.TemporaryDirectory() as folder:
         codes = {case.id: check_export(case, format, Path(folder) / "bundle") for case in cases}
-    refused[format] = {name: code for name, code in codes.items() if code}
-    result = {"cases": [case.id for case in cases], "refused": dict(sorted(refused.items()))}
-    EXPORTS_FILE.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    refused[format] = _renewed(refused.get(format, {}), codes)
+    _write(EXPORTS_FILE, known, cases, dict(sorted(refused.items())))
     stored_exports.cache_clear()
+
+
+def _renewed(refused: dict[str, str], codes: dict[str, str]) -> dict[str, str]:
+    """Return the codes of what is refused, those of the cases that were checked anew."""
+    found = {**refused, **codes}
+    order = [case.id for case in compiling(all_cases())]
+    return {name: code for name in order if (code := found.get(name))}
+
+
+def _write(
+    file: Path, known: Facts, checked: list[Case], refused: dict[str, dict[str, str]]
+) -> None:
+    """Store what is refused of the cases that were ever checked, in the order of the corpus."""
+    names = {*known.get("cases", ()), *(case.id for case in checked)}
+    result = {
+        "cases": [case.id for case in compiling(all_cases()) if case.id in names],
+        "refused": refused,
+    }
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def can_be_timed(case: Case) -> bool:
