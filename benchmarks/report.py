@@ -29,6 +29,7 @@ QUESTIONS = {
     "recurrent": "What do recurrent weights cost?",
     "compile_time": "How long does the first call take?",
     "latency": "How long does one step take at batch one, in Python, C and ONNX?",
+    "online": "How long does a training step take that ends at its time step?",
     "whole_numbers": "What do 8 and 16 bits cost and save?",
     "parallel": "How does the time of neurons without reset grow with the sequence?",
     "forms": "When do chunks of time pay, and how well does `auto` choose?",
@@ -61,6 +62,12 @@ The C library skips the weights of inputs that are zero; the times include its o
 The ONNX models are exported from the same network and run by onnxruntime: step by step from Python,
 and the whole sequence in one call.
 An empty call takes and returns what a step does and computes nothing: what is above is the step.
+"""
+ONLINE = """Training with a gradient after each step of a 700-128-128-20 network, or of two
+convolutions and a linear layer, without the optimizer: serial code whose states are detached, a
+stream of mode `online`, all steps in one call of it, and neurons of other libraries.
+"Kept" is the most that autograd holds for backward at once.  A stream keeps a recorded step in
+memory of its own, which is not counted.
 """
 WHOLE_NUMBERS = """C libraries of two networks at batch one, on one thread, compiled with -O3 for
 any x86-64: in floats, and in [whole numbers](export.md#whole-numbers).
@@ -136,6 +143,7 @@ def main() -> None:
             ("recurrent", RECURRENT),
             ("compile_time", COMPILE),
             ("latency", LATENCY),
+            ("online", ONLINE),
             ("whole_numbers", WHOLE_NUMBERS),
             ("parallel", PARALLEL),
             ("forms", FORMS),
@@ -249,6 +257,7 @@ COLUMNS = {
     "first_step_mib": "first step MiB",
     "peak_mib": "peak MiB",
     "step_us": "us a step",
+    "kept_kib": "kept KiB",
     "psn_over_this": "PSN / this",
     "spike_rate": "spikes a step",
     "sweeps_of_a_chunk": "sweeps of a chunk",

@@ -45,6 +45,7 @@ def _packed(x: Tensor) -> tuple[Tensor, Kept]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack inputs of any size."""
     monkeypatch.setattr(memory, "SMALLEST", 1)
+    monkeypatch.setattr(spikes, "SMALLEST", 1)
 
 
 @settings(deadline=None, max_examples=30)

@@ -24,6 +24,8 @@ from snncc.runtime.launch import DTYPES
 from snncc.runtime.loops.row_plan import float_type
 from snncc.runtime.tracing import is_traced
 
+# Bytes of values from which on they are packed: with fewer there is more to lose than to gain.
+SMALLEST = 1 << 21
 # Values that operators of torch pack or unpack at a time; a multiple of 8.
 _PIECE = 1 << 22
 
@@ -153,7 +155,7 @@ class _Values(torch.autograd.Function):
 
 def _is_packable(x: Tensor) -> bool:
     """Tell whether there is enough to gain, in an order of memory that can be given back."""
-    if x.nbytes < memory.SMALLEST or is_traced((x,)) or x.is_neg():
+    if x.nbytes < SMALLEST or is_traced((x,)) or x.is_neg():
         return False
     return (x.dtype in DTYPES if x.is_cpu else x.is_floating_point()) and _is_dense(x)
 
