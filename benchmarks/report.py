@@ -124,7 +124,7 @@ One command measures all of them: `python3 -m benchmarks.gpu`.
 
 
 # Results that were not measured again when kernels, loops and recording had changed.
-OLDER = frozenset({"neuron", "network", "compile_time"})
+OLDER = frozenset({"compile_time"})
 OLDER_NOTE = """*Older code:* measured before the other tables of this page, and not again since.
 """
 _SHARE = "wrong_at_decay_0.5"
