@@ -123,10 +123,6 @@ One command measures all of them: `python3 -m benchmarks.gpu`.
 """
 
 
-# Results that were not measured again when kernels, loops and recording had changed.
-OLDER = frozenset({"compile_time"})
-OLDER_NOTE = """*Older code:* measured before the other tables of this page, and not again since.
-"""
 _SHARE = "wrong_at_decay_0.5"
 
 
@@ -157,7 +153,6 @@ def main() -> None:
             if file.exists():
                 result = json.loads(file.read_text(encoding="utf-8"))
                 parts += [f"## {name.replace('_', ' ')}, {folder.name}\n", text]
-                parts += [OLDER_NOTE] if name in OLDER else []
                 parts += [machine(result["machine"]), *tables(result["records"])]
         parts += list(gpu_sections(folder))
     parts += [not_measured(RESULTS)]
