@@ -259,3 +259,20 @@ def test_copies_of_learnable_dynamic_decays(x: Tensor) -> None:
     fast = snncc.compile(Learnable(), mode="dynamic_decay", example_inputs=(x,))
 
     assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+
+
+def _by_layout(x: Tensor) -> Tensor:
+    scale = 1.0 if x.is_contiguous() else 2.0
+    v, values = torch.zeros(x.shape[1:]), []
+    for t in range(x.shape[0]):
+        v = 0.5 * v + scale * x[t]
+        values.append(v)
+    return torch.stack(values)
+
+
+def test_code_may_ask_whether_its_input_is_contiguous() -> None:
+    """A recording serves calls with the same answer, and no call records twice."""
+    fast, x = snncc.compile(_by_layout), torch.rand(6, 5, 5)
+    for given in (x, x.transpose(1, 2), x.clone(), x.flip(0).transpose(1, 2)):
+        assert torch.equal(fast(given), _by_layout(given))
+    assert len(fast.plans) == 2

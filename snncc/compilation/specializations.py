@@ -52,6 +52,7 @@ class Specializations:
         self.gates = gates
         self._watcher = StateWatcher(program)
         self._families: dict[Hashable, _Family] = {}
+        self._asks_for_layouts = False
 
     def __iter__(self) -> Iterator[Compiled]:
         """Iterate over the programs in the order in which they were made."""
@@ -74,12 +75,21 @@ class Specializations:
         leaves, spec = flatten(args, kwargs)
         state, held = self._watcher.state()
         given, sizes = describe_arguments(self.program, args, kwargs, leaves)
-        shapes, key = (*sizes, *held), (spec, given, state, surroundings(), options)
+        shapes, known = (*sizes, *held), (spec, given, state, surroundings(), options)
+        key = (known, self._layouts(leaves))
         family = self._families.setdefault(key, _Family(options))
         for member in family.members:
             if member.serves(shapes) and holds(member.tape, self.program, args, kwargs):
                 return member.compiled
-        return self._make(family, shapes, args, kwargs)
+        compiled = self._make(family, shapes, args, kwargs)
+        self._families[known, self._layouts(leaves)] = family  # the recording may have shown it
+        return compiled
+
+    def _layouts(self, leaves: Sequence[Any]) -> Hashable:
+        """Return which arguments are contiguous, where the user's code may ask for it."""
+        if not self._asks_for_layouts:
+            return None
+        return tuple(isinstance(x, Tensor) and x.is_contiguous() for x in leaves)
 
     def gather(
         self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -138,6 +148,7 @@ class Specializations:
             recording = record(self.program, args, kwargs)
             if not recording.rolled.loops:
                 recording = record_longer(self.program, args, kwargs, recording) or recording
+        self._asks_for_layouts |= recording.tape.asks_for_layouts
         members = [] if recording.exact else family.members
         same = [m for m in members if _is_same(m.compiled, recording)]
         for member in same:

@@ -28,15 +28,15 @@ from snncc.frontend.placement import require_values
 from snncc.frontend.recorder import Recorder
 from snncc.frontend.session import Session
 from snncc.frontend.state.aftermath import Aftermath
-from snncc.frontend.state.modes import reads_of_modes, without_gradients_for_users
+from snncc.frontend.state.modes import asks_for_layouts, reads_of_modes, without_gradients_for_users
 from snncc.frontend.state.origin import Outside
 from snncc.frontend.state.parameters import parameters_refused
 from snncc.frontend.state.reads import UserCode, may_read, require_unchanged
-from snncc.frontend.state.sources import Holder, PythonGenerators, gather, named_tensors, preserved
+from snncc.frontend.state.sources import PythonGenerators, gather, named_tensors, preserved
 from snncc.frontend.stepping import user_code
 from snncc.frontend.traced import TracedInt
 from snncc.ir.custom_gradient import run_graph
-from snncc.ir.tape import Read, Source, SourceKind, Tape
+from snncc.ir.tape import Source, SourceKind, Tape
 
 __all__ = ["capture", "gather", "replay"]
 
@@ -98,21 +98,24 @@ def capture(
         tape.guards = tuple(outside.guards.values())
         tape.is_steered_by_sizes = recorder.comparisons.are_steering
         tape.counts = tuple(recorder.comparisons.counts())
-        tape.reads = _reads(session, before.holders, with_gradients=with_gradients)
+        code = _code(session)
+        reads = code.reads(before.holders)  # finds more code
+        modes = reads_of_modes(code.code, with_gradients=with_gradients)
+        tape.reads = (*reads, *modes)
+        tape.asks_for_layouts = asks_for_layouts(code.code)
         recorder.close()
         return tape
 
 
-def _reads(session: Session, holders: list[Holder], *, with_gradients: bool) -> tuple[Read, ...]:
-    """Return what a finished run has read: globals, attributes of classes, modes of torch."""
+def _code(session: Session) -> UserCode:
+    """Return the code of the user that ran, or that backward may run."""
     code = UserCode()
     for each, variables in session.sites.code.items():
         code.add(each, variables)
     for function in session.functions:
         code.add_class(function)
         code.add_methods(function, _RULES)
-    reads = code.reads(holders)  # finds more code
-    return (*reads, *reads_of_modes(code.code, with_gradients=with_gradients))
+    return code
 
 
 _RULES = ("forward", "backward", "setup_context", "vjp")

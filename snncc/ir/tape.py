@@ -210,6 +210,7 @@ class Tape:
             or found two sizes unequal: the program may be another one at other sizes.
         counts: The counters that Python compared with sizes.
         reads: The globals and class attributes that the user's code reads.
+        asks_for_layouts: Whether that code may ask tensors whether they are contiguous.
         placements: For each output how it lies in memory; None for what is no tensor, or is only
             written into one.
         memories: For each source the number of its memory, None where nobody shares it.
@@ -232,6 +233,7 @@ class Tape:
     is_steered_by_sizes: bool = False
     counts: tuple[Count, ...] = ()
     reads: tuple[Read, ...] = ()
+    asks_for_layouts: bool = False
     placements: tuple[Placement | None, ...] = ()
     memories: tuple[int | None, ...] = ()
     result: Any = field(default=None, repr=False)

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 import snncc
 from snncc.ir import interpret
 from snncc.ir.nodes import Binary, Const, Detach, Expr, Op, Select, Unary, Var
-from snncc.nn import ATan
 from snncc.passes.pack_spikes import is_zero_or_one
+from tests.passes.between import Between, Two
 
-Between = Callable[[Tensor, Tensor, Tensor], Tensor]
 CHANNELS = 4
-
-
-class Two(nn.Module):
-    """A convolution, a neuron, and a layer that reads a function of potential, spike and input."""
-
-    def __init__(self, between: Between, second: nn.Module) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
-        self.second = second
-        self.between = between
-        self.spike = ATan(2.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = torch.zeros(())
-        total = torch.zeros(())
-        for x_t in x:
-            h = 0.5 * v + self.first(x_t)
-            s = self.spike(h - 0.2)
-            v = h - 0.2 * s
-            total = total + self.second(self.between(h, s, x_t))
-        return total
 
 
 BITS: dict[str, Between] = {
@@ -71,7 +47,8 @@ OTHER: dict[str, Between] = {
 def marked(between: Between, second: nn.Module) -> list[str]:
     """Return the layers that the plan says keep bits."""
     torch.manual_seed(0)
-    fast = snncc.compile(Two(between, second))
+    first = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+    fast = snncc.compile(Two(between, first, second))
     fast(torch.randn(3, 2, CHANNELS, 5, 5))
     layers = fast.plans[0].layers
     return [x.name.rpartition("_")[0] or x.name for x in layers if x.kept_bytes == 0.125]

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import snncc
-from snncc.nn import ATan
 from snncc.runtime.products import convolution
+from tests.passes.between import Between, Two
 
 CHANNELS = 16
-Between = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Two(nn.Module):
-    """Two convolutions; a function of potential, spike and input is between them."""
-
-    def __init__(self, between: Between, channels: int = CHANNELS) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(CHANNELS, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.between = between
-        self.spike = ATan(2.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = torch.zeros(())
-        total = torch.zeros(())
-        for x_t in x:
-            h = 0.5 * v + self.first(x_t)
-            s = self.spike(h - 0.2)
-            v = h - 0.2 * s
-            total = total + self.second(self.between(h, s, x_t))
-        return total
+def two(between: Between, channels: int = CHANNELS) -> Two:
+    """Return two convolutions."""
+    first = nn.Conv2d(CHANNELS, channels, 3, padding=1)
+    return Two(between, first, nn.Conv2d(channels, channels, 3, padding=1))
 
 
 SPIKING: dict[str, Between] = {
@@ -66,24 +48,24 @@ def marked(model: nn.Module, **options: object) -> list[str]:
 @pytest.mark.parametrize("name", SPIKING)
 def test_convolutions_of_spikes_skip_zeros(name: str) -> None:
     """What is zero wherever nothing fires is worth a count."""
-    assert marked(Two(SPIKING[name])) == ["second"]
+    assert marked(two(SPIKING[name])) == ["second"]
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_other_convolutions_do_not(name: str) -> None:
     """What has no reason to be zero is not counted."""
-    assert marked(Two(OTHER[name])) == []
+    assert marked(two(OTHER[name])) == []
 
 
 def test_few_channels_are_left_alone() -> None:
     """A filter of few channels has too little to skip."""
-    assert marked(Two(SPIKING["a spike"], channels=8)) == []
+    assert marked(two(SPIKING["a spike"], channels=8)) == []
 
 
 @pytest.mark.parametrize("options", [{"skip_zeros": False}, {"target": "torch"}], ids=str)
 def test_it_can_be_turned_off(options: dict[str, object]) -> None:
     """Without the option, and by the reference, convolutions are torch's."""
-    assert marked(Two(SPIKING["a spike"]), **options) == []
+    assert marked(two(SPIKING["a spike"]), **options) == []
 
 
 @pytest.mark.parametrize("name", ["a spike", "the largest"])
@@ -91,7 +73,7 @@ def test_the_network_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     """In double precision outputs and gradients agree, and the certificate holds in single."""
     monkeypatch.setattr(convolution.Shape, "pays", lambda shape, density: True)
     torch.manual_seed(0)
-    model = Two(SPIKING[name])
+    model = two(SPIKING[name])
     x = torch.randn(4, 3, CHANNELS, 10, 10)
     report = snncc.verify(model, snncc.compile(model), x)
     assert report.ok, report
@@ -109,7 +91,7 @@ def test_the_network_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_plan_says_how() -> None:
     """A plan tells that its promise is weaker, and why."""
     torch.manual_seed(0)
-    fast = snncc.compile(Two(SPIKING["a spike"]))
+    fast = snncc.compile(two(SPIKING["a spike"]))
     fast(torch.randn(4, 2, CHANNELS, 6, 6))
 
     assert "1 convolution skips the zeros of spikes" in str(fast)

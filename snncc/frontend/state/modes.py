@@ -54,6 +54,11 @@ def reads_of_modes(code: Iterable[CodeType], *, with_gradients: bool) -> tuple[R
         )
 
 
+def asks_for_layouts(code: Iterable[CodeType]) -> bool:
+    """Tell whether code of the user may ask tensors whether they are contiguous."""
+    return any("is_contiguous" in names_in(each) for each in code)
+
+
 @contextmanager
 def without_gradients_for_users() -> Iterator[None]:
     """Tell code of the user that there are no gradients."""
