@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
     result.add_argument("--machine", help="name of the folder of results; default: the device")
     result.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    together = os.environ.get("OUT") and Path(os.environ["OUT"]) / "gpu.json"
+    together = Path(os.environ["OUT"]) / "gpu.json" if os.environ.get("OUT") else None
     result.add_argument("--together", type=Path, default=together, help="one file for all results")
     result.add_argument("--split", type=Path, help="such a file, to take apart into results")
     result.add_argument("--wheels", type=Path, help="a folder of wheels of pure Python packages")
