@@ -50,6 +50,7 @@ class Specializations:
         self.name = name
         self.options = options
         self.gates = gates
+        self._calm = replace(options, spikes="threshold", refractory_dropout=0.0)
         self._watcher = StateWatcher(program)
         self._families: dict[Hashable, _Family] = {}
         self._asks_for_layouts = False
@@ -70,8 +71,7 @@ class Specializations:
             training: Whether the model is in training mode, where spikes may be drawn, and neurons
                 may be spared from being refractory.
         """
-        calm = replace(self.options, spikes="threshold", refractory_dropout=0.0)
-        options = self.options if training else calm
+        options = self.options if training else self._calm
         leaves, spec = flatten(args, kwargs)
         state, held = self._watcher.state()
         given, sizes = describe_arguments(self.program, args, kwargs, leaves)

@@ -38,7 +38,9 @@ class Inner(nn.Module):
         self.activation: Callable[[Tensor], Tensor] = torch.relu
         self.settings = SimpleNamespace(gain=1.0)
         self.table = {"gain": [1.0, 2.0]}
+        self.seen: Any = []
         self.extras = [nn.Linear(3, 3)]
+        self.biases = [self.linear.bias]
         self.register_buffer("offset", torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,6 +72,11 @@ CHANGES: dict[str, Callable[[Inner], object]] = {
     "object": lambda m: setattr(m, "settings", SimpleNamespace(gain=3.0)),
     "number in a container": lambda m: m.table["gain"].__setitem__(0, 3.0),
     "container": lambda m: setattr(m, "table", {"gain": (3.0,)}),
+    "what was empty": lambda m: m.seen.append(1.0),
+    "another empty container": lambda m: setattr(m, "seen", {}),
+    "a tensor for a container": lambda m: setattr(m, "seen", torch.zeros(2)),
+    "another parameter in a list": lambda m: m.biases.__setitem__(0, m.extras[0].bias),
+    "tied parameters": lambda m: setattr(m.extras[0], "bias", m.linear.bias),
     "function": lambda m: setattr(m, "activation", torch.tanh),
     "evaluation": lambda m: m.eval(),
     "flag of a part": lambda m: m.linear.eval(),
@@ -120,6 +127,7 @@ REPLACED: dict[str, Callable[[Inner], object]] = {
     "equal object": lambda m: setattr(m, "settings", SimpleNamespace(gain=1.0)),
     "equal number": lambda m: setattr(m, "scale", float("1.0")),
     "equal list": lambda m: m.table.__setitem__("gain", [1.0, 2.0]),
+    "equal empty list": lambda m: setattr(m, "seen", []),
     "gradient": lambda m: m(torch.ones(3)).sum().backward(),
 }
 

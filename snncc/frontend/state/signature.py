@@ -76,6 +76,11 @@ class Describer:
         self._tensors: dict[int, int] = {}
         self._memories: dict[int, int] = {}
 
+    def number(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the first numbers; those that are among them are told from others."""
+        for tensor in tensors:
+            self._tensors.setdefault(id(tensor), len(self._tensors))
+
     def describe_all(self, holders: Iterable[Holder]) -> Hashable:
         """Return the descriptions of all that some holders hold."""
         return tuple([
@@ -91,12 +96,11 @@ class Describer:
     def describe(self, value: Any) -> Hashable:
         """Return a value that is equal for what the model's Python cannot tell apart."""
         kind = type(value)
-        if isinstance(value, nn.Parameter):
-            return *self._kind(value), value.shape
-        if isinstance(value, Tensor):
-            return self._tensor(value)
         if kind in PLAIN:
             return kind, value
+        if isinstance(value, Tensor):
+            is_parameter = isinstance(value, nn.Parameter)
+            return (*self._kind(value), value.shape) if is_parameter else self._tensor(value)
         if kind is float:
             return kind, value, math.copysign(1.0, value)
         if isinstance(value, dict):

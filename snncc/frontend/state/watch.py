@@ -4,28 +4,32 @@ A recording depends on the model's attributes, flags and tensor types: on its *s
 (`snncc.frontend.state.signature`).  To take it walks over all of the model, which costs as much as
 a small kernel; between two calls hardly anything changes.  A `Watch` therefore keeps what the walk
 found, as flat lists, and compares in a few passes of C code: the names, the identity of what cannot
-change without becoming another object, and a description of what can (tensors, containers).
+change without becoming another object, that what was empty is empty, the traits of parameters, and
+a description of what else can change (states, containers).
 Whatever differs leads to a new walk, so a watch can be too careful but not too careless.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, MutableMapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, MutableMapping
 from itertools import chain, compress
-from operator import is_, methodcaller
+from operator import attrgetter, is_
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.state.signature import Describer, Shape, Shapes
 from snncc.frontend.state.sources import gather, walk
 from snncc.ir.tape import SourceKind, Tape
 
-_values = methodcaller("values")
 _CONTAINERS = (list, dict, tuple, deque)
+# Containers of which nothing but their type is left to describe once they are empty.
+_PLAIN_CONTAINERS = frozenset({list, dict, OrderedDict, tuple, deque})
+# What `Describer` says of a parameter, besides which one it is.
+_traits = attrgetter("dtype", "device", "requires_grad", "layout", "shape")
 
 # The holder of a source's tensor and its key there; None stands for the leaves of the arguments.
 _Place = tuple[Any, Any]
@@ -99,15 +103,19 @@ class _Watch:
         # A function's variables are found anew at each walk; attributes live in a dictionary.
         self._is_lasting = all(isinstance(entries, dict) for entries in self._entries)
         self._names = list(chain.from_iterable(self._entries))
-        values = list(chain.from_iterable(map(_values, self._entries)))
+        self._values = [entries.values() for entries in self._entries]  # of each moment
+        values = list(chain.from_iterable(self._values))
         hidden = [key in holder.hidden for holder in holders for key in holder.entries]
-        may_change = [
-            isinstance(value, Tensor) or (isinstance(value, _CONTAINERS) and not is_hidden)
-            for value, is_hidden in zip(values, hidden, strict=True)
-        ]
-        self._changing, self._lasting = may_change, [not each for each in may_change]
-        self._seen = _described(compress(values, self._changing))
-        self._objects = list(compress(values, self._lasting))
+        ways = [_way(value, hide) for value, hide in zip(values, hidden, strict=True)]
+        self._same, self._empty, self._described = (
+            [way in chosen for way in ways] for chosen in (_IDENTICAL, {"empty"}, {"described"})
+        )
+        self._objects = list(compress(values, self._same))
+        self._kinds = list(map(type, compress(values, self._empty)))
+        self._parameters = [v for v, way in zip(values, ways, strict=True) if way == "parameter"]
+        self._traits = list(map(_traits, self._parameters))
+        self._changes = any(self._described)
+        self._seen = self._describe(values)
         self._tensors: dict[str, tuple[MutableMapping[str, Any], str]] = {
             holder.name(key): (holder.entries, key)
             for holder in holders
@@ -129,11 +137,21 @@ class _Watch:
             return True
         if list(chain.from_iterable(self._entries)) != self._names:
             return True
-        values = list(chain.from_iterable(map(_values, self._entries)))
+        values = list(chain.from_iterable(self._values))
+        empty = list(compress(values, self._empty))
         return not (
-            all(map(is_, compress(values, self._lasting), self._objects))
-            and _described(compress(values, self._changing)) == self._seen
+            all(map(is_, compress(values, self._same), self._objects))
+            and list(map(type, empty)) == self._kinds
+            and not any(empty)
+            and list(map(_traits, self._parameters)) == self._traits
+            and (not self._changes or self._describe(values) == self._seen)
         )
+
+    def _describe(self, values: list[Any]) -> tuple[list[Hashable], list[Shape]]:
+        """Describe what is compared neither by identity nor by being empty."""
+        describer = Describer()
+        describer.number(self._parameters)  # one of them may be among the others, too
+        return list(map(describer.describe, compress(values, self._described))), describer.shapes
 
     def places(self, tape: Tape) -> list[_Place] | None:
         """Return where the tensors of a tape are; None where one has to be looked for each time."""
@@ -151,9 +169,18 @@ class _Watch:
         return self._tensors.get(source.name)
 
 
-def _described(values: Iterable[Any]) -> tuple[list[Hashable], list[Shape]]:
-    describer = Describer()
-    return [describer.describe(value) for value in values], describer.shapes
+_IDENTICAL = frozenset({"identical", "parameter"})
+
+
+def _way(value: Any, hidden: bool) -> str:
+    """Return how a value is watched."""
+    if type(value) is nn.Parameter:
+        return "parameter"
+    if isinstance(value, Tensor):
+        return "described"
+    if hidden or not isinstance(value, _CONTAINERS):
+        return "identical"
+    return "empty" if type(value) in _PLAIN_CONTAINERS and not value else "described"
 
 
 def _reference(value: Any) -> Callable[[], Any]:

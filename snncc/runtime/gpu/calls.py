@@ -17,6 +17,7 @@ from snncc.runtime.gpu.layout import Seen, densify_steps, extents, group_lanes, 
 from snncc.runtime.gpu.variants import (
     ALIGNMENT,
     Blocks,
+    Launch,
     Variant,
     aligned_slots,
     is_aligned,
@@ -117,6 +118,7 @@ class Call:
         self._aligned = [index for index, slot in enumerate(pointed) if slot in hinted]
         wide = is_wide(math.prod(extents(layout)))
         self.variants = tuple(Variant(pointers, blocks, wide, fits) for fits in (False, True))
+        self._launches: dict[bool, Launch] = {}  # by whether all arrays are aligned
 
     @property
     def variant(self) -> Variant:
@@ -136,7 +138,11 @@ class Call:
         aligned = self._sizes_fit and all(
             arrays[index].data_ptr() % ALIGNMENT == 0 for index in self._aligned
         )
-        self.kernel.launch(self.variants[aligned], arrays, self._values)
+        launch = self._launches.get(aligned)
+        if launch is None:
+            launch = self.kernel.bind(self.variants[aligned], self._values, self._device)
+            self._launches[aligned] = launch
+        launch(arrays)
 
 
 # Checkpoints are among the values that forward keeps.

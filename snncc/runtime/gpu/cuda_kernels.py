@@ -15,7 +15,7 @@ from snncc.codegen.base import KernelSource
 from snncc.runtime.gpu.cuda_build import cubin_of
 from snncc.runtime.gpu.cuda_driver import Device, Function, open_device
 from snncc.runtime.gpu.cuda_source import specialize, threads_of
-from snncc.runtime.gpu.variants import Variant
+from snncc.runtime.gpu.variants import Launch, Variant
 
 
 class CudaKernel:
@@ -30,13 +30,16 @@ class CudaKernel:
         self.slots = source.signature.slots
         self._functions: dict[tuple[Variant, torch.device], tuple[Device, Function]] = {}
 
-    def launch(self, variant: Variant, arrays: Sequence[Tensor], values: Sequence[int]) -> None:
-        """Call the kernel, see `GpuKernel`."""
-        device, function = self._function(variant, arrays[0].device)
-        blocks = -(-values[1] // variant.blocks.lanes)
-        parameters = [*(array.data_ptr() for array in arrays), *values]
-        shape = blocks, threads_of(variant)
-        device.driver.launch(function, shape, parameters, device.stream())
+    def bind(self, variant: Variant, values: Sequence[int], device: torch.device) -> Launch:
+        """Return calls of the kernel, see `GpuKernel`."""
+        where, function = self._function(variant, device)
+        shape = -(-values[1] // variant.blocks.lanes), threads_of(variant)
+        launch, stream = where.driver.launch, where.stream
+
+        def call(arrays: Sequence[Tensor]) -> None:
+            launch(function, shape, [*(array.data_ptr() for array in arrays), *values], stream())
+
+        return call
 
     def _function(self, variant: Variant, where: torch.device) -> tuple[Device, Function]:
         key = variant, where

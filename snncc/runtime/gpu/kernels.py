@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
+import torch
 
 from snncc.codegen.base import KernelSource, Slot
 from snncc.runtime.gpu.cuda_kernels import CudaKernel
 from snncc.runtime.gpu.triton_kernels import TritonKernel
-from snncc.runtime.gpu.variants import Variant
+from snncc.runtime.gpu.variants import Launch, Variant
 
 
 class GpuKernel(Protocol):
@@ -24,13 +24,16 @@ class GpuKernel(Protocol):
     source: KernelSource
     slots: tuple[Slot, ...]
 
-    def launch(self, variant: Variant, arrays: Sequence[Tensor], values: Sequence[int]) -> None:
-        """Call the kernel.
+    def bind(self, variant: Variant, values: Sequence[int], device: torch.device) -> Launch:
+        """Compile the kernel, and return calls of it.
 
         Args:
             variant: What it is compiled for.
-            arrays: The tensors of its array slots, in order, all on one device.
-            values: The numbers of the other slots that are no constants, in order.
+            values: The numbers of the slots that are neither arrays nor constants, in order.
+            device: Where the arrays are.
+
+        Returns:
+            A function of the tensors of its array slots, in order.
         """
         ...
 

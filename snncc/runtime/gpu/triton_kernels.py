@@ -10,7 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import linecache
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,13 @@ from torch import Tensor
 
 from snncc.codegen.base import KernelSource, Slot, SlotKind
 from snncc.errors import BuildError, TargetError
-from snncc.runtime.gpu.variants import Variant, aligned_slots, constants_of, multiple_of
+from snncc.runtime.gpu.variants import (
+    Launch,
+    Variant,
+    aligned_slots,
+    constants_of,
+    multiple_of,
+)
 
 POINTER = {
     torch.float16: "*fp16",
@@ -41,20 +47,32 @@ class TritonKernel:
     def __init__(self, source: KernelSource) -> None:
         self.source = source
         self.slots = source.signature.slots
-        self._loaded: Loaded | None = None
 
-    def launch(self, variant: Variant, arrays: Sequence[Tensor], values: Sequence[int]) -> None:
-        """Call the kernel, see `GpuKernel`."""
-        device = arrays[0].device
+    def bind(self, variant: Variant, values: Sequence[int], device: torch.device) -> Launch:
+        """Return calls of the kernel, see `GpuKernel`."""
         programs = -(-values[1] // variant.blocks.lanes)
-        constants = constants_of(self.slots, variant.blocks).values()
-        loaded = self._loaded = self._loaded or load(self.source)
+        numbers = (*values, *constants_of(self.slots, variant.blocks).values())
+        loaded = load(self.source)
         if device.type == "cpu":
-            loaded.interpreted()[(programs,)](*arrays, *values, *constants)
+            interpreted = loaded.interpreted()[(programs,)]
+            return lambda arrays: interpreted(*arrays, *numbers)
+        with torch.cuda.device(device):
+            run = loaded.compiled(self.source, variant, device)[(programs, 1, 1)]
+        return _on_device(device, run, numbers)
+
+
+def _on_device(device: torch.device, run: Callable[..., None], numbers: Sequence[int]) -> Launch:
+    """Return calls of a binary on its device, which becomes the current one where it is not."""
+    current_device, stream_of = torch.cuda.current_device, _driver().get_current_stream
+
+    def call(arrays: Sequence[Tensor]) -> None:
+        if current_device() == device.index:
+            run(*arrays, *numbers, stream=stream_of(device.index))
             return
         with torch.cuda.device(device):
-            compiled = loaded.compiled(self.source, variant, device)
-            compiled[(programs, 1, 1)](*arrays, *values, *constants)
+            run(*arrays, *numbers)
+
+    return call
 
 
 class Loaded:

@@ -7,13 +7,18 @@ for any other.  Lengths and sizes are no part of the choice: a new one compiles 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from snncc.codegen.base import Access, Argument, Slot, SlotKind
 from snncc.ir.nodes import Rank
+
+# A call of a kernel whose sizes are decided, on the tensors of its array slots.
+Launch: TypeAlias = Callable[[Sequence[Tensor]], None]
 
 # Bytes that a thread moves at once; arrays start at multiples of it in the aligned variant.
 ALIGNMENT = 16
