@@ -6,12 +6,17 @@ It needs a GPU, torch 2.11 and Triton 3.6 or newer, and what snncc needs (sympy,
 typer); pytest for the tests, SpikingJelly for its share.  What is not there is left out, and the
 results say so.  Pure Python packages can be carried as wheels: ``--wheels FOLDER`` unpacks them.
 
-Each part is a process of its own with a share of the time; what it measured is in a file before it
-goes on, so that one which takes too long, or fails, loses only what it did not reach.  Results are
-written after each part, below ``benchmarks/results``, or all into one file where ``--together`` or
-``$OUT`` says so; ``--split FILE`` takes that apart.  ``python -m benchmarks.report`` makes tables.
-``--rehearse`` runs all parts at tiny sizes on the CPU, in Triton's interpreter, to show that every
-line of it works: its times mean nothing.
+Each part is a process of its own, or several that share its cases.  First all of them prepare at
+once, on all cores: they run through their cases and leave kernels in caches, while the tests run.
+Then one after another measures, alone on the machine, with a share of the time.  What was measured
+is in a file before it goes on, so that a process which takes too long, or fails, loses only what it
+did not reach.  On fewer than eight cores nothing is prepared.
+
+Results are written after each part, below ``benchmarks/results``, or all into one file where
+``--together`` or ``$OUT`` says so; ``--split FILE`` takes that apart.  What the tests and processes
+said is beside them.  ``python -m benchmarks.report`` makes tables.  ``--rehearse`` runs all parts
+at tiny sizes on the CPU, in Triton's interpreter, to show that every line of it works: its times
+mean nothing.
 """
 
 from __future__ import annotations
@@ -19,33 +24,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from benchmarks.device import networks, neurons, published, recurrent, sweeps
 from benchmarks.device.claims import CLAIMS
-from benchmarks.device.clock import Clock, OutOfTimeError, Record
+from benchmarks.device.clock import Case, Clock, Record
+from benchmarks.device.machine import ROOT, cores, describe_device
+from benchmarks.device.suite import Suite
+from benchmarks.device.workers import GRACE, Share, Worker, work
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 510  # all parts together: nine minutes less a margin for starting and writing
-GRACE = 4  # seconds from the deadline of a part to its end by force
-TESTS = ("tests/gpu/test_device.py", "tests/gpu/test_cuda_device.py")
-PACKAGES = ("snncc", "torch", "triton", "numpy", "spikingjelly", "pytest")
+PREPARATION = (0.35, 120.0)  # of the time, and seconds, at most
+LAST_CASES = 10.0  # seconds for those that are not prepared then to end the case they are in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,28 +53,32 @@ class Part:
     """One part of the benchmark.
 
     Attributes:
-        run: Yields its records; None stands for the tests.
+        cases: Yields what it measures; None stands for the tests.
         seconds: Its share of the time; what a part leaves over goes to those after it.
-        fresh: Whether caches of kernels are empty at its start.
+        workers: How many processes share its cases, at most.
+        fresh: Whether it is not prepared, with caches that are empty at its start.
     """
 
-    run: Callable[[Clock], Iterator[Record]] | None
+    cases: Callable[[Clock], Iterator[Case]] | None
     seconds: float
+    workers: int = 1
     fresh: bool = False
 
 
 # The order is that of importance: if the time runs out, what is last is left out.
 PARTS = {
-    "values": Part(neurons.values, 50),
-    "bandwidth": Part(neurons.bandwidth, 65),
-    "training": Part(neurons.training, 70),
-    "custom": Part(neurons.custom, 45),
-    "first_call": Part(neurons.first_call, 35, fresh=True),
-    "recurrent": Part(recurrent.recurrent, 40),
-    "resnet": Part(networks.resnet, 70),
     "tests": Part(None, 60),
-    "published": Part(published.published, 45),
-    "sweeps": Part(sweeps.sweeps, 30),
+    "values": Part(neurons.values, 20, workers=2),
+    "bandwidth": Part(neurons.bandwidth, 25, workers=2),
+    "training": Part(neurons.training, 50, workers=4),
+    "custom": Part(neurons.custom, 20, workers=3),
+    "host": Part(neurons.host, 20, workers=2),
+    "resnet": Part(networks.resnet, 50, workers=2),
+    "first_call": Part(neurons.first_call, 25, fresh=True),
+    "kept": Part(networks.kept, 25, workers=2),
+    "recurrent": Part(recurrent.recurrent, 25, workers=3),
+    "published": Part(published.published, 60, workers=4),
+    "sweeps": Part(sweeps.sweeps, 25, workers=2),
 }
 
 
@@ -82,7 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts, print their tables and write the results; return 1 if a part failed."""
     arguments = _parser().parse_args(argv)
     if arguments.part:
-        _run_part(arguments)
+        cases = PARTS[arguments.part].cases
+        assert cases is not None
+        share = Share(arguments.part, *arguments.share)
+        options = {"prepare": arguments.prepare, "rehearse": arguments.rehearse}
+        work(cases, share, arguments.file, **options)
         return 0
     if arguments.split:
         content = json.loads(arguments.split.read_text())
@@ -96,18 +104,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         print(f"There is no part '{unknown[0]}'; there are: {', '.join(PARTS)}.")
         return 2
+    return _measure_all(names, arguments)
+
+
+def _measure_all(names: Sequence[str], arguments: argparse.Namespace) -> int:
     results: dict[str, Record] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        wheels = _unpack(arguments.wheels, Path(scratch) / "wheels")
+        sys.path[:0] = wheels  # versions are read from there
         machine = describe_device(rehearsal=arguments.rehearse)
-        for name, result in _run_all(names, arguments, Path(scratch)):
-            results[name] = {"benchmark": f"gpu_{name}", "machine": machine} | result
-            where = _write(results, arguments)
+        folder = _folder(machine, arguments)
+        session = Session(arguments, Path(scratch), wheels, folder)
+        with contextlib.closing(session):
+            for name, result in session.run(names):
+                results[name] = {"benchmark": f"gpu_{name}", "machine": machine} | result
+                where = _write(results, arguments)
     failed = [name for name, result in results.items() if result["failed"]]
-    for name, result in results.items():
-        _show(name, result["records"])
+    for name in PARTS:
+        if name in results:
+            _show(name, results[name]["records"])
     for claim in (claim for claim in CLAIMS if claim.part in results):
         figure = claim.figure(_measured(results[claim.part]["records"]))
         print(f"{claim.text}: {figure or 'not measured'}")
+    session.show_time_line()
     print(f"\nresults: {where}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
@@ -117,146 +136,160 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
     result.add_argument("--parts", help=f"some of {', '.join(PARTS)}, with commas between them")
     result.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
+    result.add_argument(
+        "--workers", type=int, help="processes that prepare a part; 0: nothing is prepared"
+    )
     result.add_argument("--machine", help="name of the folder of results; default: the device")
     result.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     together = Path(os.environ["OUT"]) / "gpu.json" if os.environ.get("OUT") else None
     result.add_argument("--together", type=Path, default=together, help="one file for all results")
     result.add_argument("--split", type=Path, help="such a file, to take apart into results")
     result.add_argument("--wheels", type=Path, help="a folder of wheels of pure Python packages")
-    result.add_argument("--part", help=argparse.SUPPRESS)
-    result.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    for hidden in ("--part", "--file"):
+        result.add_argument(
+            hidden, type=Path if hidden == "--file" else str, help=argparse.SUPPRESS
+        )
+    result.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)
+    result.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     return result
 
 
-def _run_all(
-    names: Sequence[str], arguments: argparse.Namespace, scratch: Path
-) -> Iterator[tuple[str, Record]]:
-    """Run parts one after another, each within its share and what others left over."""
-    start = time.monotonic()
-    paths = [str(ROOT), *_unpack(arguments.wheels, scratch / "wheels")]
-    scale = min(1.0, arguments.seconds / sum(PARTS[name].seconds for name in names))
-    due = 0.0
-    for name in names:
-        due += PARTS[name].seconds * scale
-        share = due - (time.monotonic() - start)
-        print(f"{name}: up to {share:.0f} s", flush=True)
-        yield name, _run_child(name, share, arguments, (scratch, paths))
+class Session:
+    """One run of some parts.
 
-
-def _run_child(
-    name: str, seconds: float, arguments: argparse.Namespace, place: tuple[Path, list[str]]
-) -> Record:
-    """Run one part in a process of its own and return what it wrote."""
-    scratch, paths = place
-    file = scratch / f"{name}.jsonl"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--file", str(file)]
-    command += ["--seconds", str(max(seconds - GRACE, 1.0))]
-    command += ["--rehearse"] if arguments.rehearse else []
-    before = os.environ.get("PYTHONPATH")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*paths, *([before] if before else [])])
-    }
-    if arguments.rehearse:
-        environment["TRITON_INTERPRET"] = "1"
-    kept = scratch / (name if PARTS[name].fresh else "kernels")
-    environment |= {"TRITON_CACHE_DIR": f"{kept}/triton", "SNNCC_CACHE_DIR": f"{kept}/snncc"}
-    start = time.monotonic()
-    try:
-        error = _run(command, environment, max(seconds, 2.0), scratch / f"{name}.log")
-    except OSError as problem:
-        error = str(problem)
-    records = list(_read(file))
-    if not (records and records[-1].get("complete")):
-        reason = error.strip().splitlines()[-1][:200] if error else "stopped: its time was over"
-        records.append({"case": "the rest", "variant": "", "skipped": reason})
-    records = [r for r in records if "complete" not in r]
-    if error:
-        print(error)
-    return {"seconds": time.monotonic() - start, "failed": bool(error), "records": records}
-
-
-def _run(command: Sequence[str], environment: dict[str, str], seconds: float, log: Path) -> str:
-    """Run a command for so long at most; return the end of what it says if it fails.
-
-    What it has started ends with it: tests that run on would slow down the next part.
+    Args:
+        arguments: Those of the command.
+        scratch: A folder for caches and files.
+        wheels: Folders that packages were unpacked into.
+        folder: Where what tests and processes say is kept.
     """
-    with log.open("w+") as errors:
-        child = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stderr=errors, start_new_session=True
+
+    def __init__(
+        self, arguments: argparse.Namespace, scratch: Path, wheels: Sequence[str], folder: Path
+    ) -> None:
+        self._seconds, self._rehearse = arguments.seconds, arguments.rehearse
+        self._scratch, self._wheels, self._folder = scratch, wheels, folder
+        self._start = time.monotonic()
+        self._workers: dict[str, list[Worker]] = {}
+        self._lines: list[str] = []
+        most = 0 if arguments.rehearse else cores() // 4
+        self._most = most if arguments.workers is None else arguments.workers
+        self._suite = Suite(ROOT, scratch, folder / "gpu_tests.txt", self._most)
+
+    @property
+    def _passed(self) -> float:
+        return time.monotonic() - self._start
+
+    def _say(self, text: str) -> None:
+        self._lines.append(f"{self._passed:6.1f} s  {text}")
+        print(self._lines[-1], flush=True)
+
+    def show_time_line(self) -> None:
+        """Print again what took how long."""
+        print("\ntime line", *self._lines, sep="\n")
+
+    def run(self, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+        """Prepare all parts, run the tests, and yield the results of one part after another."""
+        for name in names:
+            if PARTS[name].cases:
+                self._workers[name] = self._shares(name)
+        if self._most:
+            yield from self._prepare("tests" in names)
+            names = [name for name in names if name != "tests"]
+        scale = (self._seconds - self._passed) / sum(
+            PARTS[name].seconds for name in names or ["tests"]
         )
-        try:
-            status = child.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            status = 0
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    if not status:
-        return ""
-    text = log.read_text(errors="replace").strip()[-2000:]
-    return text or f"it ended with status {status}"
+        due = self._passed
+        for name in names:
+            due += PARTS[name].seconds * scale
+            if name == "tests":
+                self._suite.start(self._environment(name))
+                yield name, self._suite.finish(due - self._passed - GRACE)
+            else:
+                yield name, self._measure(name, due)
 
+    def _shares(self, name: str) -> list[Worker]:
+        count = max(1, min(PARTS[name].workers, self._most))
+        command = [sys.executable, "-m", "benchmarks.gpu"]
+        command += ["--rehearse"] if self._rehearse else []
+        environment = self._environment(name)
+        return [
+            Worker(Share(name, number, count), command, environment, self._scratch)
+            for number in range(count)
+        ]
 
-def _read(file: Path) -> Iterator[Record]:
-    """Yield the records that a part has written; the last line may be cut off."""
-    for line in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
+    def _environment(self, name: str) -> dict[str, str]:
+        before = os.environ.get("PYTHONPATH")
+        paths = [str(ROOT), *self._wheels, *([before] if before else [])]
+        kept = self._scratch / (name if PARTS[name].fresh else "kernels")
+        result = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "TRITON_CACHE_DIR": f"{kept}/triton",
+            "SNNCC_CACHE_DIR": f"{kept}/snncc",
+            "TORCHINDUCTOR_CACHE_DIR": f"{kept}/inductor",
+        }
+        if self._most:  # a process for each core: no threads beside it
+            result |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "2"}
+        if self._rehearse:
+            result["TRITON_INTERPRET"] = "1"
+        return result
 
+    def _prepare(self, tests: bool) -> Iterator[tuple[str, Record]]:
+        """Start all workers and the tests, and wait until they are ready or the time is over."""
+        share, most = PREPARATION
+        until = self._start + min(share * self._seconds, most)
+        if tests:
+            self._suite.start(self._environment("tests"))
+        busy: set[Worker] = set()
+        for name, workers in self._workers.items():
+            for worker in workers:
+                worker.start(prepare=not PARTS[name].fresh)
+                busy.add(worker)
+        self._say(f"{len(busy)} processes prepare, for {until - time.monotonic():.0f} s at most")
+        busy = self._wait(busy, until)
+        if tests:
+            result = self._suite.finish(0.0)
+            self._say(f"tests: {result['seconds']:.1f} s")
+            yield "tests", result
+        for worker in busy:
+            worker.hurry()
+        for worker in self._wait(busy, until + LAST_CASES):
+            self._say(f"{worker.share} is still preparing")
 
-def _run_part(arguments: argparse.Namespace) -> None:
-    """Run one part in this process, and write each record at once."""
-    device = torch.device("cpu" if arguments.rehearse else "cuda")
-    rounds = 3 if arguments.rehearse else 15
-    clock = Clock(device, arguments.seconds, rounds, tiny=arguments.rehearse)
-    run = PARTS[arguments.part].run or _tests
-    with arguments.file.open("w") as file:
+    def _wait(self, busy: set[Worker], until: float) -> set[Worker]:
+        """Wait for workers and tests; return the workers that are not ready."""
+        while time.monotonic() < until and (busy or self._suite.running):
+            for worker in [worker for worker in busy if worker.waiting]:
+                self._say(f"{worker.share} is ready")
+                busy.remove(worker)
+            time.sleep(0.05)
+        return busy
 
-        def write(record: Record) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+    def _measure(self, name: str, due: float) -> Record:
+        """Measure a part, one worker after another, and return what they wrote."""
+        start = self._passed
+        self._say(f"{name}: up to {due - start:.0f} s")
+        found: list[tuple[int, Record]] = []
+        errors = []
+        workers = self._workers[name]
+        for left, worker in zip(range(len(workers), 0, -1), workers, strict=True):
+            records, error = worker.measure((due - self._passed) / left)
+            found += records
+            errors += [error] if error else []
+            with (self._folder / "gpu_output.txt").open("a") as output:
+                output.write(f"--- {worker.share}\n{worker.said}\n")
+        for error in errors:
+            print(error)
+        records = [record for _, record in sorted(found, key=lambda pair: pair[0])]
+        failed = bool(errors) or any(record.pop("error", False) for record in records)
+        self._say(f"{name}: {self._passed - start:.1f} s")
+        return {"seconds": self._passed - start, "failed": failed, "records": records}
 
-        try:
-            for record in run(clock):
-                write(record)
-        except OutOfTimeError as error:
-            write({"case": "the rest", "variant": "", "skipped": str(error)})
-        write({"complete": True})
-
-
-def _tests(clock: Clock) -> Iterator[Record]:
-    """Yield the counts of the tests that need a GPU, and the names of those that fail."""
-    try:
-        importlib.metadata.version("pytest")
-    except importlib.metadata.PackageNotFoundError:
-        yield {"case": "tests", "variant": "pytest", "skipped": "pytest is not importable"}
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        command += ["-m", "gpu", f"--junit-xml={report}", *TESTS]
-        try:
-            subprocess.run(
-                command, cwd=ROOT, timeout=clock.left, check=False, stdout=subprocess.DEVNULL
-            )
-        except subprocess.TimeoutExpired:
-            raise OutOfTimeError("stopped: its time was over") from None
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-    assert suite is not None
-    counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-    failed = counts["failures"] + counts["errors"]
-    passed = counts["tests"] - failed - counts["skipped"]
-    yield {"case": "tests", "variant": "pytest", "passed": passed, "failed": failed}
-    for case in suite.iter("testcase"):
-        problem = case.find("failure") if case.find("failure") is not None else case.find("error")
-        if problem is not None:
-            message = (problem.get("message") or "").splitlines()[:1]
-            yield {
-                "case": case.get("name"),
-                "variant": "failed",
-                "skipped": " ".join(message)[:200],
-            }
+    def close(self) -> None:
+        """End all processes."""
+        self._suite.end()
+        for worker in (worker for workers in self._workers.values() for worker in workers):
+            worker.end()
 
 
 def _unpack(folder: Path | None, into: Path) -> list[str]:
@@ -269,60 +302,28 @@ def _unpack(folder: Path | None, into: Path) -> list[str]:
     return [str(into)]
 
 
+def _folder(machine: Record, arguments: argparse.Namespace) -> Path:
+    """Return the folder of results, which exists."""
+    if arguments.together and not arguments.split:
+        folder: Path = arguments.together.parent
+    else:
+        default = "rehearsal" if machine["rehearsal"] else machine["device"]
+        name = re.sub(r"[^a-z0-9]+", "-", (arguments.machine or default).lower()).strip("-")
+        folder = arguments.results / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _write(results: dict[str, Record], arguments: argparse.Namespace) -> Path:
     """Write a file for each part, or one for all; return their folder, or the file."""
     if arguments.together and not arguments.split:
         file: Path = arguments.together
         file.write_text(json.dumps(results, indent=1) + "\n")
         return file
-    machine = next(iter(results.values()))["machine"]
-    default = "rehearsal" if machine["rehearsal"] else machine["device"]
-    name = re.sub(r"[^a-z0-9]+", "-", (arguments.machine or default).lower()).strip("-")
-    folder: Path = arguments.results / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(next(iter(results.values()))["machine"], arguments)
     for part, result in results.items():
         (folder / f"gpu_{part}.json").write_text(json.dumps(result, indent=1) + "\n")
     return folder
-
-
-def describe_device(*, rehearsal: bool) -> Record:
-    """Return device, versions and date of this run."""
-    facts: Record = {
-        "rehearsal": rehearsal,
-        "device": "cpu" if rehearsal else torch.cuda.get_device_name(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda,
-        "commit": _commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: _version(name) for name in PACKAGES},
-    }
-    if not rehearsal:
-        properties = torch.cuda.get_device_properties(0)
-        facts["processors"] = properties.multi_processor_count
-        facts["memory_gib"] = round(properties.total_memory / 2**30, 1)
-    return facts
-
-
-def _version(name: str) -> str | None:
-    if name == "snncc":  # it runs from its folder, without being installed
-        from snncc.version import __version__
-
-        return __version__
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _measured(records: Sequence[Record]) -> list[Record]:
@@ -331,7 +332,8 @@ def _measured(records: Sequence[Record]) -> list[Record]:
 
 _SHOWN = {
     "case": "", "variant": "", "median_ms": ".3f", "host_ms": ".3f", "of_copy": ".1%",
-    "gigabytes_per_second": ".0f", "this_over_snncc": ".2f", "peak_mib": ".0f",
+    "gigabytes_per_second": ".0f", "device_over_snncc": ".2f",
+    "host_over_snncc": ".2f", "host_us": ".0f", "peak_mib": ".0f", "prepared_call_ms": ".0f",
     "first_call_ms": ".0f", "compiled": "d", "spikes_differ": "d", "differ_from_cpu": "d",
     "gradient_difference": ".1e", "passed": "d", "failed": "d", "skipped": "",
 }  # fmt: skip

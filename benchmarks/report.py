@@ -111,7 +111,8 @@ LIBRARIES = """One training step of networks of library neurons and layers, with
 GPU = """Variants take turns, and before each the cache of the device is filled with other bytes.
 "Median" is the time on the device, "host" what a caller waits for, Python and launches included.
 "Of copy" is as above, with 8 bytes per neuron-step forward and 12 backward.
-"Other / snncc" compares medians of layers and host times of networks.
+"Other / snncc" compares medians on the device, and times of the host.
+A prepared call is the first one of a new layer whose kernels are in the caches of disks.
 """
 NOT_MEASURED = """## Not yet measured
 
@@ -298,7 +299,10 @@ GPU_COLUMNS = {
     "gigabytes_per_second": "GB/s",
     "of_copy": "of copy",
     "peak_mib": "peak MiB",
-    "this_over_snncc": "other / snncc",
+    "device_over_snncc": "other / snncc, device",
+    "host_over_snncc": "other / snncc, host",
+    "host_us": "host us",
+    "prepared_call_ms": "prepared call ms",
     "first_call_ms": "first call ms",
     "compiled": "kernels compiled",
     "passed": "passed",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,14 +20,12 @@ from torch import Tensor
 
 Record = dict[str, Any]
 Run = Callable[[], object]
-Case = TypeVar("Case")
+Sizes = TypeVar("Sizes")
 
 _FLUSHED_BYTES = 1 << 28  # five times the last cache of the largest GPU of this writing
-_HEAD_START_CYCLES = 4_000_000  # two milliseconds at two gigahertz
-
-
-class OutOfTimeError(Exception):
-    """The part has no time left for another case."""
+_CYCLES = 2e9  # a second, for a GPU that runs as fast as any of this writing
+_HEAD_START = (0.002, 0.2)  # seconds, at least and at most
+_LONG = 3.0  # seconds of measuring after which three rounds suffice
 
 
 @dataclass
@@ -53,19 +51,10 @@ class Clock:
         """Seconds until the deadline."""
         return self.seconds - (time.monotonic() - self._start)
 
-    def some(self, cases: Iterable[Case]) -> list[Case]:
-        """Return the cases that are measured: all, or the first two in a rehearsal."""
-        chosen = list(cases)
+    def some(self, sizes: Iterable[Sizes]) -> list[Sizes]:
+        """Return what is measured: all, or the first two in a rehearsal."""
+        chosen = list(sizes)
         return chosen[:2] if self.tiny else chosen
-
-    def require(self, seconds: float) -> None:
-        """Check that so much time is left.
-
-        Raises:
-            OutOfTimeError: It is not.
-        """
-        if self.left < seconds:
-            raise OutOfTimeError(f"no time: {max(self.left, 0):.0f} s left, {seconds:.0f} s needed")
 
     def wait(self) -> None:
         """Wait until the device is idle."""
@@ -87,28 +76,59 @@ class Clock:
             variants: What is timed, in this order.
             warmup: How often each runs before.
         """
-        for run in variants.values():
-            for _ in range(0 if self.tiny else warmup):
-                run()
+        warmup = 0 if self.tiny else min(warmup, self.rounds)
+        launching = dict.fromkeys(variants, 0.0)
+        for name, run in variants.items():
+            for _ in range(warmup):
+                launching[name] = self._launching(run)
         times: dict[str, list[float]] = {name: [] for name in variants}
         host: dict[str, list[float]] = {name: [] for name in variants}
+        start = time.monotonic()
         for done in range(self.rounds):
-            if done >= 3 and self.left < 0:
+            if done >= 3 and (self.left < 0 or time.monotonic() - start > _LONG):
                 break
             for name, run in variants.items():
-                times[name].append(self._on_device(run))
+                times[name].append(self._on_device(run, launching[name]))
                 host[name].append(times[name][-1] if self.tiny else self.once(run))
         return {name: _summary(times[name], host[name]) for name in variants}
 
-    def _on_device(self, run: Run) -> float:
+    def calls(self, variants: Mapping[str, Run], count: int = 50) -> dict[str, Record]:
+        """Run variants in turn, each many times without a wait, and return the time of one call."""
+        count = 2 if self.tiny else count
+        for run in variants.values():
+            for _ in range(0 if self.tiny else 10):
+                run()
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(self.rounds):
+            for name, run in variants.items():
+                seconds = self.once(lambda run=run: [run() for _ in range(count)])
+                times[name].append(seconds / count)
+        return {
+            name: {
+                "host_us": statistics.median(seconds) * 1e6,
+                "min_us": min(seconds) * 1e6,
+                "rounds": len(seconds),
+            }
+            for name, seconds in times.items()
+        }
+
+    def _launching(self, run: Run) -> float:
+        """Return the seconds until a call returns, whether the device is done or not."""
+        self.wait()
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    def _on_device(self, run: Run, launching: float) -> float:
         if self.device.type != "cuda":
             return self.once(run)
         if self._other is None:
             self._other = torch.empty(_FLUSHED_BYTES, dtype=torch.int8, device=self.device)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        least, most = _HEAD_START
         self.wait()
         self._other.zero_()
-        torch.cuda._sleep(_HEAD_START_CYCLES)
+        torch.cuda._sleep(int(_CYCLES * min(max(1.5 * launching, least), most)))
         begin.record()
         run()
         end.record()
@@ -124,6 +144,69 @@ class Clock:
         run()
         self.wait()
         return float(torch.cuda.max_memory_allocated(self.device) - held) / 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison of a part.
+
+    Attributes:
+        name: What results call it.
+        seconds: What it takes, about: with less left it does not start.
+        run: Yields its records.
+    """
+
+    name: str
+    seconds: float
+    run: Callable[[Clock], Iterator[Record]]
+
+
+def with_ratios(times: Mapping[str, Record], own: str = "snncc") -> Iterator[Record]:
+    """Yield the times of variants, and those of others over our own on the device and the host."""
+    for variant, record in times.items():
+        ratios = {}
+        if own in times and variant != own:
+            for key, ratio in _RATIOS.items():
+                if key in record:
+                    ratios[ratio] = record[key] / times[own][key]
+        yield {"variant": variant} | record | ratios
+
+
+_RATIOS = {
+    "median_ms": "device_over_snncc",
+    "host_ms": "host_over_snncc",
+    "host_us": "host_over_snncc",
+}
+
+
+def captured(run: Run) -> Run:
+    """Return a run as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def in_graphs(clock: Clock, runs: Mapping[str, Run]) -> Iterator[Record]:
+    """Yield the times of runs as CUDA graphs, and which of them cannot be one."""
+    graphs: dict[str, Run] = {}
+    for name, run in runs.items() if clock.device.type == "cuda" else ():
+        try:
+            graphs[f"{name}, CUDA graph"] = captured(run)
+        except Exception as error:
+            yield {"variant": f"{name}, CUDA graph", "skipped": reason(error)}
+    yield from with_ratios(clock.measure(graphs), "snncc, CUDA graph")
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _summary(times: list[float], host: list[float]) -> Record:

@@ -6,8 +6,8 @@ outside: serial code for snncc, which compiles the whole, or SpikingJelly's own 
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import snncc
 from benchmarks.device import layers
-from benchmarks.device.clock import Clock, Record, Run
+from benchmarks.device.clock import Case, Clock, Record, Run, in_graphs, reason, with_ratios
 
 Neuron = Callable[[], nn.Module]
 
@@ -122,6 +122,13 @@ class SmallConvolutional(nn.Module):
         return rates
 
 
+class LinearNetwork(nn.Sequential):
+    """Three linear layers with neurons."""
+
+    def __init__(self, neuron: Neuron, neurons: int) -> None:
+        super().__init__(*(LinearNeurons(neuron, neurons) for _ in range(3)))
+
+
 class LinearNeurons(nn.Module):
     """A linear layer and its neurons: D1."""
 
@@ -149,54 +156,100 @@ def _jelly_neuron() -> nn.Module:
 Network = Callable[[Neuron], nn.Module]
 
 
-def resnet(clock: Clock) -> Iterator[Record]:
-    """Yield times of a training step of SEW-ResNet-18 in bfloat16."""
-    for steps, batch in ((4, 32),) if clock.tiny else ((4, 32), (16, 8)):
-        clock.require(25.0)
-        width, side = (1, 16) if clock.tiny else (64, 224)
-        batch = 2 if clock.tiny else batch
-        x = torch.rand(steps, batch, 3, side, side)
-        make: Network = partial(SEWResNet18, width=width)
-        yield from compare(clock, f"SEW-ResNet-18, T={steps}, B={batch}", make, x, half=True)
+@dataclass(frozen=True)
+class Way:
+    """How a network runs.
 
-
-def compare(
-    clock: Clock, case: str, make: Network, x: Tensor, *, half: bool = False
-) -> Iterator[Record]:
-    """Yield the times of a training step of each variant of a network.
-
-    Weights are equal; ``half`` makes parameters, inputs and spikes bfloat16.
+    Attributes:
+        neuron: Makes its layers of neurons.
+        wrap: Makes what runs of the network.
+        layout: How parameters and the images of a sequence lie in memory.
     """
-    dtype = torch.bfloat16 if half else torch.float32
-    x = x.to(clock.device, dtype)
-    runs: dict[str, Run] = {}
-    more: dict[str, Record] = {}
-    weights: dict[str, Tensor] | None = None
-    for variant, neuron in (("snncc", layers.lif), ("spikingjelly", _jelly_neuron)):
-        try:
-            net = make(neuron)
-            net = net.to(clock.device, dtype)
-            _initialize(net, x)
-            weights = net.state_dict() if weights is None else weights
-            net.load_state_dict(weights, strict=False)
-            runs[variant] = _step(_own(net) if variant == "snncc" else net, net, x)
-            more[variant] = {"first_call_ms": clock.once(runs[variant]) * 1e3}
-            more[variant]["peak_mib"] = clock.memory(runs[variant])
-        except Exception as error:
-            runs.pop(variant, None)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            yield {"case": case, "variant": variant, "skipped": reason}
-    times = clock.measure(runs)
-    own = times.get("snncc", {}).get("host_ms")
-    for variant, record in times.items():
-        ratio = {} if own is None else {"this_over_snncc": record["host_ms"] / own}
-        yield {"case": case, "variant": variant} | record | more[variant] | ratio
-    runs.clear()
-    gc.collect()
+
+    neuron: Neuron
+    wrap: Callable[[nn.Module], nn.Module]
+    layout: torch.memory_format = torch.contiguous_format
 
 
 def _own(net: nn.Module) -> nn.Module:
     return snncc.compile(net, target="triton")
+
+
+def _itself(net: nn.Module) -> nn.Module:
+    return net
+
+
+WAYS = {"snncc": Way(layers.lif, _own), "spikingjelly": Way(_jelly_neuron, _itself)}
+CHANNELS_LAST = {
+    f"{name}, channels last": replace(way, layout=torch.channels_last) for name, way in WAYS.items()
+}
+
+
+def resnet(clock: Clock) -> Iterator[Case]:
+    """Yield training steps of SEW-ResNet-18 in bfloat16, in both layouts of memory."""
+    for steps, batch in ((4, 32),) if clock.tiny else ((4, 32), (16, 8)):
+        sizes = (3, 2, 3, 16, 16) if clock.tiny else (steps, batch, 3, 224, 224)
+        make: Network = partial(SEWResNet18, width=1 if clock.tiny else 64)
+        run = partial(compare, make=make, sizes=sizes, half=True, ways=WAYS | CHANNELS_LAST)
+        yield Case(f"SEW-ResNet-18, T={steps}, B={batch}", 15.0, run)
+
+
+def kept(clock: Clock) -> Iterator[Case]:
+    """Yield training steps of networks that keep spikes as values and as bits."""
+    ways = {
+        f"snncc, {kind}": Way(layers.lif, partial(snncc.compile, target="triton", keep_spikes=kind))
+        for kind in ("values", "bits")
+    }
+    sizes = (6, 2, 32) if clock.tiny else (64, 256, 2048)
+    linear: Network = partial(LinearNetwork, neurons=sizes[-1])
+    run = partial(compare, make=linear, sizes=sizes, ways=ways)
+    yield Case("3 linear layers of 2048 neurons, T=64, B=256", 6.0, run)
+    sizes = (3, 2, 3, 8, 8) if clock.tiny else (16, 64, 3, 64, 64)
+    small: Network = partial(SmallConvolutional, width=1 if clock.tiny else 64)
+    run = partial(compare, make=small, sizes=sizes, ways=ways)
+    yield Case("two convolutions, [16, 64, 3, 64, 64]", 6.0, run)
+
+
+def compare(
+    clock: Clock,
+    make: Network,
+    sizes: Sequence[int],
+    ways: Mapping[str, Way] = WAYS,
+    *,
+    half: bool = False,
+) -> Iterator[Record]:
+    """Yield the times of a training step of each variant of a network, and in CUDA graphs.
+
+    Weights are equal; ``half`` makes parameters, inputs and spikes bfloat16.
+    """
+    dtype = torch.bfloat16 if half else torch.float32
+    x = torch.rand(*sizes, device=clock.device).to(dtype)
+    runs: dict[str, Run] = {}
+    more: dict[str, Record] = {}
+    weights: dict[str, Tensor] = {}
+    for variant, way in ways.items():
+        try:
+            net = make(way.neuron).to(clock.device, dtype)
+            _initialize(net, x)
+            weights = weights or {k: v.clone() for k, v in net.state_dict().items()}
+            net.load_state_dict(weights, strict=False)
+            net = net.to(memory_format=way.layout)
+            run = _step(way.wrap(net), net, _arranged(x, way.layout))
+            more[variant] = {"prepared_call_ms": clock.once(run) * 1e3}
+            more[variant]["peak_mib"] = clock.memory(run)
+            runs[variant] = run
+        except Exception as error:
+            yield {"variant": variant, "skipped": reason(error)}
+    for record in with_ratios(clock.measure(runs)):
+        yield record | more[record["variant"]]
+    yield from in_graphs(clock, runs)
+
+
+def _arranged(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return a sequence whose images, all steps in one batch, lie in memory as asked for."""
+    if layout == torch.contiguous_format:
+        return x
+    return x.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, x.shape[:2])
 
 
 def _initialize(net: nn.Module, x: Tensor) -> None:

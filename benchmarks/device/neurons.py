@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 import snncc
 from benchmarks.device import layers
-from benchmarks.device.clock import Clock, OutOfTimeError, Record, Run
+from benchmarks.device.clock import (
+    Case,
+    Clock,
+    Record,
+    Run,
+    in_graphs,
+    reason,
+    with_ratios,
+)
 from snncc import nn as neurons
 
 # Bytes that no implementation can do without, for a neuron-step in float32: forward reads x and
@@ -47,21 +55,22 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def values(clock: Clock) -> Iterator[Record]:
+def values(clock: Clock) -> Iterator[Case]:
     """Yield for each neuron and type whether the device gives the bits of the serial code.
 
     The reference is the same Python, run eagerly on the same device and on the CPU.
     """
-    for name, make in clock.some(ZOO.items()):
+    for name in clock.some(ZOO):
         for dtype in (torch.float32, torch.float64):
             for steps, lanes in ((5, 96), (37, 33 * 64)):
-                clock.require(2.0)
-                yield {"case": f"{name}, {str(dtype)[6:]}, T={steps}"} | _compare(
-                    clock, make().to(clock.device, dtype), make_input(clock, steps, lanes, dtype)
-                )
+                run = partial(_compare, name=name, sizes=(steps, lanes), dtype=dtype)
+                yield Case(f"{name}, {str(dtype)[6:]}, T={steps}", 1.0, run)
 
 
-def _compare(clock: Clock, neuron: nn.Module, x: Tensor) -> Record:
+def _compare(
+    clock: Clock, name: str, sizes: tuple[int, int], dtype: torch.dtype
+) -> Iterator[Record]:
+    neuron, x = ZOO[name]().to(clock.device, dtype), make_input(clock, *sizes, dtype)
     fast = snncc.compile(neuron, target="triton")
     g = torch.randn_like(x)
     leaves = [x, *neuron.parameters()]
@@ -73,7 +82,7 @@ def _compare(clock: Clock, neuron: nn.Module, x: Tensor) -> Record:
         float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
         for a, b in zip(got, wanted, strict=True)
     )
-    return {
+    yield {
         "variant": "snncc",
         "spikes_differ": int((spikes != serial).sum()),
         "differ_from_cpu": int((spikes.cpu() != cpu).sum()),
@@ -93,12 +102,12 @@ def _on_cpu(neuron: nn.Module, x: Tensor) -> Tensor:
 # Bandwidth
 
 
-def bandwidth(clock: Clock) -> Iterator[Record]:
-    """Yield times of forward and backward against T, and of a copy of the same input."""
+def bandwidth(clock: Clock) -> Iterator[Case]:
+    """Yield forward and backward against T, and a copy of the same input."""
     for name in ("lif", "two states"):
         for steps in clock.some(LENGTHS):
-            clock.require(4.0)
-            yield from _against_copy(clock, name, steps)
+            case = f"{name}, T={steps}, {LANES} neurons"
+            yield Case(case, 2.0, partial(_against_copy, name=name, steps=steps))
 
 
 def _against_copy(clock: Clock, name: str, steps: int) -> Iterator[Record]:
@@ -115,10 +124,9 @@ def _against_copy(clock: Clock, name: str, steps: int) -> Iterator[Record]:
             "backward": lambda: torch.autograd.grad(spikes, leaves, g, retain_graph=True),
         }
     )
-    case = f"{name}, T={x.shape[0]}, {x[0].numel()} neurons"
     rate = 2 * source.nbytes / times["copy"]["median_ms"]
     for variant, record in times.items():
-        record = {"case": case, "variant": variant} | record
+        record = {"variant": variant} | record
         if variant == "copy":
             record["gigabytes_per_second"] = rate / 1e6
         else:
@@ -140,22 +148,18 @@ def _without_gradient(layer: layers.Layer, x: Tensor) -> Run:
 SIZES = ((4, 2**20), (16, 2**20), (64, 2**18), (128, 2**18))
 
 
-def training(clock: Clock) -> Iterator[Record]:
-    """Yield times of a training step of LIF and PLIF layers, SpikingJelly's in the same rounds."""
-    for name in ("lif", "plif"):
-        for steps, lanes in clock.some(SIZES):
-            for dtype in (torch.float32, torch.float16):
-                clock.require(6.0)
-                x = make_input(clock, steps, lanes, dtype)
-                yield from against_peers(clock, f"{name}, {str(dtype)[6:]}", x, peers(name))
+def training(clock: Clock) -> Iterator[Case]:
+    """Yield training steps of LIF and PLIF layers, SpikingJelly's in the same rounds."""
+    for dtype in (torch.float32, torch.float16):
+        for name in ("lif", "plif"):
+            for sizes in clock.some(SIZES)[: 1 if clock.tiny else None]:
+                yield against_peers(f"{name}, {str(dtype)[6:]}", sizes, peers(name), dtype)
 
 
-def custom(clock: Clock) -> Iterator[Record]:
-    """Yield times of a training step of a neuron with two states, FlexSN's in the same rounds."""
-    for steps, lanes in clock.some(((16, 2**20), (32, 2**18), (128, 2**16))):
-        clock.require(8.0)
-        x = make_input(clock, steps, lanes)
-        yield from against_peers(clock, "two states", x, custom_peers())
+def custom(clock: Clock) -> Iterator[Case]:
+    """Yield training steps of a neuron with two states, FlexSN's in the same rounds."""
+    for sizes in clock.some(((16, 2**20), (32, 2**18), (128, 2**16))):
+        yield against_peers("two states", sizes, custom_peers())
 
 
 Makers = dict[str, Callable[[torch.device], layers.Layer]]
@@ -190,30 +194,33 @@ def peers(name: str) -> Makers:
     }
 
 
-def against_peers(clock: Clock, what: str, x: Tensor, makers: Makers) -> Iterator[Record]:
-    """Yield the times of a training step of each variant, and what each allocates."""
-    case, g = f"{what}, T={x.shape[0]}, {x[0].numel()} neurons", torch.randn_like(x)
+def against_peers(
+    what: str, sizes: tuple[int, int], makers: Makers, dtype: torch.dtype = torch.float32
+) -> Case:
+    """Return a training step of each variant as a case, and what each allocates."""
+    name = "{}, T={}, {} neurons".format(what, *sizes)
+    return Case(name, 4.0, partial(_against_peers, sizes=sizes, makers=makers, dtype=dtype))
+
+
+def _against_peers(
+    clock: Clock, sizes: tuple[int, int], makers: Makers, dtype: torch.dtype
+) -> Iterator[Record]:
+    x = make_input(clock, *sizes, dtype)
+    g = torch.randn_like(x)
     runs: dict[str, Run] = {}
     more: dict[str, Record] = {}
     for variant, make in makers.items():
-        run = None
         try:
             run = _training_step(make(clock.device), x, g)
             first = clock.once(run)
-        except OutOfTimeError:
-            raise
         except Exception as error:  # a peer that fails is left out, with what it said
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            yield {"case": case, "variant": variant, "skipped": reason}
+            yield {"variant": variant, "skipped": reason(error)}
             continue
         runs[variant] = run
-        more[variant] = {"first_call_ms": first * 1e3, "peak_mib": clock.memory(run)}
-    times = clock.measure(runs)
-    own = times.get("snncc", {}).get("median_ms")
-    for variant, record in times.items():
-        ratio = {} if own is None else {"this_over_snncc": record["median_ms"] / own}
-        yield {"case": case, "variant": variant} | record | more[variant] | ratio
-    gc.collect()
+        more[variant] = {"prepared_call_ms": first * 1e3, "peak_mib": clock.memory(run)}
+    for record in with_ratios(clock.measure(runs)):
+        yield record | more[record["variant"]]
+    yield from in_graphs(clock, runs)
 
 
 def _training_step(layer: layers.Layer, x: Tensor, g: Tensor) -> Run:
@@ -235,23 +242,27 @@ LENGTHS_AND_BATCHES = (
 )  # fmt: skip
 
 
-def first_call(clock: Clock) -> Iterator[Record]:
-    """Yield the time of each call of a new layer with a new length or batch, from the first on.
+def first_call(clock: Clock) -> Iterator[Case]:
+    """Yield the calls of a new layer with a new length or batch each, from the first on.
 
     The caches on disk are empty at the start; a binary in Triton's is a compilation.
     """
+    yield Case("calls of a new layer", 5.0, _first_calls)
+
+
+def _first_calls(clock: Clock) -> Iterator[Record]:
     torch.zeros(1, device=clock.device).sum()
     neuron = layers.TwoStates(512 if not clock.tiny else 32).to(clock.device)
     fast = snncc.compile(neuron, target="triton")
     for number, (steps, batch) in enumerate(LENGTHS_AND_BATCHES):
-        clock.require(1.0)
+        name = f"call {number + 1}: T={steps}, B={batch}"
         steps, batch = (3 + number % 4, 2 + number) if clock.tiny else (steps, batch)
         channels = neuron.decay.shape[0]
         x = torch.rand(steps, batch, channels, device=clock.device).requires_grad_()
         before = _binaries()
         seconds = clock.once(lambda x=x: fast(x).sum().backward())
         yield {
-            "case": f"call {number + 1}: T={steps}, B={batch}",
+            "case": name,
             "variant": "snncc",
             "first_call_ms": seconds * 1e3,
             "compiled": _binaries() - before,
@@ -261,3 +272,38 @@ def first_call(clock: Clock) -> Iterator[Record]:
 def _binaries() -> int:
     folder = os.environ.get("TRITON_CACHE_DIR")
     return len([*Path(folder).rglob("*.cubin")]) if folder else 0
+
+
+# Host
+
+SMALL = (4, 16, 64)  # T, batch, channels: the device takes a few microseconds
+
+
+def host(clock: Clock) -> Iterator[Case]:
+    """Yield small calls, whose time is what Python and the launches take."""
+    for name, makers in {"lif": peers("lif"), "two states": custom_peers()}.items():
+        chosen = {k: make for k, make in makers.items() if "torch.compile" not in k}
+        chosen["eager"] = partial(_eager, name)
+        for what in ("inference", "training"):
+            run = partial(_small_calls, makers=chosen, training=what == "training")
+            yield Case(f"{name}, {what}, {list(SMALL)}", 3.0, run)
+
+
+def _eager(name: str, device: torch.device) -> layers.Layer:
+    return layers.NEURONS[name]().to(device)
+
+
+def _small_calls(clock: Clock, makers: Makers, training: bool) -> Iterator[Record]:
+    x = torch.rand(SMALL, device=clock.device).requires_grad_()
+    g = torch.randn_like(x)
+    runs: dict[str, Run] = {}
+    for variant, make in makers.items():
+        try:
+            layer = make(clock.device)
+            run = _training_step(layer, x, g) if training else _without_gradient(layer, x)
+            run()
+        except Exception as error:
+            yield {"variant": variant, "skipped": reason(error)}
+            continue
+        runs[variant] = run
+    yield from with_ratios(clock.calls(runs))

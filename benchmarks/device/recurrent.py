@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import snncc
-from benchmarks.device.clock import Clock, Record, Run
+from benchmarks.device.clock import Case, Clock, Record, Run, in_graphs, with_ratios
 from snncc.nn import ATan
 
 # T, batch and neurons of a layer.
@@ -35,35 +36,31 @@ class Layer(nn.Module):
         return torch.stack(out)
 
 
-def recurrent(clock: Clock) -> Iterator[Record]:
-    """Yield times of a training step of recurrent layers, serial and compiled, in graphs or not."""
-    for steps, batch, neurons in clock.some(LAYERS):
-        clock.require(8.0)
-        sizes = (3, 2, 8) if clock.tiny else (steps, batch, neurons)
-        model = Layer(sizes[-1]).to(clock.device)
-        x = torch.randn(sizes, device=clock.device, requires_grad=True)
-        g = torch.randn_like(x)
-        layers = {
-            "serial": model,
-            "snncc": snncc.compile(model, target="triton"),
-            "snncc, CUDA C++": snncc.compile(model, target="cuda"),
-        }
-        if clock.tiny:  # CUDA C++ has no interpreter
-            del layers["snncc, CUDA C++"]
-        runs = {name: _step(layer, x, g) for name, layer in layers.items()}
-        if clock.device.type == "cuda":
-            runs |= {f"{name}, CUDA graph": _captured(run) for name, run in runs.items()}
-        spikes = layers["snncc"](x)
-        case = f"T={sizes[0]}, batch {sizes[1]}, {sizes[2]} neurons"
-        times = clock.measure(runs)
-        least = min(r["median_ms"] for name, r in times.items() if name.startswith("snncc"))
-        for name, record in times.items():
-            row = {"case": case, "variant": name} | record
-            if name == "snncc":
-                row["spikes_differ"] = int((spikes != model(x)).sum())
-            if not name.startswith("snncc"):
-                row["this_over_snncc"] = record["median_ms"] / least
-            yield row
+def recurrent(clock: Clock) -> Iterator[Case]:
+    """Yield training steps of recurrent layers, serial and compiled, in graphs or not."""
+    for sizes in clock.some(LAYERS):
+        name = "T={}, batch {}, {} neurons".format(*sizes)
+        yield Case(name, 4.0, partial(_compare, sizes=sizes))
+
+
+def _compare(clock: Clock, sizes: tuple[int, int, int]) -> Iterator[Record]:
+    sizes = (3, 2, 8) if clock.tiny else sizes
+    model = Layer(sizes[-1]).to(clock.device)
+    x = torch.randn(sizes, device=clock.device, requires_grad=True)
+    g = torch.randn_like(x)
+    layers = {
+        "serial": model,
+        "snncc": snncc.compile(model, target="triton"),
+        "snncc, CUDA C++": snncc.compile(model, target="cuda"),
+    }
+    if clock.tiny:  # CUDA C++ has no interpreter
+        del layers["snncc, CUDA C++"]
+    runs = {name: _step(layer, x, g) for name, layer in layers.items()}
+    differing = int((layers["snncc"](x) != model(x)).sum())
+    for record in with_ratios(clock.measure(runs)):
+        own = {"spikes_differ": differing} if record["variant"] == "snncc" else {}
+        yield record | own
+    yield from in_graphs(clock, runs)
 
 
 def _step(layer: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Run:
@@ -73,17 +70,3 @@ def _step(layer: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Run:
         torch.autograd.grad(layer(x), [x, *parameters], g)
 
     return run
-
-
-def _captured(run: Run) -> Run:
-    """Return a run as one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay

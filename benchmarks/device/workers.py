@@ -1,0 +1,200 @@
+"""Processes that prepare their cases at once, and measure them one process after another.
+
+Most of what a first run takes is imports and compilation, in each process and on one core.  So all
+workers run through their cases once, at the same time, and keep nothing but what compilers leave in
+caches.  Then they wait; the parent tells one after another how long it may measure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.device.clock import Case, Clock, Record, reason
+
+GRACE = 4  # seconds from the deadline of a worker to its end by force
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one worker does: the cases ``number``, ``number + workers``, ... of a part."""
+
+    part: str
+    number: int = 0
+    workers: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.number + 1}/{self.workers}" if self.workers > 1 else self.part
+
+
+class Worker:
+    """A process that a share was given to, seen from its parent.
+
+    Args:
+        share: What it does.
+        command: Starts it; arguments of the share are added.
+        environment: What it starts in.
+        scratch: A folder for its files.
+    """
+
+    def __init__(
+        self, share: Share, command: Sequence[str], environment: Mapping[str, str], scratch: Path
+    ) -> None:
+        self.share = share
+        self._command, self._environment = command, environment
+        name = f"{share.part}-{share.number}"
+        self._file, self._log = scratch / f"{name}.jsonl", scratch / f"{name}.log"
+        self._child: subprocess.Popen[str] | None = None
+
+    def start(self, *, prepare: bool) -> None:
+        """Start the process."""
+        self._ready_file.unlink(missing_ok=True)
+        share = self.share
+        command = [*self._command, "--part", share.part, "--file", str(self._file)]
+        command += ["--share", str(share.number), str(share.workers)]
+        command += ["--prepare"] if prepare else []
+        with self._log.open("w") as log:
+            self._child = subprocess.Popen(
+                command,
+                env=dict(self._environment),
+                stdin=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    @property
+    def _ready_file(self) -> Path:
+        return self._file.with_suffix(".ready")
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is nothing to wait for: it is prepared, or has ended."""
+        return self._child is None or self._ready_file.exists() or self._child.poll() is not None
+
+    def measure(self, seconds: float) -> tuple[list[tuple[int, Record]], str]:
+        """Let it measure for so long at most; return its records, numbered, and its last words."""
+        if self._child is None or self._child.poll() is not None:
+            self.start(prepare=False)
+        assert self._child is not None
+        self._tell(f"{max(seconds - GRACE, 1.0)}\n")
+        try:
+            status = self._child.wait(timeout=max(seconds, 2.0))
+        except subprocess.TimeoutExpired:
+            status = 0
+        self.end()
+        records = list(read(self._file))
+        error = ""
+        if status:
+            error = self.said.strip()[-2000:] or f"it ended with status {status}"
+        if not (records and records[-1][1].get("complete")):
+            said = error.splitlines()[-1][:200] if error else "stopped: its time was over"
+            last = records[-1][0] if records else 0
+            records.append((last, {"case": "the rest", "variant": "", "skipped": said}))
+        return [(k, r) for k, r in records if "complete" not in r], error
+
+    def end(self) -> None:
+        """End it and what it has started, which would slow down the next."""
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+
+    def hurry(self) -> None:
+        """Ask it to prepare no further case."""
+        self._tell("\n")
+
+    def _tell(self, line: str) -> None:
+        if self._child is not None and self._child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._child.stdin.write(line)
+                self._child.stdin.flush()
+
+    @property
+    def said(self) -> str:
+        """What it wrote to its error output."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+
+def read(file: Path) -> Iterator[tuple[int, Record]]:
+    """Yield the records that a worker has written; the last line may be cut off."""
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            number, record = json.loads(line)
+            yield number, record
+
+
+def work(
+    cases: Callable[[Clock], Iterator[Case]],
+    share: Share,
+    file: Path,
+    *,
+    prepare: bool,
+    rehearse: bool,
+) -> None:
+    """Do a share in this process: prepare, wait, measure, and write each record at once."""
+    device = torch.device("cpu" if rehearse else "cuda")
+    every = list(enumerate(cases(Clock(device, 0.0, tiny=rehearse))))
+    mine = every[share.number :: share.workers]
+    if prepare:
+        _prepare([case for _, case in mine], device, tiny=rehearse)
+    file.with_suffix(".ready").touch()
+    line = "\n"
+    while line == "\n":  # an empty line ends the preparation
+        line = sys.stdin.readline()
+    if not line:
+        return
+    clock = Clock(device, float(line), 3 if rehearse else 15, tiny=rehearse)
+    with file.open("w") as out:
+        for number, case in mine:
+            for record in _records(case, clock):
+                out.write(json.dumps([number, {"case": case.name} | record]) + "\n")
+                out.flush()
+            _free(device)
+        out.write(json.dumps([len(every), {"complete": True}]) + "\n")
+
+
+def _prepare(cases: Sequence[Case], device: torch.device, *, tiny: bool) -> None:
+    """Run cases once, for what compilers keep, until the parent says that it is time to measure."""
+    for case in cases:
+        if select.select([sys.stdin], [], [], 0)[0]:
+            break
+        start = time.monotonic()
+        # Out of memory, say: other workers run at the same time.  Measuring shows what is wrong.
+        with contextlib.suppress(Exception):
+            for _ in case.run(Clock(device, 60.0, 1, tiny=tiny)):
+                pass
+        _free(device)
+        print(f"prepared {case.name}: {time.monotonic() - start:.1f} s", file=sys.stderr)
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()  # ends the process if a kernel has failed: a new one is started
+        torch.cuda.empty_cache()
+
+
+def _records(case: Case, clock: Clock) -> Iterator[Record]:
+    if clock.left < case.seconds:
+        said = f"no time: {max(clock.left, 0):.0f} s left, {case.seconds:.0f} s needed"
+        yield {"variant": "", "skipped": said}
+        return
+    try:
+        yield from case.run(clock)
+    except Exception as error:
+        traceback.print_exc()
+        yield {"variant": "", "skipped": reason(error), "error": True}
