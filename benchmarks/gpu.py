@@ -40,11 +40,13 @@ from benchmarks.device import networks, neurons, published, recurrent, sweeps
 from benchmarks.device.claims import CLAIMS
 from benchmarks.device.clock import Case, Clock, Record
 from benchmarks.device.machine import ROOT, cores, describe_device
-from benchmarks.device.suite import Suite
+from benchmarks.device.suite import REPORTING, Suite
 from benchmarks.device.workers import GRACE, Share, Worker, work
 
 SECONDS = 510  # all parts together: nine minutes less a margin for starting and writing
 PREPARATION = (0.35, 120.0)  # of the time, and seconds, at most
+MOST = 4  # processes for a part, however many cores there are: all share one GPU's memory
+AGAIN = 40.0  # seconds left at the end for which it is worth to run tests again
 LAST_CASES = 10.0  # seconds for those that are not prepared then to end the case they are in
 
 
@@ -168,13 +170,16 @@ class Session:
         self, arguments: argparse.Namespace, scratch: Path, wheels: Sequence[str], folder: Path
     ) -> None:
         self._seconds, self._rehearse = arguments.seconds, arguments.rehearse
-        self._scratch, self._wheels, self._folder = scratch, wheels, folder
+        self._scratch, self._wheels = scratch, wheels
         self._start = time.monotonic()
         self._workers: dict[str, list[Worker]] = {}
         self._lines: list[str] = []
-        most = 0 if arguments.rehearse else cores() // 4
+        most = 0 if arguments.rehearse else min(cores() // 4, MOST)
         self._most = most if arguments.workers is None else arguments.workers
+        self._output = folder / "gpu_output.txt"
         self._suite = Suite(ROOT, scratch, folder / "gpu_tests.txt", self._most)
+        for file in (self._output, folder / "gpu_tests.txt"):
+            file.unlink(missing_ok=True)
 
     @property
     def _passed(self) -> float:
@@ -193,20 +198,29 @@ class Session:
         for name in names:
             if PARTS[name].cases:
                 self._workers[name] = self._shares(name)
+        tests = "tests" in names
         if self._most:
-            yield from self._prepare("tests" in names)
+            yield from self._prepare(tests)
             names = [name for name in names if name != "tests"]
-        scale = (self._seconds - self._passed) / sum(
-            PARTS[name].seconds for name in names or ["tests"]
-        )
-        due = self._passed
+        left = self._seconds - GRACE - self._passed
+        due, all_shares = self._passed, sum(PARTS[name].seconds for name in names)
         for name in names:
-            due += PARTS[name].seconds * scale
+            due += left * PARTS[name].seconds / all_shares
             if name == "tests":
                 self._suite.start(self._environment(name))
-                yield name, self._suite.finish(due - self._passed - GRACE)
+                yield name, self._test(due - self._passed)
             else:
                 yield name, self._measure(name, due)
+        left = self._seconds - self._passed
+        if tests and not self._suite.passed and left > AGAIN:
+            self._say("tests that have not passed run again, alone")
+            self._suite.start(self._environment("tests"))
+            yield "tests", self._test(left - REPORTING)
+
+    def _test(self, seconds: float) -> Record:
+        result = self._suite.finish(seconds)
+        self._say(f"tests: {result['seconds']:.1f} s")
+        return result
 
     def _shares(self, name: str) -> list[Worker]:
         count = max(1, min(PARTS[name].workers, self._most))
@@ -247,12 +261,10 @@ class Session:
                 busy.add(worker)
         self._say(f"{len(busy)} processes prepare, for {until - time.monotonic():.0f} s at most")
         busy = self._wait(busy, until)
-        if tests:
-            result = self._suite.finish(0.0)
-            self._say(f"tests: {result['seconds']:.1f} s")
-            yield "tests", result
         for worker in busy:
             worker.hurry()
+        if tests:
+            yield "tests", self._test(0.0)
         for worker in self._wait(busy, until + LAST_CASES):
             self._say(f"{worker.share} is still preparing")
 
@@ -276,7 +288,7 @@ class Session:
             records, error = worker.measure((due - self._passed) / left)
             found += records
             errors += [error] if error else []
-            with (self._folder / "gpu_output.txt").open("a") as output:
+            with self._output.open("a") as output:
                 output.write(f"--- {worker.share}\n{worker.said}\n")
         for error in errors:
             print(error)

@@ -154,11 +154,13 @@ class Case:
         name: What results call it.
         seconds: What it takes, about: with less left it does not start.
         run: Yields its records.
+        large: Whether it takes a good part of the memory of a device.
     """
 
     name: str
     seconds: float
     run: Callable[[Clock], Iterator[Record]]
+    large: bool = False
 
 
 def with_ratios(times: Mapping[str, Record], own: str = "snncc") -> Iterator[Record]:
@@ -180,7 +182,8 @@ _RATIOS = {
 
 
 def captured(run: Run) -> Run:
-    """Return a run as one CUDA graph."""
+    """Return a run as one CUDA graph, whose memory is its own."""
+    torch.cuda.empty_cache()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -191,7 +191,7 @@ def resnet(clock: Clock) -> Iterator[Case]:
         sizes = (3, 2, 3, 16, 16) if clock.tiny else (steps, batch, 3, 224, 224)
         make: Network = partial(SEWResNet18, width=1 if clock.tiny else 64)
         run = partial(compare, make=make, sizes=sizes, half=True, ways=WAYS | CHANNELS_LAST)
-        yield Case(f"SEW-ResNet-18, T={steps}, B={batch}", 15.0, run)
+        yield Case(f"SEW-ResNet-18, T={steps}, B={batch}", 8.0, run)
 
 
 def kept(clock: Clock) -> Iterator[Case]:
@@ -203,11 +203,11 @@ def kept(clock: Clock) -> Iterator[Case]:
     sizes = (6, 2, 32) if clock.tiny else (64, 256, 2048)
     linear: Network = partial(LinearNetwork, neurons=sizes[-1])
     run = partial(compare, make=linear, sizes=sizes, ways=ways)
-    yield Case("3 linear layers of 2048 neurons, T=64, B=256", 6.0, run)
+    yield Case("3 linear layers of 2048 neurons, T=64, B=256", 4.0, run)
     sizes = (3, 2, 3, 8, 8) if clock.tiny else (16, 64, 3, 64, 64)
     small: Network = partial(SmallConvolutional, width=1 if clock.tiny else 64)
     run = partial(compare, make=small, sizes=sizes, ways=ways)
-    yield Case("two convolutions, [16, 64, 3, 64, 64]", 6.0, run)
+    yield Case("two convolutions, [16, 64, 3, 64, 64]", 4.0, run, large=True)
 
 
 def compare(

@@ -19,7 +19,7 @@ def published(clock: Clock) -> Iterator[Case]:
     sizes = (3, 2, 3, 8, 8) if clock.tiny else (16, 64, 3, 64, 64)
     small: networks.Network = partial(networks.SmallConvolutional, width=width)
     run = partial(networks.compare, make=small, sizes=sizes)
-    yield Case("D3: two convolutions, [16, 64, 3, 64, 64]", 5.0, run)
+    yield Case("D3: two convolutions, [16, 64, 3, 64, 64]", 4.0, run, large=True)
     # D4, SpikingJelly's benchmark of FlexSN: 64 x 50176 neurons, 32 steps.
     yield neurons.against_peers("D4: two states", (32, 64 * 50176), neurons.custom_peers())
     sizes = (3, 2, 2, 16, 16) if clock.tiny else (10, 8, 2, 48, 48)
@@ -29,7 +29,7 @@ def published(clock: Clock) -> Iterator[Case]:
     sizes = (3, 2, 3, 16, 16) if clock.tiny else (4, 112, 3, 224, 224)
     resnet: networks.Network = partial(networks.SEWResNet18, width=width)
     run = partial(networks.compare, make=resnet, sizes=sizes, half=True)
-    yield Case("D5: SEW-ResNet-18, [4, 112, 3, 224, 224], bfloat16", 15.0, run)
+    yield Case("D5: SEW-ResNet-18, [4, 112, 3, 224, 224], bfloat16", 8.0, run, large=True)
 
 
 def _linear(clock: Clock) -> Iterator[Case]:

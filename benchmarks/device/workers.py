@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import gc
 import json
 import os
@@ -26,6 +27,7 @@ import torch
 from benchmarks.device.clock import Case, Clock, Record, reason
 
 GRACE = 4  # seconds from the deadline of a worker to its end by force
+RESTART = 15  # seconds that another process needs to be of use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +88,41 @@ class Worker:
         return self._child is None or self._ready_file.exists() or self._child.poll() is not None
 
     def measure(self, seconds: float) -> tuple[list[tuple[int, Record]], str]:
-        """Let it measure for so long at most; return its records, numbered, and its last words."""
-        if self._child is None or self._child.poll() is not None:
-            self.start(prepare=False)
+        """Let it measure for so long; return its records, with numbers, and its last words.
+
+        A process that ends, as after an error on the device, is replaced for the cases that it did
+        not reach.
+        """
+        until, reached = time.monotonic() + seconds, -1
+        errors: list[str] = []
+        while True:
+            if self._child is None or self._child.poll() is not None:
+                self.start(prepare=False)
+            self._tell(f"{until - time.monotonic()} {reached}\n")
+            status = self._wait(until + GRACE)
+            self.end()
+            records = list(read(self._file))
+            last, record = records[-1] if records else (-1, {})
+            if record.get("complete"):
+                return _measured(records), "\n".join(errors)
+            said = "stopped: its time was over"
+            if status:
+                errors.append(self.said.strip()[-2000:] or f"it ended with status {status}")
+                said = errors[-1].splitlines()[-1][:200]
+            record = {"case": "the rest", "variant": "", "skipped": said}
+            if not status or last == reached or until - time.monotonic() < RESTART:
+                return _measured([*records, (last, record)]), "\n".join(errors)
+            with self._file.open("a") as file:
+                file.write(json.dumps([last, record | {"case": "the rest of a case"}]) + "\n")
+            reached = last
+
+    def _wait(self, until: float) -> int:
+        """Wait for the end of the process and return its status, 0 if time was over first."""
         assert self._child is not None
-        self._tell(f"{max(seconds - GRACE, 1.0)}\n")
         try:
-            status = self._child.wait(timeout=max(seconds, 2.0))
+            return self._child.wait(max(until - time.monotonic(), 1.0))
         except subprocess.TimeoutExpired:
-            status = 0
-        self.end()
-        records = list(read(self._file))
-        error = ""
-        if status:
-            error = self.said.strip()[-2000:] or f"it ended with status {status}"
-        if not (records and records[-1][1].get("complete")):
-            said = error.splitlines()[-1][:200] if error else "stopped: its time was over"
-            last = records[-1][0] if records else 0
-            records.append((last, {"case": "the rest", "variant": "", "skipped": said}))
-        return [(k, r) for k, r in records if "complete" not in r], error
+            return 0
 
     def end(self) -> None:
         """End it and what it has started, which would slow down the next."""
@@ -137,6 +155,10 @@ def read(file: Path) -> Iterator[tuple[int, Record]]:
             yield number, record
 
 
+def _measured(records: Sequence[tuple[int, Record]]) -> list[tuple[int, Record]]:
+    return [(number, r) for number, r in records if "complete" not in r and "begun" not in r]
+
+
 def work(
     cases: Callable[[Clock], Iterator[Case]],
     share: Share,
@@ -150,16 +172,20 @@ def work(
     every = list(enumerate(cases(Clock(device, 0.0, tiny=rehearse))))
     mine = every[share.number :: share.workers]
     if prepare:
-        _prepare([case for _, case in mine], device, tiny=rehearse)
+        _prepare([case for _, case in mine], device, file.parent / "queue", tiny=rehearse)
     file.with_suffix(".ready").touch()
     line = "\n"
     while line == "\n":  # an empty line ends the preparation
         line = sys.stdin.readline()
     if not line:
         return
-    clock = Clock(device, float(line), 3 if rehearse else 15, tiny=rehearse)
-    with file.open("w") as out:
+    seconds, reached = line.split()
+    clock = Clock(device, float(seconds), 3 if rehearse else 15, tiny=rehearse)
+    with file.open("a") as out:
         for number, case in mine:
+            if number <= int(reached):
+                continue
+            out.write(json.dumps([number, {"begun": True}]) + "\n")
             for record in _records(case, clock):
                 out.write(json.dumps([number, {"case": case.name} | record]) + "\n")
                 out.flush()
@@ -167,18 +193,41 @@ def work(
         out.write(json.dumps([len(every), {"complete": True}]) + "\n")
 
 
-def _prepare(cases: Sequence[Case], device: torch.device, *, tiny: bool) -> None:
-    """Run cases once, for what compilers keep, until the parent says that it is time to measure."""
+def _prepare(cases: Sequence[Case], device: torch.device, queue: Path, *, tiny: bool) -> None:
+    """Run cases once, for what compilers keep, until the parent says that it is time to measure.
+
+    Large cases queue up: together they would not fit the memory of the device.
+    """
     for case in cases:
-        if select.select([sys.stdin], [], [], 0)[0]:
-            break
         start = time.monotonic()
-        # Out of memory, say: other workers run at the same time.  Measuring shows what is wrong.
-        with contextlib.suppress(Exception):
-            for _ in case.run(Clock(device, 60.0, 1, tiny=tiny)):
-                pass
-        _free(device)
-        print(f"prepared {case.name}: {time.monotonic() - start:.1f} s", file=sys.stderr)
+        with _turn(queue if case.large else None) as ours:
+            if not ours:
+                return
+            waited = time.monotonic() - start
+            # Out of memory, say: other workers run at the same time.  Measuring shows the rest.
+            with contextlib.suppress(Exception):
+                for _ in case.run(Clock(device, 60.0, 1, tiny=tiny)):
+                    pass
+            _free(device)
+        took = f"{time.monotonic() - start:.1f} s, {waited:.1f} s of them in a queue"
+        print(f"prepared {case.name}: {took}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _turn(queue: Path | None) -> Iterator[bool]:
+    """Wait until no other worker has its turn in a queue; give False when it is time to measure."""
+    asked = bool(select.select([sys.stdin], [], [], 0)[0])
+    if queue is None:
+        yield not asked
+        return
+    with queue.open("w") as lock:
+        while not asked:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                asked = bool(select.select([sys.stdin], [], [], 0.1)[0])
+        yield not asked
 
 
 def _free(device: torch.device) -> None:
