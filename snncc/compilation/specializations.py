@@ -53,6 +53,7 @@ class Specializations:
         self._calm = replace(options, spikes="threshold", refractory_dropout=0.0)
         self._watcher = StateWatcher(program)
         self._families: dict[Hashable, _Family] = {}
+        self._last: tuple[Hashable, _Member] | None = None
         self._asks_for_layouts = False
 
     def __iter__(self) -> Iterator[Compiled]:
@@ -77,13 +78,27 @@ class Specializations:
         given, sizes = describe_arguments(self.program, args, kwargs, leaves)
         shapes, known = (*sizes, *held), (spec, given, state, surroundings(), options)
         key = (known, self._layouts(leaves))
+        member = self._served(key, shapes, args, kwargs)
+        if member is not None:
+            return member.compiled
         family = self._families.setdefault(key, _Family(options))
-        for member in family.members:
-            if member.serves(shapes) and holds(member.tape, self.program, args, kwargs):
-                return member.compiled
         compiled = self._make(family, shapes, args, kwargs)
         self._families[known, self._layouts(leaves)] = family  # the recording may have shown it
         return compiled
+
+    def _served(
+        self, key: Hashable, shapes: Shapes, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Member | None:
+        """Return a program that is known to serve these shapes: mostly that of the last call."""
+        call, last = (key, shapes), self._last
+        if last is not None and last[0] == call and holds(last[1].tape, self.program, args, kwargs):
+            return last[1]
+        family = self._families.get(key)
+        for member in () if family is None else family.members:
+            if member.serves(shapes) and holds(member.tape, self.program, args, kwargs):
+                self._last = call, member
+                return member
+        return None
 
     def _layouts(self, leaves: Sequence[Any]) -> Hashable:
         """Return which arguments are contiguous, where the user's code may ask for it."""

@@ -189,6 +189,8 @@ class Session:
 
 def is_recording() -> bool:
     """Tell whether the code that runs is being recorded in this thread."""
+    if not torch._C._len_torch_function_stack():
+        return False
     stack: Any = _get_current_function_mode_stack  # untyped in torch
     return any(isinstance(mode, _Record) for mode in stack())
 

@@ -160,5 +160,7 @@ class NeuronProgram:
     @property
     def without_gradient(self) -> tuple[int, ...]:
         """Positions among outputs and finals of the results that require no gradients."""
+        if not self.constant:
+            return ()
         results = (*self.forward.outputs, *self.forward.finals)
         return tuple(i for i, name in enumerate(results) if name in self.constant)

@@ -37,7 +37,7 @@ def refuse_transforms(values: Any) -> None:
             hints=["Export it: snncc.export(fast, folder, format='pt2' or 'onnx' or 'c', ...)."],
         )
     is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    if is_recorded() or not (is_transformed or forward_ad._current_level >= 0):
+    if not (is_transformed or forward_ad._current_level >= 0) or is_recorded():
         return
     tensors = [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
     unpack: Any = forward_ad.unpack_dual
@@ -61,9 +61,10 @@ def refuse_batches(gradients: Iterable[Tensor | None]) -> None:
         UnsupportedError: A gradient is a batch of them.
     """
     is_batch: Any = torch._C._functorch.is_legacy_batchedtensor
-    if any(g is not None and is_batch(g) for g in gradients):
-        raise UnsupportedError(
-            "A compiled neuron cannot take several gradients in one backward pass.",
-            code="unsupported.function-transform",
-            hints=["Leave out 'is_grads_batched' and 'vectorize': take one after the other."],
-        )
+    for gradient in gradients:
+        if gradient is not None and is_batch(gradient):
+            raise UnsupportedError(
+                "A compiled neuron cannot take several gradients in one backward pass.",
+                code="unsupported.function-transform",
+                hints=["Leave out 'is_grads_batched' and 'vectorize': take one after the other."],
+            )

@@ -25,6 +25,8 @@ def apart(tape: Tape, values: list[Tensor]) -> list[Tensor]:
     Raises:
         CaptureError: What is overwritten shares its memory with another source.
     """
+    if not tape.writes:
+        return values
     is_written = written(tape)
     if not any(is_written):
         return values
