@@ -78,7 +78,8 @@ class GpuSpec:
             all of them.
         inputs: The access of each input that is not FLAT, by IR name.
         outputs: The access of the outputs.
-        folded: Finals that the kernel sums over neighbouring lanes.
+        folded: Finals that the kernel sums over lanes of a program.
+        tiled: Whether the lanes of a program are pieces of several rows, rather than one piece.
         checkpoints: Whether states are kept at the start of each chunk of time, rather than values
             of each step.
     """
@@ -87,6 +88,7 @@ class GpuSpec:
     inputs: tuple[tuple[str, Access], ...] = ()
     outputs: Access = Access.FLAT
     folded: frozenset[str] = frozenset()
+    tiled: bool = False
     checkpoints: bool = False
 
 
@@ -104,7 +106,7 @@ class Argument:
             whole words; on a GPU it holds `WORD_STEPS` steps of one lane.
         written: Whether the kernel writes it.
         access: How a GPU kernel finds the element of a lane.
-        folded: Whether it holds sums over neighbouring lanes.
+        folded: Whether it holds sums over lanes of a program.
     """
 
     name: str
@@ -130,10 +132,12 @@ class SlotKind(Enum):
     ARRAY = "array"  # the address of an argument
     STEPS = "steps"  # T
     LANES = "lanes"  # how many lanes there are
+    ACROSS = "across"  # how many programs share a row of lanes, each with a piece of it
     EXTENT = "extent"  # the size of a group of lanes
     TIME = "time"  # the stride of an argument along time
     STRIDE = "stride"  # the stride of an argument along a group of lanes
     BLOCK = "block"  # constant: lanes of one program
+    WIDTH = "width"  # constant: lanes of one program that lie in one row
     GROUP = "group"  # constant: steps whose loads are issued together
     CHUNK = "chunk"  # constant: steps between two checkpoints, or steps recomputed at a time
     FOLD = "fold"  # constant: neighbouring lanes that an argument holds the sum of

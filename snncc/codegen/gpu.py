@@ -18,7 +18,9 @@ from snncc.ir.nodes import Rank
 IMPLIED = {Access.ROWS: 1, Access.REPEATED: 1, Access.STRIDED: 0}
 
 # Parameters that are constants of a binary.
-CONSTANTS = frozenset({SlotKind.BLOCK, SlotKind.GROUP, SlotKind.CHUNK, SlotKind.FOLD})
+CONSTANTS = frozenset(
+    {SlotKind.BLOCK, SlotKind.WIDTH, SlotKind.GROUP, SlotKind.CHUNK, SlotKind.FOLD}
+)
 
 
 def slots(kernel: Kernel) -> tuple[Slot, ...]:
@@ -31,12 +33,16 @@ def _slots(kernel: Kernel) -> Iterator[Slot]:
         yield Slot(argument.name, SlotKind.ARRAY, argument)
     yield Slot("steps", SlotKind.STEPS)
     yield Slot("lanes", SlotKind.LANES)
+    if kernel.tiled:
+        yield Slot("across", SlotKind.ACROSS)
     if any(argument.access in IMPLIED for argument in kernel.arguments):
         for group in range(1, kernel.groups):
             yield Slot(f"extent{group}", SlotKind.EXTENT, group=group)
     for argument in kernel.arguments:
         yield from _strides(argument, kernel.groups)
     yield Slot("BLOCK", SlotKind.BLOCK)
+    if kernel.tiled:
+        yield Slot("WIDTH", SlotKind.WIDTH)
     yield Slot("GROUP", SlotKind.GROUP)
     if kernel.recompute is not None or kernel.checkpoints or kernel.solve is not None:
         yield Slot("CHUNK", SlotKind.CHUNK)

@@ -122,6 +122,7 @@ class Kernel:
         scratch: The names of the values that ``recompute`` leaves to ``main``, in order.
         checkpoints: Carries that a forward kernel keeps for the ``recompute`` of a backward kernel.
         groups: Groups of lane dimensions that some argument tells apart.
+        tiled: Whether the lanes of a program are pieces of several rows, rather than one piece.
         solve: What finds the guesses that ``main`` reads, in kernels that have them.
     """
 
@@ -135,4 +136,5 @@ class Kernel:
     scratch: tuple[str, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     groups: int = 1
+    tiled: bool = False
     solve: Solve | None = None

@@ -138,6 +138,7 @@ def _lower_backward(program: NeuronProgram, spec: KernelSpec) -> Kernel:
         scratch=scratch,
         checkpoints=checkpoints,
         groups=arguments.gpu.groups,
+        tiled=arguments.gpu.tiled,
     )
 
 

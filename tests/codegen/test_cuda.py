@@ -1,6 +1,7 @@
 """Emitted CUDA C++: stored kernels, names, what a binary is made for."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,8 @@ FOLDED = GpuSpec(
     folded=frozenset({"v_next_bar"}),
     checkpoints=True,
 )
+
+TILED = replace(FOLDED, inputs=(("v0", Access.ROWS),), tiled=True)
 
 
 def lowered(program, job, dtype=FloatType.FLOAT32, gpu=None):
@@ -45,7 +48,9 @@ def test_backward_kernel(check_golden):
     check_golden("cuda/lif_backward.cu", emit(lif(), Job.BACKWARD, gpu=FOLDED).text)
 
 
-@pytest.mark.parametrize("gpu", [GpuSpec(checkpoints=True), FOLDED], ids=["flat", "folded"])
+@pytest.mark.parametrize(
+    "gpu", [GpuSpec(checkpoints=True), FOLDED, TILED], ids=["flat", "folded", "tiled"]
+)
 @pytest.mark.parametrize("job", Job)
 @pytest.mark.parametrize("place", Place)
 def test_parameters_are_those_of_the_triton_kernel(place, job, gpu):
@@ -57,11 +62,12 @@ def test_parameters_are_those_of_the_triton_kernel(place, job, gpu):
     assert cuda.flags == ("-std=c++17", "-fmad=false")
 
 
-def test_parameters_are_declared_in_order():
+@pytest.mark.parametrize("gpu", [FOLDED, TILED], ids=["folded", "tiled"])
+def test_parameters_are_declared_in_order(gpu):
     """Constants are no parameters; everything else is, by its name."""
-    source = emit(lif(), Job.BACKWARD, gpu=FOLDED)
+    source = emit(lif(), Job.BACKWARD, gpu=gpu)
     text = source.text.split("lif_backward(", 1)[1].split(")\n{")[0]
-    constants = {"BLOCK", "GROUP", "CHUNK", "V_NEXT_BAR_FINAL_FOLD"}
+    constants = {"BLOCK", "WIDTH", "GROUP", "CHUNK", "V_NEXT_BAR_FINAL_FOLD"}
     expected = [slot.name for slot in source.signature.slots if slot.name not in constants]
 
     assert [line.rstrip(",").split()[-1].lstrip("*") for line in text.splitlines()[1:]] == expected
@@ -69,11 +75,11 @@ def test_parameters_are_declared_in_order():
 
 def test_a_text_is_complete():
     """Where nothing is defined before it, sizes and types suit any arrays."""
-    text = emit(lif(Place.MEMORY, saved=("h", "fire")), Job.BACKWARD).text
+    text = emit(lif(Place.MEMORY, saved=("h", "fire")), Job.BACKWARD, gpu=TILED).text
     defined = set(re.findall(r"^#define (\w+)", text, re.MULTILINE))
 
     assert set(re.findall(r"\bTYPE_\d+\b", text)) <= defined
-    assert {"BLOCK", "VECTOR", "ALIGNED", "GROUP", "LANE"} <= defined
+    assert {"BLOCK", "WIDTH", "VECTOR", "ALIGNED", "GROUP", "LANE"} <= defined
     assert re.search(r"#define (TYPE_\d) signed char\n(?s:.*)typedef \1 fire_saved_type;", text)
     assert "#include" not in text
 

@@ -15,6 +15,7 @@ from snncc.errors import BuildError, OptionError
 from snncc.ir.program import NeuronProgram, Place
 from snncc.nn import LIF, CubaLIF
 from snncc.passes.gradients.plan_storage import FLOAT_BYTES, GPU, backward_bytes
+from snncc.runtime.backward import BackwardCall
 from snncc.runtime.gpu.binaries import (
     PTX,
     Accesses,
@@ -208,16 +209,30 @@ def test_every_operation_compiles(arch, dtype):
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "gfx942"])
-@pytest.mark.parametrize("v0", [(), (8, 1, 1), (4, 4), (64, 8, 4, 4)], ids=str)
+@pytest.mark.parametrize("v0", [(), (8, 1, 1), (8, 4, 4), (64, 8, 4, 4)], ids=str)
 def test_parameter_gradients_use_no_atomics(arch, v0):
     """Sums over lanes are written as they are, and added up afterwards."""
-    x = empty(4, 64, 8, 4, 4)
+    x = empty(4, 2048, 8, 4, 4) if v0 == (8, 4, 4) else empty(4, 64, 8, 4, 4)
     call = calls_of(lif(), [x, empty(*v0)], [x, empty(*x.shape[1:])]).backward
     binary = compile_offline(call.kernel.source, call.variant, arch)
     text = binary.stages.get("ptx") or binary.stages["amdgcn"]
 
     assert "v_next_bar_final" in call.kernel.source.text
+    assert call.variant.blocks.width == (32 if v0 == (8, 4, 4) else 0)
+    assert binary.spilled == 0
     assert not re.search(r"\batom|\bred\.|_atomic_", text)
+
+
+@pytest.mark.parametrize(("T", "rows"), [(2, 16), (16, 8)])
+def test_gradients_of_channels_are_few_numbers(T, rows):
+    """Two parameters a channel, channels innermost: each program writes one number a column."""
+    program = program_of(CubaLIF(learnable=True, shape=(64,)), torch.rand(5, 2, 64))
+    x, decays = empty(T, 16384, 64), [empty(64), empty(64)]
+    plan = engine(program).plan([x, *decays], None, training=True)
+    call = BackwardCall(program.adjoint, [x, *decays], [x], [True] * 3)
+    (sums,) = plan.differentiate(call).sums.allocate(x.dtype, x.device)
+
+    assert sums.shape == (2, 16384 // rows * 64)
 
 
 def test_bits_take_one_eighth_of_a_byte():

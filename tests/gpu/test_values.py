@@ -81,6 +81,33 @@ def test_channels(size, memory_format, target):
     compare(make_neuron(target=target), x.unflatten(0, (3, 2)), torch.rand(8, 1, 1))
 
 
+ROWS = {
+    "innermost": ((3, 70, 64), (64,)),
+    "no-power-of-two": ((2, 90, 96), (1, 96)),
+    "no-divisor": ((2, 1310, 3), (3,)),
+    "middle": ((1, 300, 8, 5), (8, 1)),
+    "around": ((2, 70, 4, 2, 8), (4, 1, 8)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_sums_over_rows(name, interpreted, emulated):
+    """Lanes that share an element a row apart are added up, to the same bits in both languages."""
+    shape, v0 = ROWS[name]
+    dtype = torch.float64 if name == "no-divisor" else torch.float32
+    x, start = torch.rand(shape, dtype=dtype) * 1.5, torch.rand(v0, dtype=dtype)
+    gradients = []
+    for target in ("triton", "cuda"):
+        neuron, leaf = make_neuron(target=target), start.clone().requires_grad_()
+        compare(neuron, x, start)
+        _, (v,) = neuron([x], [leaf])
+        gradients += torch.autograd.grad(v.square().sum(), leaf)
+        assert any(spec.gpu.tiled for spec in neuron.specs())
+
+    assert torch.equal(*gradients)
+    gradients[0].add_(leaf)  # is no view that torch refuses to change
+
+
 def test_parameter_gradients_are_deterministic(target):
     """Equal calls give equal bits."""
     x, v0 = torch.rand(5, 3000), torch.rand((), requires_grad=True)

@@ -11,7 +11,7 @@ from snncc.codegen.kernel_ir import Kernel
 from snncc.ir.nodes import HALF_ROUNDINGS, Op, Rank
 
 # Sizes that any arrays can be run with.
-_DEFAULTS = {SlotKind.GROUP: "8", SlotKind.CHUNK: "8"}
+_DEFAULTS = {SlotKind.WIDTH: "32", SlotKind.GROUP: "8", SlotKind.CHUNK: "8"}
 # Holds eight steps of a bool.
 WORD = "signed char"
 # The elements of half types, to which values are rounded.
@@ -136,12 +136,23 @@ INLINE void snncc_write(
 }
 """
 
+_PIECE = """
+/* Lanes of one block are one piece. */
+#define WIDTH BLOCK
+#define LANE_OF(i) ((LANE)blockIdx.x * BLOCK + (i))
+"""
+
+_ROWS = """
+/* Lanes of one block are pieces of several rows; `across` blocks share a row. */
+#define ROW_OF(i) ((LANE)blockIdx.x / across * (BLOCK / WIDTH) + (i) / WIDTH)
+#define LANE_OF(i) ((ROW_OF(i) * across + (LANE)blockIdx.x % across) * WIDTH + (i) % WIDTH)
+"""
+
 _FOLD = """
-/* Write the sums of every FOLD neighbouring lanes.  Halves are added to halves in a fixed order, so
-   that equal calls give equal bits. */
+/* Write the sums over the rows of a block, and then of every FOLD neighbouring lanes.  Halves are
+   added to halves in a fixed order, so that equal calls give equal bits. */
 template <int FOLD, typename T>
-INLINE void snncc_fold(
-    T *sums, const REAL (&value)[VECTOR], const bool (&live)[VECTOR], LANE lanes)
+INLINE void snncc_fold(T *sums, const REAL (&value)[VECTOR], const bool (&live)[VECTOR])
 {
   __shared__ REAL part[BLOCK];
   __syncthreads();
@@ -149,11 +160,21 @@ INLINE void snncc_fold(
     part[FIRST + k * SPREAD] = live[k] ? value[k] : (REAL)0;
   }
 #pragma unroll 1
+  for (int size = BLOCK / 2; size >= WIDTH; size /= 2) {
+    __syncthreads();
+    EACH_LANE {
+      const int i = threadIdx.x + k * THREADS;
+      if (i < size) {
+        part[i] += part[i + size];
+      }
+    }
+  }
+#pragma unroll 1
   for (int width = FOLD / 2; width > 0; width /= 2) {
     __syncthreads();
     EACH_LANE {
       const int i = threadIdx.x + k * THREADS;
-      if (i < BLOCK / FOLD * width) {
+      if (i < WIDTH / FOLD * width) {
         const int first = i / width * FOLD + i % width;
         part[first] += part[first + width];
       }
@@ -162,9 +183,8 @@ INLINE void snncc_fold(
   __syncthreads();
   EACH_LANE {
     const int i = threadIdx.x + k * THREADS;
-    const LANE sum = (LANE)blockIdx.x * (BLOCK / FOLD) + i;
-    if (i < BLOCK / FOLD && sum * FOLD < lanes) {
-      snncc_set(sums[sum], part[i * FOLD]);
+    if (i < WIDTH / FOLD) {
+      snncc_set(sums[(LANE)blockIdx.x * (WIDTH / FOLD) + i], part[i * FOLD]);
     }
   }
 }
@@ -195,7 +215,7 @@ def preamble(kernel: Kernel, slots: Iterable[Slot], operations: Iterable[Op]) ->
     """Return the head of an emitted file, without its comment."""
     used = set(operations)
     real = C_TYPE[kernel.dtype]
-    parts = [_LANES, _HALVES, _MOVE]
+    parts = [_LANES, _ROWS if kernel.tiled else _PIECE, _HALVES, _MOVE]
     if not used.isdisjoint(HALF_ROUNDINGS):
         parts.append(_ROUND)
     if any(argument.folded for argument in kernel.arguments):

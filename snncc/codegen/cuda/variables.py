@@ -22,7 +22,7 @@ WORDS = """
     reinterpret_cast requires static_assert static_cast template this thread_local throw true try
     typeid typename using virtual wchar_t char8_t char16_t char32_t xor xor_eq
     threadIdx blockIdx blockDim gridDim warpSize __global__ __device__ __shared__
-    LANE THREADS VECTOR ALIGNED VARIANT HALVES FIRST SPREAD EACH_LANE INLINE
+    LANE THREADS VECTOR ALIGNED VARIANT HALVES FIRST SPREAD WIDTH ROW_OF LANE_OF EACH_LANE INLINE
     snncc_read snncc_write snncc_fold snncc_set snncc_real snncc_pack snncc_round
     n t j k first group lane live sweeps open most counts
 """
@@ -31,6 +31,7 @@ WORDS = """
 _INTEGERS = {
     SlotKind.STEPS: "int",
     SlotKind.LANES: "LANE",
+    SlotKind.ACROSS: "LANE",
     SlotKind.EXTENT: "LANE",
     SlotKind.TIME: "long long",
     SlotKind.STRIDE: "long long",

@@ -55,12 +55,15 @@ class Writer:
         """Return the lines that number the lanes of a thread."""
         strided = [a for a in self.kernel.arguments if a.access in IMPLIED]
         lines = [
-            "const LANE n = (LANE)blockIdx.x * BLOCK + FIRST;",
+            "const LANE n = LANE_OF(FIRST);",
             "LANE lane[VECTOR];",
             "bool live[VECTOR];",
             *(f"long long {self.vars.offsets(argument)}[VECTOR];" for argument in strided),
         ]
-        inside = ["lane[k] = n + k * SPREAD;", "live[k] = (ALIGNED ? n : lane[k]) < lanes;"]
+        inside = [
+            "lane[k] = ALIGNED ? n + k : LANE_OF(FIRST + k * SPREAD);",
+            "live[k] = (ALIGNED ? n : lane[k]) < lanes;",
+        ]
         if strided:
             inside += self.vars.lane_groups(strided)
         for argument in strided:
@@ -368,7 +371,7 @@ class Writer:
             assert argument is not None
             if argument.folded:
                 *_, fold = macros(argument, self.kernel)
-                lines.append(f"snncc_fold<{fold}>({argument.name}, {carry}, live, lanes);")
+                lines.append(f"snncc_fold<{fold}>({argument.name}, {carry}, live);")
             else:
                 lines.append(self.write(argument, argument.name, carry, "true"))
         return lines

@@ -25,6 +25,22 @@ from snncc.ir.nodes import Op
 # Eager torch rounds after every operation; a fused multiply-add does not.
 FLAGS = ("enable_fp_fusion=False",)
 
+# No order in which a compiler adds two numbers changes a bit, so that the order is this.
+_HALVE = """\
+@triton.jit
+def add(a, b):
+    return a + b
+
+
+@triton.jit
+def halve(value, COUNT: tl.constexpr, SIZE: tl.constexpr):
+    # Of each of COUNT pieces add the second half to the first until SIZE numbers are left.
+    for _ in tl.static_range(16):
+        if value.numel > SIZE:
+            pairs = tl.reshape(value, (COUNT, 2, value.numel // (2 * COUNT)))
+            value = tl.reduce(pairs, 1, add)
+    return tl.reshape(value, (SIZE,))""".splitlines()
+
 
 class TritonTarget:
     """Triton, for CUDA and ROCm."""
@@ -56,7 +72,7 @@ def _head(kernel: Kernel) -> list[str]:
     if set(operations(kernel)) & {*LIBRARY, Op.SIGMOID}:
         lines.append("from triton.language.extra import libdevice")
     if any(argument.folded for argument in kernel.arguments):
-        lines += ["", "", "@triton.jit", "def add(a, b):", "    return a + b"]
+        lines += ["", "", *_HALVE]
     if kernel.solve is not None:
         lines += ["", "", "@triton.jit", "def either(a, b):", "    return a | b"]
     return lines

@@ -47,10 +47,14 @@ class Writer:
 
     def lane_index(self) -> list[str]:
         """Return the lines that number the lanes of a program."""
-        lines = [
-            "n = tl.program_id(0).to(lanes.dtype) * BLOCK + tl.arange(0, BLOCK)",
-            "live = n < lanes",
-        ]
+        lines = ["n = tl.program_id(0).to(lanes.dtype) * BLOCK + tl.arange(0, BLOCK)"]
+        if self.kernel.tiled:
+            lines = [
+                "n = tl.program_id(0).to(lanes.dtype)",
+                "row = n // across * (BLOCK // WIDTH) + tl.arange(0, BLOCK) // WIDTH",
+                "n = (row * across + n % across) * WIDTH + tl.arange(0, BLOCK) % WIDTH",
+            ]
+        lines.append("live = n < lanes")
         if all(argument.access not in IMPLIED for argument in self.kernel.arguments):
             return lines
         lines.append("lane0 = n")
@@ -321,17 +325,20 @@ class Writer:
         return lines
 
     def fold(self, argument: Argument, name: str) -> list[str]:
-        """Return the lines that write the sums of a carry over neighbouring lanes."""
+        """Return the lines that write the sums of a carry over rows, then neighbouring lanes."""
         fold = next(
             s.name for s in self.slots if s.argument == argument and s.kind is SlotKind.FOLD
         )
         zero = self.vars.spell(Const(0.0))
-        count = f"BLOCK // {fold}"
+        width = "WIDTH" if self.kernel.tiled else "BLOCK"
+        count = f"{width} // {fold}"
+        rows = [f"{name} = halve({name}, 1, WIDTH)"] if self.kernel.tiled else []
         return [
             f"{name} = tl.where(live, {name}, {zero})",
-            f"{name} = tl.reduce(tl.reshape({name}, ({count}, {fold})), 1, add)",
+            *rows,
+            f"{name} = halve({name}, {count}, {count})",
             f"n = tl.program_id(0).to(lanes.dtype) * ({count}) + tl.arange(0, {count})",
-            f"tl.store({argument.name} + n, {name}, mask=n * {fold} < lanes)",
+            f"tl.store({argument.name} + n, {name})",
         ]
 
 

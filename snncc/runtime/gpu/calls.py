@@ -12,6 +12,7 @@ from torch import Tensor
 
 from snncc.codegen.base import Access, Argument, GpuSpec, Role, Slot, SlotKind
 from snncc.ir.nodes import Rank
+from snncc.runtime.gpu.gradients import NO_FOLDS, Folds
 from snncc.runtime.gpu.kernels import GpuKernel
 from snncc.runtime.gpu.layout import Seen, densify_steps, extents, group_lanes, is_sparse, see
 from snncc.runtime.gpu.variants import (
@@ -71,10 +72,14 @@ class Arrays:
     Attributes:
         written: What the kernel writes, by role.
         kept: What a forward kernel has kept for it.
+        sums: The finals that it adds up over lanes, and their types; the caller allocates them.
+        across: Programs that share a row of lanes.
     """
 
     written: Mapping[Role, Mapping[str, Shape]]
     kept: Mapping[str, Shape] = field(default_factory=dict)
+    sums: Mapping[str, torch.dtype] = field(default_factory=dict)
+    across: int = 1
 
 
 class Call:
@@ -100,14 +105,15 @@ class Call:
         self._written = [shape for shapes in arrays.written.values() for shape in shapes.values()]
         places = [(Role.INPUT, name) for name in inputs.seen]
         places += [(role, name) for role, shapes in arrays.written.items() for name in shapes]
+        places += [(Role.FINAL, name) for name in arrays.sums]
         places += [(Role.SAVED, name) for name in arrays.kept]
         arguments = kernel.source.signature.arguments
         self._order = [places.index((_GIVEN.get(a.role, a.role), a.value)) for a in arguments]
-        others = [*self._written, *arrays.kept.values()]
-        dtypes = [*inputs.dtypes, *(shape.dtype for shape in others)]
+        dtypes = [*inputs.dtypes, *(shape.dtype for shape in self._written)]
+        dtypes += [*arrays.sums.values(), *(shape.dtype for shape in arrays.kept.values())]
         pointers = tuple(dtypes[index] for index in self._order)
         slots, layout = kernel.slots, inputs.layout
-        numbers = [(slot, _value(slot, layout, inputs.seen)) for slot in slots]
+        numbers = [(slot, _value(slot, layout, inputs.seen, arrays.across)) for slot in slots]
         self._values = [value for _, value in numbers if value is not None]
         hinted = aligned_slots(slots)
         self._sizes_fit = blocks.vector > 1 and all(
@@ -116,7 +122,7 @@ class Call:
         )
         pointed = [slot for slot in slots if slot.kind is SlotKind.ARRAY]
         self._aligned = [index for index, slot in enumerate(pointed) if slot in hinted]
-        wide = is_wide(math.prod(extents(layout)))
+        wide = is_wide(blocks.programs(self._values) * blocks.lanes)
         self.variants = tuple(Variant(pointers, blocks, wide, fits) for fits in (False, True))
         self._launches: dict[bool, Launch] = {}  # by whether all arrays are aligned
 
@@ -133,7 +139,7 @@ class Call:
         ]
 
     def run(self, tensors: Sequence[Tensor]) -> None:
-        """Call the kernel on the inputs, then what it writes and what was kept for it."""
+        """Call the kernel on the inputs, what it writes, its sums and what was kept for it."""
         arrays = [tensors[index] for index in self._order]
         aligned = self._sizes_fit and all(
             arrays[index].data_ptr() % ALIGNMENT == 0 for index in self._aligned
@@ -149,13 +155,15 @@ class Call:
 _GIVEN = {Role.CHECKPOINT: Role.SAVED}
 
 
-def _value(slot: Slot, layout: Layout, seen: Mapping[str, Seen]) -> int | None:
+def _value(slot: Slot, layout: Layout, seen: Mapping[str, Seen], across: int) -> int | None:
     """Return the number of a parameter; None for arrays and constants."""
     match slot.kind:
         case SlotKind.STEPS:
             return layout.steps
         case SlotKind.LANES:
             return math.prod(extents(layout))
+        case SlotKind.ACROSS:
+            return across
         case SlotKind.EXTENT:
             return extents(layout)[slot.group]
         case SlotKind.TIME | SlotKind.STRIDE:
@@ -217,13 +225,14 @@ class Inputs:
             fitted[index] = densify_steps(fitted[index], self._plain)
         return fitted
 
-    def spec(self, folded: frozenset[str] = frozenset(), *, checkpoints: bool = False) -> GpuSpec:
+    def spec(self, folds: Folds = NO_FOLDS, *, checkpoints: bool = False) -> GpuSpec:
         """Return what the text of the kernel depends on."""
         accesses = sorted((name, seen.access) for name, seen in self.seen.items())
         return GpuSpec(
             groups=len(extents(self.layout)),
             inputs=tuple(pair for pair in accesses if pair[1] is not Access.FLAT),
             outputs=see_output(self.layout).access,
-            folded=folded,
+            folded=frozenset(folds.runs),
+            tiled=folds.width > 0,
             checkpoints=checkpoints,
         )

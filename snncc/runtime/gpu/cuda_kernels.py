@@ -33,7 +33,7 @@ class CudaKernel:
     def bind(self, variant: Variant, values: Sequence[int], device: torch.device) -> Launch:
         """Return calls of the kernel, see `GpuKernel`."""
         where, function = self._function(variant, device)
-        shape = -(-values[1] // variant.blocks.lanes), threads_of(variant)
+        shape = variant.blocks.programs(values), threads_of(variant)
         launch, stream = where.driver.launch, where.stream
 
         def call(arrays: Sequence[Tensor]) -> None:

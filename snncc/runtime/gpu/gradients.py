@@ -1,56 +1,173 @@
 """Gradients of inputs without a time axis: sums over the lanes that share an element.
 
-A kernel adds up its own lanes where neighbours share an element, and writes one number for each
-run of them; torch adds up those.  No step of it uses an atomic, so that equal calls give equal
-bits.
+A kernel adds up lanes of each of its programs and writes few numbers; torch adds up those, once for
+all inputs of equal sizes.  Where neighbouring lanes share an element, a program has one piece of
+neighbours.  Where lanes share an element that lie a row apart, as the samples of one channel do if
+channels are innermost, a program has pieces of several rows, one below the other.  No step of it
+uses an atomic, so that equal calls give equal bits.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from snncc.codegen.base import Access
 from snncc.runtime.gpu.layout import Seen, extents
 from snncc.runtime.layout import Layout, Sizes
 
+# Lanes of a program that lie in one row: in float32 a line of memory.
+_WIDTH = 32
+# A program has rows only where there are this many times as many: few are left over at the end.
+_LEAST = 4
 
-def fold_lanes(seen: Seen, layout: Layout, block: int) -> int:
-    """Return how many neighbouring lanes a kernel adds up for the gradient of an input.
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Which lanes of a program are added up.
+
+    Attributes:
+        runs: For each result that is added up, how many neighbouring lanes share an element.
+        width: Lanes of a program that lie in one row; 0 where all of them are one piece.
+        across: Programs that share a row.
+    """
+
+    runs: Mapping[str, int]
+    width: int = 0
+    across: int = 1
+
+    def counts(self, lanes: int, block: int) -> dict[str, int]:
+        """Return how many numbers the programs write of each result."""
+        programs = self.across * -(-lanes // (self.across * block))
+        return {name: programs * (self.width or block) // run for name, run in self.runs.items()}
+
+
+NO_FOLDS = Folds({})
+
+
+def choose_folds(seen: Mapping[str, Seen], layout: Layout, block: int) -> Folds:
+    """Choose which lanes of a program are added up.
 
     Args:
-        seen: How the kernel sees the input.
+        seen: For each gradient how the kernel sees its input.
         layout: The sizes.
         block: Lanes of one program, a power of two.
     """
+    runs = {name: min(_run(one, layout, block), block) for name, one in seen.items()}
+    rows, lanes = block // _WIDTH, math.prod(extents(layout))
+    periods = {
+        name: math.lcm(_period(seen[name], layout), _WIDTH)
+        for name, run in runs.items()
+        if run < rows
+    }
+    period = max((p for p in periods.values() if p * rows * _LEAST <= lanes), default=0)
+    if not period:
+        return Folds({name: run for name, run in runs.items() if run > 1})
+    shared = {
+        name: min(run, _WIDTH)
+        for name, run in runs.items()
+        if period % _period(seen[name], layout) == 0
+    }
+    return Folds(shared, _WIDTH, period // _WIDTH)
+
+
+def _run(seen: Seen, layout: Layout, block: int) -> int:
+    """Return how many neighbouring lanes share an element, a power of two, wherever they start."""
     if seen.access is Access.UNIFORM:
         return block
-    if seen.access is Access.REPEATED:
-        innermost = extents(layout)[-1]
-        return min(innermost & -innermost, block)
-    return 1
+    innermost = extents(layout)[-1]
+    return innermost & -innermost if seen.access is Access.REPEATED else 1
 
 
-def folded_size(layout: Layout, fold: int) -> int:
-    """Return how many sums a kernel writes."""
-    return -(-math.prod(extents(layout)) // fold)
+def _shared(seen: Seen) -> int:
+    """Return along how many of the outermost groups of lanes an input has one element."""
+    return sum(1 for _ in itertools.takewhile(lambda stride: stride == 0, seen.strides))
 
 
-def reduce_folded(sums: Tensor, sizes: Sizes, seen: Seen, layout: Layout) -> Tensor:
-    """Return the gradient of an input of which a kernel has summed neighbouring lanes.
+def _period(seen: Seen, layout: Layout) -> int:
+    """Return after how many lanes the elements of an input come again."""
+    return math.prod(extents(layout)[_shared(seen) :])
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """An input without a time axis, of which a gradient is asked for.
+
+    Attributes:
+        seen: How the kernel sees it.
+        sizes: Its sizes.
+    """
+
+    seen: Seen
+    sizes: Sizes
+
+
+class Sums:
+    """The results that a kernel adds up, those of inputs that are alike in one array.
 
     Args:
-        sums: What the kernel wrote: one number for each run of lanes.
-        sizes: The sizes of the input.
-        seen: How the kernel sees the input.
+        folds: Which lanes are added up.
+        owners: For each of these results the input that it is a gradient of.
         layout: The sizes of the lanes.
+        block: Lanes of one program.
     """
-    if seen.access is Access.UNIFORM:
-        return sums.sum().reshape(sizes)
-    groups = sums.view(*extents(layout)[:-1], -1)
-    shared = [index for index, stride in enumerate(seen.strides) if stride == 0]
-    own = [group for group, stride in zip(layout.groups, seen.strides, strict=True) if stride]
-    dims = [dim for group in own for dim in group]
-    total = groups.sum(shared).reshape([layout.lanes[dim] for dim in dims])
-    return total.permute(sorted(range(len(dims)), key=dims.__getitem__)).reshape(sizes)
+
+    def __init__(
+        self, folds: Folds, owners: Mapping[str, Owner], layout: Layout, block: int
+    ) -> None:
+        alike: dict[Owner, list[str]] = {}
+        for name in folds.runs:
+            alike.setdefault(owners[name], []).append(name)
+        counts = folds.counts(math.prod(extents(layout)), block)
+        self._names = list(alike.values())
+        self.names = tuple(itertools.chain.from_iterable(self._names))
+        self._sizes = [(len(names), counts[names[0]]) for names in self._names]
+        self._add = [_Sum(owner, layout, folds.runs[names[0]]) for owner, names in alike.items()]
+
+    def allocate(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        """Return arrays [results, numbers] for the results of alike inputs."""
+        return [torch.empty(sizes, dtype=dtype, device=device) for sizes in self._sizes]
+
+    def add_up(self, written: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the gradients by name of the result, each a tensor that may be written to."""
+        return {
+            name: gradient.detach()
+            for names, add, array in zip(self._names, self._add, written, strict=True)
+            for name, gradient in zip(names, add(array).unbind(), strict=True)
+        }
+
+
+class _Sum:
+    """Adds up [results, numbers] to [results, *sizes].
+
+    Args:
+        owner: The inputs.
+        layout: The sizes of the lanes.
+        run: How many neighbouring lanes the kernel has added up.
+    """
+
+    def __init__(self, owner: Owner, layout: Layout, run: int) -> None:
+        self._sizes, start = owner.sizes, _shared(owner.seen)
+        inner, strides = [*extents(layout)[start:]], owner.seen.strides[start:]
+        # The last program may have written zeros behind the last row; they are in no one's way
+        # where the sum is of all numbers.
+        self._most = math.prod(extents(layout)) // run if inner else None
+        if inner:
+            inner[-1] //= run
+        self._inner = inner
+        self._shared = [1, *(dim for dim, stride in enumerate(strides, 2) if stride == 0)]
+        own = [g for g, stride in zip(layout.groups[start:], strides, strict=True) if stride]
+        dims = [dim for group in own for dim in group]
+        self._own = [layout.lanes[dim] for dim in dims]
+        self._order = [0, *(1 + i for i in sorted(range(len(dims)), key=dims.__getitem__))]
+
+    def __call__(self, written: Tensor) -> Tensor:
+        count = len(written)
+        total = written[:, : self._most].view(count, -1, *self._inner).sum(self._shared)
+        total = total.view(count, *self._own).permute(self._order)
+        return total.reshape(count, *self._sizes)

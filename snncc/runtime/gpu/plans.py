@@ -13,7 +13,7 @@ from snncc.ir.chunks import thread_lanes
 from snncc.ir.program import Adjoint
 from snncc.runtime.backward import BackwardCall, Cotangents, input_ranks, sum_lanes
 from snncc.runtime.gpu.calls import Arrays, Call, Inputs
-from snncc.runtime.gpu.gradients import fold_lanes, folded_size, reduce_folded
+from snncc.runtime.gpu.gradients import Folds, Owner, Sums, choose_folds
 from snncc.runtime.gpu.layout import extents
 from snncc.runtime.gpu.results import GpuResources, plan_gpu_results, types_of
 from snncc.runtime.gpu.variants import Blocks
@@ -99,6 +99,9 @@ class GpuBackwardPlan:
     Args:
         forward: The plan of the forward call.
         call: What the backward call is given.
+
+    Attributes:
+        sums: What the kernel adds up over lanes.
     """
 
     def __init__(self, forward: GpuForwardPlan, call: BackwardCall) -> None:
@@ -123,36 +126,41 @@ class GpuBackwardPlan:
             vector = min(vector, thread_lanes(chunk * types.kept))
         lanes = math.prod(extents(layout))
         block, warps = resources.machine_for(forward.device).blocks(lanes, vector)
-        self._folds = self._fold(adjoint, block)
+        folds, self.sums = self._fold(adjoint, block)
         reverse, owned = adjoint.recurrence, {n for names in self._gradients for n in names}
         outputs = {n: self._output_shape(n) for n in reverse.outputs if n in owned}
-        finals = {n: self._final_shape(n) for n in reverse.finals if n in owned}
+        final = Shape(layout.lanes, layout.lane_strides, types.working)
+        finals = {n: final for n in reverse.finals if n in owned and n not in folds.runs}
         self._written = (*outputs, *finals)
         checkpoints = bool(resources.checkpoints)
-        gpu = self._inputs.spec(frozenset(self._folds), checkpoints=checkpoints)
+        gpu = self._inputs.spec(folds, checkpoints=checkpoints)
         spec = KernelSpec(Job.BACKWARD, types.float_type, wanted=frozenset(owned), gpu=gpu)
         packed = not resources.bools.isdisjoint(resources.saved)
         group = _group(vector, packed=packed)
-        folds = tuple(sorted(self._folds.items()))
-        blocks = Blocks(
-            block, warps, min(group, chunk) if recomputes else group, chunk, folds, vector
-        )
+        group = min(group, chunk) if recomputes else group
+        runs = tuple(sorted(folds.runs.items()))
+        blocks = Blocks(block, warps, group, chunk, runs, vector, folds.width)
         arrays = Arrays(
             written={Role.OUTPUT: outputs, Role.FINAL: finals},
             kept=dict(zip(resources.kept, forward.results.saved, strict=False)),
+            sums=dict.fromkeys(self.sums.names, types.working),
+            across=folds.across,
         )
         return Call(resources.kernels(spec), self._inputs, arrays, blocks, forward.device)
 
-    def _fold(self, adjoint: Adjoint, block: int) -> dict[str, int]:
-        """Return the finals of which the kernel sums neighbouring lanes, and how many."""
-        seen = [self._inputs.seen[name] for name in self._forward.names]
-        folds = {
-            name: fold_lanes(seen[index], self._inputs.layout, block)
-            for index, names in enumerate(self._gradients)
+    def _fold(self, adjoint: Adjoint, block: int) -> tuple[Folds, Sums]:
+        """Return which lanes the kernel adds up, and the gradients that they give."""
+        seen, layout = self._inputs.seen, self._inputs.layout
+        owners = {
+            name: Owner(seen[owner], self._shapes[index][0])
+            for index, (owner, names) in enumerate(
+                zip(self._forward.names, self._gradients, strict=True)
+            )
             for name in names
             if name in adjoint.recurrence.finals
         }
-        return {name: fold for name, fold in folds.items() if fold > 1}
+        folds = choose_folds({n: owner.seen for n, owner in owners.items()}, layout, block)
+        return folds, Sums(folds, owners, layout, block)
 
     def _output_shape(self, name: str) -> Shape:
         layout, types = self._forward.layout, self._forward.types
@@ -163,12 +171,6 @@ class GpuBackwardPlan:
         dtype = dtypes.pop() if len(dtypes) == 1 else types.working
         return Shape(sizes, layout.step_strides, dtype)
 
-    def _final_shape(self, name: str) -> Shape:
-        layout, working = self._inputs.layout, self._forward.types.working
-        if name in self._folds:
-            return Shape((folded_size(layout, self._folds[name]),), (1,), working)
-        return Shape(layout.lanes, layout.lane_strides, working)
-
     def run(
         self,
         tensors: Sequence[Tensor],
@@ -176,31 +178,36 @@ class GpuBackwardPlan:
         saved: Sequence[Tensor],
     ) -> list[Tensor | None]:
         """Return the gradient of each input, None where it was not asked for or is zero."""
+        if 0 in self._forward.layout.lanes:
+            return [self._zeros(index) if n else None for index, n in enumerate(self._gradients)]
         written = self.call.allocate()
-        if 0 not in self._forward.layout.lanes:
-            given = self._inputs.fit([*tensors, *self._cotangents.given(cotangents)])
-            self.call.run([*given, *written, *saved])
+        sums = self.sums.allocate(self._forward.types.working, self._forward.device)
+        given = self._inputs.fit([*tensors, *self._cotangents.given(cotangents)])
+        self.call.run([*given, *written, *(row for array in sums for row in array), *saved])
         found = dict(zip(self._written, written, strict=True))
+        added = self.sums.add_up(sums)
         return [
-            self._gradient(index, found) if names else None
+            self._gradient(index, found, added) if names else None
             for index, names in enumerate(self._gradients)
         ]
 
-    def _gradient(self, index: int, found: Mapping[str, Tensor]) -> Tensor:
+    def _zeros(self, index: int) -> Tensor:
         sizes, dtype = self._shapes[index]
-        if 0 in self._forward.layout.lanes:
-            return torch.zeros(sizes, dtype=dtype, device=self._forward.device)
-        parts = []
-        for name in self._gradients[index]:
-            if name in self._folds:
-                seen = self._inputs.seen[self._forward.names[index]]
-                parts.append(reduce_folded(found[name], sizes, seen, self._inputs.layout))
-            else:
-                parts.append(sum_lanes(found[name], sizes, has_time=index < self._steps))
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total.to(dtype)
+        return torch.zeros(sizes, dtype=dtype, device=self._forward.device)
+
+    def _gradient(
+        self, index: int, found: Mapping[str, Tensor], added: Mapping[str, Tensor]
+    ) -> Tensor:
+        sizes, dtype = self._shapes[index]
+        total, *others = (
+            added[name]
+            if name in added
+            else sum_lanes(found[name], sizes, has_time=index < self._steps)
+            for name in self._gradients[index]
+        )
+        for other in others:
+            total = total + other
+        return total if total.dtype is dtype else total.to(dtype)
 
 
 def _group(vector: int, *, packed: bool) -> int:

@@ -50,7 +50,7 @@ class TritonKernel:
 
     def bind(self, variant: Variant, values: Sequence[int], device: torch.device) -> Launch:
         """Return calls of the kernel, see `GpuKernel`."""
-        programs = -(-values[1] // variant.blocks.lanes)
+        programs = variant.blocks.programs(values)
         numbers = (*values, *constants_of(self.slots, variant.blocks).values())
         loaded = load(self.source)
         if device.type == "cpu":
@@ -224,6 +224,6 @@ def _type(slot: Slot, pointers: Any, variant: Variant) -> str:
         return POINTER[next(pointers)]
     if slot.kind is SlotKind.STEPS:
         return "i32"
-    if slot.kind in (SlotKind.LANES, SlotKind.EXTENT):
+    if slot.kind in (SlotKind.LANES, SlotKind.ACROSS, SlotKind.EXTENT):
         return "i64" if variant.wide else "i32"
     return "i64" if slot.kind in (SlotKind.TIME, SlotKind.STRIDE) else "constexpr"

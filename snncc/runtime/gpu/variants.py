@@ -37,6 +37,7 @@ class Blocks:
         chunk: Steps between checkpoints, or steps recomputed at a time.
         folds: For each folded argument how many neighbouring lanes it holds the sum of.
         vector: Lanes that a thread moves at once where arrays are aligned.
+        width: Lanes of one program that lie in one row; 0 where all of them are one piece.
     """
 
     lanes: int
@@ -45,6 +46,17 @@ class Blocks:
     chunk: int
     folds: tuple[tuple[str, int], ...]
     vector: int
+    width: int = 0
+
+    def programs(self, values: Sequence[int]) -> int:
+        """Return how many programs there are.
+
+        Args:
+            values: The numbers that a kernel is given, in order: steps, lanes, and where the lanes
+                of a program lie in several rows, how many programs share a row.
+        """
+        across = values[2] if self.width else 1
+        return across * -(-values[1] // (across * self.lanes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,7 @@ def constants_of(slots: Sequence[Slot], blocks: Blocks) -> dict[int, int]:
     folds = dict(blocks.folds)
     sizes = {
         SlotKind.BLOCK: blocks.lanes,
+        SlotKind.WIDTH: blocks.width,
         SlotKind.GROUP: blocks.group,
         SlotKind.CHUNK: blocks.chunk,
     }

@@ -75,6 +75,10 @@ template <typename T, typename V> INLINE void snncc_set(T &element, V value)
   element = (T)value;
 }
 
+/* Lanes of one block are one piece. */
+#define WIDTH BLOCK
+#define LANE_OF(i) ((LANE)blockIdx.x * BLOCK + (i))
+
 #ifdef HALVES
 INLINE float snncc_real(const __half &element)
 {
@@ -148,11 +152,10 @@ INLINE void snncc_write(
   }
 }
 
-/* Write the sums of every FOLD neighbouring lanes.  Halves are added to halves in a fixed order, so
-   that equal calls give equal bits. */
+/* Write the sums over the rows of a block, and then of every FOLD neighbouring lanes.  Halves are
+   added to halves in a fixed order, so that equal calls give equal bits. */
 template <int FOLD, typename T>
-INLINE void snncc_fold(
-    T *sums, const float (&value)[VECTOR], const bool (&live)[VECTOR], LANE lanes)
+INLINE void snncc_fold(T *sums, const float (&value)[VECTOR], const bool (&live)[VECTOR])
 {
   __shared__ float part[BLOCK];
   __syncthreads();
@@ -160,11 +163,21 @@ INLINE void snncc_fold(
     part[FIRST + k * SPREAD] = live[k] ? value[k] : (float)0;
   }
 #pragma unroll 1
+  for (int size = BLOCK / 2; size >= WIDTH; size /= 2) {
+    __syncthreads();
+    EACH_LANE {
+      const int i = threadIdx.x + k * THREADS;
+      if (i < size) {
+        part[i] += part[i + size];
+      }
+    }
+  }
+#pragma unroll 1
   for (int width = FOLD / 2; width > 0; width /= 2) {
     __syncthreads();
     EACH_LANE {
       const int i = threadIdx.x + k * THREADS;
-      if (i < BLOCK / FOLD * width) {
+      if (i < WIDTH / FOLD * width) {
         const int first = i / width * FOLD + i % width;
         part[first] += part[first + width];
       }
@@ -173,9 +186,8 @@ INLINE void snncc_fold(
   __syncthreads();
   EACH_LANE {
     const int i = threadIdx.x + k * THREADS;
-    const LANE sum = (LANE)blockIdx.x * (BLOCK / FOLD) + i;
-    if (i < BLOCK / FOLD && sum * FOLD < lanes) {
-      snncc_set(sums[sum], part[i * FOLD]);
+    if (i < WIDTH / FOLD) {
+      snncc_set(sums[(LANE)blockIdx.x * (WIDTH / FOLD) + i], part[i * FOLD]);
     }
   }
 }
@@ -197,12 +209,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lif_backward(
     long long h_bar_out_t,
     long long v_checkpoint_t)
 {
-  const LANE n = (LANE)blockIdx.x * BLOCK + FIRST;
+  const LANE n = LANE_OF(FIRST);
   LANE lane[VECTOR];
   bool live[VECTOR];
   long long v0_in_at[VECTOR];
   EACH_LANE {
-    lane[k] = n + k * SPREAD;
+    lane[k] = ALIGNED ? n + k : LANE_OF(FIRST + k * SPREAD);
     live[k] = (ALIGNED ? n : lane[k]) < lanes;
     LANE lane0 = lane[k];
     lane0 /= extent1;
@@ -284,5 +296,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lif_backward(
       }
     }
   }
-  snncc_fold<FOLD_5>(v_next_bar_final, v_next_bar_carry, live, lanes);
+  snncc_fold<FOLD_5>(v_next_bar_final, v_next_bar_carry, live);
 }

@@ -68,6 +68,10 @@ template <typename T, typename V> INLINE void snncc_set(T &element, V value)
   element = (T)value;
 }
 
+/* Lanes of one block are one piece. */
+#define WIDTH BLOCK
+#define LANE_OF(i) ((LANE)blockIdx.x * BLOCK + (i))
+
 #ifdef HALVES
 INLINE float snncc_real(const __half &element)
 {
@@ -154,11 +158,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lif_training(
     long long s_out_t,
     long long v_checkpoint_t)
 {
-  const LANE n = (LANE)blockIdx.x * BLOCK + FIRST;
+  const LANE n = LANE_OF(FIRST);
   LANE lane[VECTOR];
   bool live[VECTOR];
   EACH_LANE {
-    lane[k] = n + k * SPREAD;
+    lane[k] = ALIGNED ? n + k : LANE_OF(FIRST + k * SPREAD);
     live[k] = (ALIGNED ? n : lane[k]) < lanes;
   }
   v0_in_type v0_read[VECTOR];
