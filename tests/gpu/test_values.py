@@ -22,6 +22,8 @@ from snncc.ir.nodes import (
     Var,
 )
 from snncc.ir.program import NeuronProgram, Place
+from snncc.passes.gradients.differentiate import differentiate
+from snncc.passes.gradients.plan_storage import plan_storage
 from snncc.runtime.operators import Neuron
 from tests.neuron_programs import eager_lif, lif
 from tests.runtime.test_neuron import LAYOUTS, STORAGES, compare, make_neuron
@@ -72,6 +74,12 @@ def test_broadcast_parameters(v0, storage, target):
     compare(make_neuron(storage, target=target), torch.rand(6, 5, 40), torch.rand(v0))
 
 
+@pytest.mark.parametrize("v0", [(), (40,), (5, 1)], ids=str)
+def test_expanded_parameters(v0, target):
+    """Elements that share memory have gradients of their own."""
+    compare(make_neuron(target=target), torch.rand(6, 5, 40), torch.rand(v0).expand(5, 40))
+
+
 @pytest.mark.parametrize("size", [4, 5])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_channels(size, memory_format, target):
@@ -106,6 +114,30 @@ def test_sums_over_rows(name, interpreted, emulated):
 
     assert torch.equal(*gradients)
     gradients[0].add_(leaf)  # is no view that torch refuses to change
+
+
+def test_sums_beside_numbers_of_lanes(target):
+    """One kernel adds up the gradients of some inputs and writes a number a lane for others."""
+    p, q, v = Var("p"), Var("q"), Var("v")
+    lets = (Let("h", Binary(Op.ADD, Binary(Op.MUL, p, v), Binary(Op.MUL, q, Var("x")))),)
+    names = ("q", "v0", "p", "w0")
+    inputs = (Input("x", Rank.STEP), *(Input(name, Rank.LANE) for name in names))
+    states = (State("v", Var("v0"), "h"), State("w", Var("w0"), "h"))
+    forward = Recurrence("leaky", inputs, states, lets, ("h", "w"))
+    adjoint = differentiate(forward)
+    program = NeuronProgram(forward, adjoint, plan_storage(forward, adjoint, Place.SCRATCH))
+    x, *leaves = (torch.rand(s) for s in [(3, 5, 40), (), (5, 1), (5, 40), (5, 40)])
+    wide = [leaf.double().requires_grad_() for leaf in leaves]
+    (h, w), _ = Neuron(program, target=target)([x], [leaf.requires_grad_() for leaf in leaves])
+    steps, before = [wide[1].expand(5, 40)], wide[3]
+    for x_t in x.double():
+        steps.append(wide[2] * steps[-1] + wide[0] * x_t)
+    seen = torch.stack([before, *steps[1:-1]])
+    gradients = torch.autograd.grad(h.sum() + w.square().sum(), leaves)
+    expected = torch.autograd.grad(sum(steps[1:]).sum() + seen.square().sum(), wide)
+
+    for gradient, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient.double(), reference, rtol=1e-5, atol=1e-5)
 
 
 def test_parameter_gradients_are_deterministic(target):

@@ -29,6 +29,7 @@ RESERVED = frozenset(
         "halve",
         "n",
         "row",
+        "sums",
         "j",
         "t",
         "first",

@@ -337,8 +337,8 @@ class Writer:
             f"{name} = tl.where(live, {name}, {zero})",
             *rows,
             f"{name} = halve({name}, {count}, {count})",
-            f"n = tl.program_id(0).to(lanes.dtype) * ({count}) + tl.arange(0, {count})",
-            f"tl.store({argument.name} + n, {name})",
+            f"sums = {argument.name} + tl.program_id(0).to(lanes.dtype) * ({count})",
+            f"tl.store(sums + tl.arange(0, {count}), {name})",
         ]
 
 

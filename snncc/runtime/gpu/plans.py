@@ -114,6 +114,7 @@ class GpuBackwardPlan:
         self._inputs = Inputs(layout, dict(zip(ranks, values, strict=True)), ranks)
         self._gradients = call.gradients
         self._shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in call.tensors)
+        self._expanded = tuple(map(_is_expanded, call.tensors))
         self.call = self._bind(adjoint)
 
     def _bind(self, adjoint: Adjoint) -> Call:
@@ -157,7 +158,7 @@ class GpuBackwardPlan:
                 zip(self._forward.names, self._gradients, strict=True)
             )
             for name in names
-            if name in adjoint.recurrence.finals
+            if name in adjoint.recurrence.finals and not self._expanded[index]
         }
         folds = choose_folds({n: owner.seen for n, owner in owners.items()}, layout, block)
         return folds, Sums(folds, owners, layout, block)
@@ -208,6 +209,13 @@ class GpuBackwardPlan:
         for other in others:
             total = total + other
         return total if total.dtype is dtype else total.to(dtype)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Tell whether elements of a tensor that have gradients of their own share memory."""
+    return any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 def _group(vector: int, *, packed: bool) -> int:
