@@ -10,7 +10,7 @@ Each part is a process of its own, or several that share its cases.  First all o
 once, on all cores: they run through their cases and leave kernels in caches, while the tests run.
 Then one after another measures, alone on the machine, with a share of the time.  What was measured
 is in a file before it goes on, so that a process which takes too long, or fails, loses only what it
-did not reach.  On fewer than eight cores nothing is prepared.
+did not reach.  On fewer than four cores nothing is prepared.
 
 Results are written after each part, below ``benchmarks/results``, or all into one file where
 ``--together`` or ``$OUT`` says so; ``--split FILE`` takes that apart.  What the tests and processes
@@ -44,7 +44,7 @@ from benchmarks.device.suite import REPORTING, Suite
 from benchmarks.device.workers import GRACE, Share, Worker, work
 
 SECONDS = 510  # all parts together: nine minutes less a margin for starting and writing
-PREPARATION = (0.35, 120.0)  # of the time, and seconds, at most
+PREPARATION = (0.4, 120.0)  # of the time, and seconds, at most
 MOST = 4  # processes for a part, however many cores there are: all share one GPU's memory
 AGAIN = 40.0  # seconds left at the end for which it is worth to run tests again
 LAST_CASES = 10.0  # seconds for those that are not prepared then to end the case they are in
@@ -177,7 +177,8 @@ class Session:
         most = 0 if arguments.rehearse else min(cores() // 4, MOST)
         self._most = most if arguments.workers is None else arguments.workers
         self._output = folder / "gpu_output.txt"
-        self._suite = Suite(ROOT, scratch, folder / "gpu_tests.txt", self._most)
+        tests = 3 * self._most // 2  # with four for each part, 16 cores are busy from start to end
+        self._suite = Suite(ROOT, scratch, folder / "gpu_tests.txt", tests)
         for file in (self._output, folder / "gpu_tests.txt"):
             file.unlink(missing_ok=True)
 
@@ -343,11 +344,12 @@ def _measured(records: Sequence[Record]) -> list[Record]:
 
 
 _SHOWN = {
-    "case": "", "variant": "", "median_ms": ".3f", "host_ms": ".3f", "of_copy": ".1%",
-    "gigabytes_per_second": ".0f", "device_over_snncc": ".2f",
-    "host_over_snncc": ".2f", "host_us": ".0f", "peak_mib": ".0f", "prepared_call_ms": ".0f",
-    "first_call_ms": ".0f", "compiled": "d", "spikes_differ": "d", "differ_from_cpu": "d",
-    "gradient_difference": ".1e", "passed": "d", "failed": "d", "skipped": "",
+    "case": "", "variant": "", "median_ms": ".3f", "host_ms": ".3f", "kernels_ms": ".3f",
+    "host_us": ".0f", "of_copy": ".1%", "gigabytes_per_second": ".0f", "device_over_snncc": ".2f",
+    "host_over_snncc": ".2f", "kernels_over_snncc": ".2f", "peak_mib": ".0f",
+    "prepared_call_ms": ".0f", "first_call_ms": ".0f", "compiled": "d", "spikes_differ": "d",
+    "differ_from_cpu": "d", "gradient_difference": ".1e", "passed": "d", "failed": "d",
+    "skipped": "",
 }  # fmt: skip
 
 

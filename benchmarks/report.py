@@ -112,6 +112,7 @@ GPU = """Variants take turns, and before each the cache of the device is filled 
 "Median" is the time on the device, "host" what a caller waits for, Python and launches included.
 "Of copy" is as above, with 8 bytes per neuron-step forward and 12 backward.
 "Other / snncc" compares medians on the device, and times of the host.
+"Kernels" is the time of all kernels of a step together, without the gaps between them.
 A prepared call is the first one of a new layer whose kernels are in the caches of disks.
 """
 NOT_MEASURED = """## Not yet measured
@@ -301,6 +302,8 @@ GPU_COLUMNS = {
     "peak_mib": "peak MiB",
     "device_over_snncc": "other / snncc, device",
     "host_over_snncc": "other / snncc, host",
+    "kernels_ms": "kernels ms",
+    "kernels_over_snncc": "other / snncc, kernels",
     "host_us": "host us",
     "prepared_call_ms": "prepared call ms",
     "first_call_ms": "first call ms",

@@ -18,7 +18,8 @@ from benchmarks.device.claims import CLAIMS
 from benchmarks.device.clock import Case, Clock
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ON_A_DEVICE = ("peak memory", "CUDA graphs")  # claims for which the CPU has no figures
+# Claims for which the CPU has no figures.
+ON_A_DEVICE = ("peak memory", "CUDA graphs", "all kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -51,19 +52,19 @@ def test_parts(name, clock):
 
 def test_the_whole_in_processes_of_its_own(tmp_path, capfd):
     """Parts prepare, measure, and write files and tables; a rehearsal is no result of the page."""
-    arguments = ["--rehearse", "--parts", "first_call,custom", "--workers", "1"]
+    arguments = ["--rehearse", "--parts", "first_call,recurrent", "--workers", "1"]
     code = gpu.main([*arguments, "--results", str(tmp_path), "--seconds", "600"])
     folder = tmp_path / "rehearsal"
     first = json.loads((folder / "gpu_first_call.json").read_text())
-    custom = json.loads((folder / "gpu_custom.json").read_text())
+    recurrent = json.loads((folder / "gpu_recurrent.json").read_text())
     missing = report.not_measured(tmp_path)
 
     assert code == 0
     assert all(claim.text in missing and claim.command in missing for claim in CLAIMS)
     assert first["machine"]["rehearsal"]
     assert len(first["records"]) == len(gpu.neurons.LENGTHS_AND_BATCHES)
-    assert {"snncc", "flexsn"} == {r["variant"] for r in custom["records"] if "median_ms" in r}
-    assert (folder / "gpu_output.txt").read_text().count("prepared two states") == 2
+    assert {record["variant"] for record in recurrent["records"]} == {"snncc", "serial"}
+    assert (folder / "gpu_output.txt").read_text().count("prepared T=") == 2
     assert "call 10" in capfd.readouterr().out
 
 

@@ -25,7 +25,7 @@ Sizes = TypeVar("Sizes")
 _FLUSHED_BYTES = 1 << 28  # five times the last cache of the largest GPU of this writing
 _CYCLES = 2e9  # a second, for a GPU that runs as fast as any of this writing
 _HEAD_START = (0.002, 0.2)  # seconds, at least and at most
-_LONG = 3.0  # seconds of measuring after which three rounds suffice
+_LONG = 5.0  # seconds of measuring after which three rounds suffice
 
 
 @dataclass
@@ -145,6 +145,20 @@ class Clock:
         self.wait()
         return float(torch.cuda.max_memory_allocated(self.device) - held) / 2**20
 
+    def kernels(self, run: Run) -> float | None:
+        """Return the milliseconds of all kernels of a call together, without gaps between them.
+
+        What has more launches than a queue holds has gaps on the device as on the host.  Profiling
+        may slow down launches after it, so it comes last.
+        """
+        if self.device.type != "cuda":
+            return None
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            run()
+            self.wait()
+        events = [event for event in profile.events() if event.device_type.name == "CUDA"]
+        return sum(float(event.time_range.elapsed_us()) for event in events) / 1e3
+
 
 @dataclass(frozen=True)
 class Case:
@@ -164,17 +178,18 @@ class Case:
 
 
 def with_ratios(times: Mapping[str, Record], own: str = "snncc") -> Iterator[Record]:
-    """Yield the times of variants, and those of others over our own on the device and the host."""
+    """Yield the times of variants, and those of others over our own: device, host, kernels."""
     for variant, record in times.items():
         ratios = {}
         if own in times and variant != own:
             for key, ratio in _RATIOS.items():
-                if key in record:
+                if record.get(key) is not None:
                     ratios[ratio] = record[key] / times[own][key]
         yield {"variant": variant} | record | ratios
 
 
 _RATIOS = {
+    "kernels_ms": "kernels_over_snncc",
     "median_ms": "device_over_snncc",
     "host_ms": "host_over_snncc",
     "host_us": "host_over_snncc",

@@ -185,12 +185,32 @@ CHANNELS_LAST = {
 }
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What is compared.
+
+    Attributes:
+        make: Makes the network of its layers of neurons.
+        sizes: Those of its input.
+        rate: The share of the input that is spikes; None for numbers.
+        half: Whether parameters, inputs and spikes are bfloat16.
+        profiled: Whether kernels are added up, too.
+    """
+
+    make: Network
+    sizes: Sequence[int]
+    rate: float | None = None
+    half: bool = False
+    profiled: bool = False
+
+
 def resnet(clock: Clock) -> Iterator[Case]:
     """Yield training steps of SEW-ResNet-18 in bfloat16, in both layouts of memory."""
     for steps, batch in ((4, 32),) if clock.tiny else ((4, 32), (16, 8)):
         sizes = (3, 2, 3, 16, 16) if clock.tiny else (steps, batch, 3, 224, 224)
         make: Network = partial(SEWResNet18, width=1 if clock.tiny else 64)
-        run = partial(compare, make=make, sizes=sizes, half=True, ways=WAYS | CHANNELS_LAST)
+        setup = Setup(make, sizes, half=True, profiled=True)
+        run = partial(compare, setup=setup, ways=WAYS | CHANNELS_LAST)
         yield Case(f"SEW-ResNet-18, T={steps}, B={batch}", 8.0, run)
 
 
@@ -201,35 +221,33 @@ def kept(clock: Clock) -> Iterator[Case]:
         for kind in ("values", "bits")
     }
     sizes = (6, 2, 32) if clock.tiny else (64, 256, 2048)
-    linear: Network = partial(LinearNetwork, neurons=sizes[-1])
-    run = partial(compare, make=linear, sizes=sizes, ways=ways)
+    linear = Setup(partial(LinearNetwork, neurons=sizes[-1]), sizes, rate=0.1)
+    run = partial(compare, setup=linear, ways=ways)
     yield Case("3 linear layers of 2048 neurons, T=64, B=256", 4.0, run)
-    sizes = (3, 2, 3, 8, 8) if clock.tiny else (16, 64, 3, 64, 64)
-    small: Network = partial(SmallConvolutional, width=1 if clock.tiny else 64)
-    run = partial(compare, make=small, sizes=sizes, ways=ways)
+    run = partial(compare, setup=small_convolutional(clock), ways=ways)
     yield Case("two convolutions, [16, 64, 3, 64, 64]", 4.0, run, large=True)
 
 
-def compare(
-    clock: Clock,
-    make: Network,
-    sizes: Sequence[int],
-    ways: Mapping[str, Way] = WAYS,
-    *,
-    half: bool = False,
-) -> Iterator[Record]:
-    """Yield the times of a training step of each variant of a network, and in CUDA graphs.
+def small_convolutional(clock: Clock) -> Setup:
+    """Return the network of D3."""
+    sizes = (3, 2, 3, 8, 8) if clock.tiny else (16, 64, 3, 64, 64)
+    return Setup(partial(SmallConvolutional, width=1 if clock.tiny else 64), sizes)
 
-    Weights are equal; ``half`` makes parameters, inputs and spikes bfloat16.
+
+def compare(clock: Clock, setup: Setup, ways: Mapping[str, Way] = WAYS) -> Iterator[Record]:
+    """Yield the times of a training step of each way to run a network, and in CUDA graphs.
+
+    Weights are equal.
     """
-    dtype = torch.bfloat16 if half else torch.float32
-    x = torch.rand(*sizes, device=clock.device).to(dtype)
+    dtype = torch.bfloat16 if setup.half else torch.float32
+    x = torch.rand(*setup.sizes, device=clock.device)
+    x = (x if setup.rate is None else x < setup.rate).to(dtype)
     runs: dict[str, Run] = {}
     more: dict[str, Record] = {}
     weights: dict[str, Tensor] = {}
     for variant, way in ways.items():
         try:
-            net = make(way.neuron).to(clock.device, dtype)
+            net = setup.make(way.neuron).to(clock.device, dtype)
             _initialize(net, x)
             weights = weights or {k: v.clone() for k, v in net.state_dict().items()}
             net.load_state_dict(weights, strict=False)
@@ -240,9 +258,14 @@ def compare(
             runs[variant] = run
         except Exception as error:
             yield {"variant": variant, "skipped": reason(error)}
-    for record in with_ratios(clock.measure(runs)):
+    times = clock.measure(runs)
+    graphs = list(in_graphs(clock, runs))
+    if setup.profiled and clock.rounds > 1:
+        for variant, run in runs.items():
+            times[variant]["kernels_ms"] = clock.kernels(run)
+    for record in with_ratios(times):
         yield record | more[record["variant"]]
-    yield from in_graphs(clock, runs)
+    yield from graphs
 
 
 def _arranged(x: Tensor, layout: torch.memory_format) -> Tensor:

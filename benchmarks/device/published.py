@@ -16,29 +16,26 @@ def published(clock: Clock) -> Iterator[Case]:
     width = 1 if clock.tiny else 64
     yield from _linear(clock)
     yield from _lif(clock)
-    sizes = (3, 2, 3, 8, 8) if clock.tiny else (16, 64, 3, 64, 64)
-    small: networks.Network = partial(networks.SmallConvolutional, width=width)
-    run = partial(networks.compare, make=small, sizes=sizes)
+    run = partial(networks.compare, setup=networks.small_convolutional(clock))
     yield Case("D3: two convolutions, [16, 64, 3, 64, 64]", 4.0, run, large=True)
     # D4, SpikingJelly's benchmark of FlexSN: 64 x 50176 neurons, 32 steps.
     yield neurons.against_peers("D4: two states", (32, 64 * 50176), neurons.custom_peers())
     sizes = (3, 2, 2, 16, 16) if clock.tiny else (10, 8, 2, 48, 48)
-    vgg: networks.Network = partial(networks.VGG, width=width)
-    run = partial(networks.compare, make=vgg, sizes=sizes)
+    vgg = networks.Setup(partial(networks.VGG, width=width), sizes)
+    run = partial(networks.compare, setup=vgg)
     yield Case("D6: VGG for CIFAR10-DVS, [10, 8, 2, 48, 48]", 5.0, run)
     sizes = (3, 2, 3, 16, 16) if clock.tiny else (4, 112, 3, 224, 224)
-    resnet: networks.Network = partial(networks.SEWResNet18, width=width)
-    run = partial(networks.compare, make=resnet, sizes=sizes, half=True)
+    resnet = networks.Setup(partial(networks.SEWResNet18, width=width), sizes, half=True)
+    run = partial(networks.compare, setup=resnet)
     yield Case("D5: SEW-ResNet-18, [4, 112, 3, 224, 224], bfloat16", 8.0, run, large=True)
 
 
 def _linear(clock: Clock) -> Iterator[Case]:
     """D1, open-neuromorphic/snn-library-benchmarks: a linear layer with its neurons."""
     for width in (4096,) if clock.tiny else (4096, 16384):
-        neurons_ = 32 if clock.tiny else width
         sizes = (6, 2, 32) if clock.tiny else (500, 16, width)
-        make: networks.Network = partial(networks.LinearNeurons, neurons=neurons_)
-        run = partial(networks.compare, make=make, sizes=sizes)
+        make: networks.Network = partial(networks.LinearNeurons, neurons=sizes[-1])
+        run = partial(networks.compare, setup=networks.Setup(make, sizes, rate=0.1))
         yield Case(f"D1: linear layer and LIF, {width} neurons, T=500, B=16", 5.0, run)
 
 
