@@ -12,17 +12,17 @@ Whatever differs leads to a new walk, so a watch can be too careful but not too 
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, MutableMapping
-from itertools import chain, compress
-from operator import attrgetter, is_
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping, Sequence
+from itertools import chain
+from operator import attrgetter, getitem, is_
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.state.signature import Describer, Shape, Shapes
-from snncc.frontend.state.sources import gather, walk
+from snncc.frontend.state.sources import Holder, gather, walk
 from snncc.ir.tape import SourceKind, Tape
 
 _CONTAINERS = (list, dict, tuple, deque)
@@ -97,25 +97,21 @@ class _Watch:
 
     def __init__(self, model: Callable[..., Any], states: dict[Hashable, State]) -> None:
         holders = walk(model)
-        self._owners = [holder.owner for holder in holders]
+        self._owners = list({id(holder.owner): holder.owner for holder in holders}.values())
         self._types = [type(owner) for owner in self._owners]
-        self._entries = [holder.entries for holder in holders]
+        self._namespaces = [holder.entries for holder in holders]
         # A function's variables are found anew at each walk; attributes live in a dictionary.
-        self._is_lasting = all(isinstance(entries, dict) for entries in self._entries)
-        self._names = list(chain.from_iterable(self._entries))
-        self._values = [entries.values() for entries in self._entries]  # of each moment
-        values = list(chain.from_iterable(self._values))
-        hidden = [key in holder.hidden for holder in holders for key in holder.entries]
-        ways = [_way(value, hide) for value, hide in zip(values, hidden, strict=True)]
-        self._same, self._empty, self._described = (
-            [way in chosen for way in ways] for chosen in (_IDENTICAL, {"empty"}, {"described"})
-        )
-        self._objects = list(compress(values, self._same))
-        self._kinds = list(map(type, compress(values, self._empty)))
-        self._parameters = [v for v, way in zip(values, ways, strict=True) if way == "parameter"]
+        self._is_lasting = all(isinstance(entries, dict) for entries in self._namespaces)
+        self._names = list(chain.from_iterable(self._namespaces))
+        ways = _ways(holders)
+        self._same = _Entries([*ways["identical"], *ways["parameter"]])
+        self._objects = list(self._same.now())
+        self._empty = _Entries(ways["empty"])
+        self._kinds = list(map(type, self._empty.now()))
+        self._parameters = list(_Entries(ways["parameter"]).now())
         self._traits = list(map(_traits, self._parameters))
-        self._changes = any(self._described)
-        self._seen = self._describe(values)
+        self._others = _Entries(ways["described"])
+        self._seen = self._describe()
         self._tensors: dict[str, tuple[MutableMapping[str, Any], str]] = {
             holder.name(key): (holder.entries, key)
             for holder in holders
@@ -135,23 +131,24 @@ class _Watch:
         """Tell whether the model may be in another state."""
         if not self._is_lasting or list(map(type, self._owners)) != self._types:
             return True
-        if list(chain.from_iterable(self._entries)) != self._names:
+        if list(chain.from_iterable(self._namespaces)) != self._names:
             return True
-        values = list(chain.from_iterable(self._values))
-        empty = list(compress(values, self._empty))
+        empty = list(self._empty.now())
         return not (
-            all(map(is_, compress(values, self._same), self._objects))
+            all(map(is_, self._same.now(), self._objects))
             and list(map(type, empty)) == self._kinds
             and not any(empty)
             and list(map(_traits, self._parameters)) == self._traits
-            and (not self._changes or self._describe(values) == self._seen)
+            and self._describe() == self._seen
         )
 
-    def _describe(self, values: list[Any]) -> tuple[list[Hashable], list[Shape]]:
-        """Describe what is compared neither by identity nor by being empty."""
+    def _describe(self) -> tuple[list[Hashable], list[Shape]] | None:
+        """Describe what is compared neither by identity nor by being empty, if there is any."""
+        if not self._others:
+            return None
         describer = Describer()
         describer.number(self._parameters)  # one of them may be among the others, too
-        return list(map(describer.describe, compress(values, self._described))), describer.shapes
+        return list(map(describer.describe, self._others.now())), describer.shapes
 
     def places(self, tape: Tape) -> list[_Place] | None:
         """Return where the tensors of a tape are; None where one has to be looked for each time."""
@@ -169,16 +166,41 @@ class _Watch:
         return self._tensors.get(source.name)
 
 
-_IDENTICAL = frozenset({"identical", "parameter"})
+class _Entries:
+    """Some entries of namespaces, which are read in one pass of C code."""
+
+    def __init__(self, places: Sequence[tuple[MutableMapping[str, Any], str]]) -> None:
+        self._namespaces = [namespace for namespace, _ in places]
+        self._keys = [key for _, key in places]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def now(self) -> Iterator[Any]:
+        """Iterate over the values that they have now."""
+        return map(getitem, self._namespaces, self._keys)
 
 
-def _way(value: Any, hidden: bool) -> str:
+def _ways(holders: Iterable[Holder]) -> dict[str, list[tuple[MutableMapping[str, Any], str]]]:
+    """Return the entries that are watched in each way; of hidden ones where others live."""
+    namespaces = {id(holder.entries) for holder in holders}
+    ways = defaultdict(list)
+    for holder in holders:
+        for key, value in holder.entries.items():
+            if key not in holder.hidden:
+                ways[_way(value)].append((holder.entries, key))
+            elif id(value) in namespaces:
+                ways["identical"].append((holder.entries, key))
+    return ways
+
+
+def _way(value: Any) -> str:
     """Return how a value is watched."""
     if type(value) is nn.Parameter:
         return "parameter"
     if isinstance(value, Tensor):
         return "described"
-    if hidden or not isinstance(value, _CONTAINERS):
+    if not isinstance(value, _CONTAINERS):
         return "identical"
     return "empty" if type(value) in _PLAIN_CONTAINERS and not value else "described"
 
