@@ -141,9 +141,8 @@ class Call:
     def run(self, tensors: Sequence[Tensor]) -> None:
         """Call the kernel on the inputs, what it writes, its sums and what was kept for it."""
         arrays = [tensors[index] for index in self._order]
-        aligned = self._sizes_fit and all(
-            arrays[index].data_ptr() % ALIGNMENT == 0 for index in self._aligned
-        )
+        offsets = [arrays[index].data_ptr() % ALIGNMENT for index in self._aligned]
+        aligned = self._sizes_fit and not any(offsets)
         launch = self._launches.get(aligned)
         if launch is None:
             launch = self.kernel.bind(self.variants[aligned], self._values, self._device)
