@@ -185,6 +185,65 @@ def test_unchanged_models_are_not_walked(monkeypatch: pytest.MonkeyPatch) -> Non
         optimizer.step()
 
 
+def decayed(v: Tensor) -> Tensor:
+    """Return a potential after its leak."""
+    return v * DECAY
+
+
+def halved(v: Tensor) -> Tensor:
+    """Return a potential after another leak."""
+    return v / 2
+
+
+DECAY = 0.75
+
+
+def closed_over(gain: float) -> tuple[Callable[[Tensor], Tensor], Callable[[float], None]]:
+    """Return an integrator, and what changes its gain."""
+
+    def integrate(x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        out = []
+        for t in range(x.shape[0]):
+            v = decayed(v) + gain * x[t]
+            out.append(v)
+        return torch.stack(out)
+
+    def change(value: float) -> None:
+        nonlocal gain
+        gain = value
+
+    return integrate, change
+
+
+@pytest.mark.parametrize("name", ["nothing", "closure", "global", "code", "helper", "no global"])
+def test_functions_are_watched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a function reads from outside is compared, and not looked for at each call."""
+    integrate, change = closed_over(1.0)
+    fast = snncc.compile(integrate)
+    x = torch.randn(6, 2, 3)
+    fast(x)
+    walks: list[object] = []
+    walk = watch.walk
+    monkeypatch.setattr(watch, "walk", lambda *args: (walks.append(args), walk(*args))[1])
+    changes: dict[str, Callable[[], object]] = {
+        "nothing": lambda: None,
+        "closure": lambda: change(2.0),
+        "global": lambda: monkeypatch.setitem(globals(), "DECAY", 0.25),
+        "code": lambda: monkeypatch.setattr(decayed, "__code__", halved.__code__),
+        "helper": lambda: monkeypatch.setitem(globals(), "decayed", halved),
+        "no global": lambda: monkeypatch.delitem(globals(), "DECAY"),
+    }
+    changes[name]()
+
+    if name == "no global":
+        with pytest.raises(NameError, match="DECAY"):
+            fast(x)
+        return
+    assert torch.equal(fast(x), integrate(x))
+    assert len(walks) == (name != "nothing")
+
+
 def test_kept_state_is_released() -> None:
     """What watches a model keeps no tensor of a state that the model has left."""
     model = Stateful()

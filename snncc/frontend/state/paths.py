@@ -71,7 +71,13 @@ class Variables(MutableMapping[str, Any]):
         names = function.__code__.co_freevars
         self._cells = dict(zip(names, function.__closure__ or (), strict=True))
         self.globals = function.__globals__
-        self._names = globals_of(function.__code__)
+        self._function, self._code = function, function.__code__
+        self._names = globals_of(self._code)
+
+    @property
+    def are_known(self) -> bool:
+        """Whether the function has the code whose variables these are."""
+        return self._function.__code__ is self._code
 
     def __getitem__(self, name: str) -> Any:
         return self._cells[name].cell_contents if name in self._cells else self.globals[name]

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from snncc.frontend.state.paths import Variables
 from snncc.frontend.state.signature import Describer, Shape, Shapes
 from snncc.frontend.state.sources import Holder, gather, walk
 from snncc.ir.tape import SourceKind, Tape
@@ -100,8 +101,7 @@ class _Watch:
         self._owners = list({id(holder.owner): holder.owner for holder in holders}.values())
         self._types = [type(owner) for owner in self._owners]
         self._namespaces = [holder.entries for holder in holders]
-        # A function's variables are found anew at each walk; attributes live in a dictionary.
-        self._is_lasting = all(isinstance(entries, dict) for entries in self._namespaces)
+        self._variables = [x for x in self._namespaces if isinstance(x, Variables)]
         self._names = list(chain.from_iterable(self._namespaces))
         ways = _ways(holders)
         self._same = _Entries([*ways["identical"], *ways["parameter"]])
@@ -129,7 +129,9 @@ class _Watch:
 
     def has_changed(self) -> bool:
         """Tell whether the model may be in another state."""
-        if not self._is_lasting or list(map(type, self._owners)) != self._types:
+        if list(map(type, self._owners)) != self._types:
+            return True
+        if not all(variables.are_known for variables in self._variables):
             return True
         if list(chain.from_iterable(self._namespaces)) != self._names:
             return True
