@@ -44,8 +44,8 @@ from benchmarks.device.suite import REPORTING, Suite
 from benchmarks.device.workers import GRACE, Share, Worker, work
 
 SECONDS = 510  # all parts together: nine minutes less a margin for starting and writing
-PREPARATION = (0.4, 120.0)  # of the time, and seconds, at most
-MOST = 4  # processes for a part, however many cores there are: all share one GPU's memory
+PREPARATION = (0.4, 140.0)  # of the time, and seconds, at most
+MOST = 8  # processes for a part, however many cores there are: all share one GPU's memory
 AGAIN = 40.0  # seconds left at the end for which it is worth to run tests again
 LAST_CASES = 10.0  # seconds for those that are not prepared then to end the case they are in
 
@@ -70,9 +70,9 @@ class Part:
 # The order is that of importance: if the time runs out, what is last is left out.
 PARTS = {
     "tests": Part(None, 60),
-    "values": Part(neurons.values, 20, workers=2),
+    "values": Part(neurons.values, 20, workers=3),
     "bandwidth": Part(neurons.bandwidth, 25, workers=2),
-    "training": Part(neurons.training, 50, workers=4),
+    "training": Part(neurons.training, 50, workers=6),
     "custom": Part(neurons.custom, 20, workers=3),
     "host": Part(neurons.host, 20, workers=2),
     "resnet": Part(networks.resnet, 50, workers=2),
@@ -138,9 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
     result.add_argument("--parts", help=f"some of {', '.join(PARTS)}, with commas between them")
     result.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
-    result.add_argument(
-        "--workers", type=int, help="processes that prepare a part; 0: nothing is prepared"
-    )
+    result.add_argument("--workers", type=int, help="for a part, at most; 0: nothing is prepared")
     result.add_argument("--machine", help="name of the folder of results; default: the device")
     result.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     together = Path(os.environ["OUT"]) / "gpu.json" if os.environ.get("OUT") else None
@@ -174,10 +172,10 @@ class Session:
         self._start = time.monotonic()
         self._workers: dict[str, list[Worker]] = {}
         self._lines: list[str] = []
-        most = 0 if arguments.rehearse else min(cores() // 4, MOST)
+        most = min(cores() // 2, MOST) if cores() >= 4 and not arguments.rehearse else 0
         self._most = most if arguments.workers is None else arguments.workers
         self._output = folder / "gpu_output.txt"
-        tests = 3 * self._most // 2  # with four for each part, 16 cores are busy from start to end
+        tests = 3 * self._most // 4  # of 16 cores six, which takes as long as preparing the parts
         self._suite = Suite(ROOT, scratch, folder / "gpu_tests.txt", tests)
         for file in (self._output, folder / "gpu_tests.txt"):
             file.unlink(missing_ok=True)

@@ -37,12 +37,15 @@ class Clock:
         seconds: How long a part may take, from now on.
         rounds: How often each variant runs.
         tiny: Whether sizes are those of a rehearsal.
+        graphs: Whether runs are captured in CUDA graphs.  Where one fails, torch goes on as if it
+            still captured, so that the process is of no use after that case.
     """
 
     device: torch.device
     seconds: float
     rounds: int = 15
     tiny: bool = False
+    graphs: bool = True
     _start: float = field(default_factory=time.monotonic)
     _other: Tensor | None = None
 
@@ -197,28 +200,31 @@ _RATIOS = {
 
 
 def captured(run: Run) -> Run:
-    """Return a run as one CUDA graph, whose memory is its own."""
-    torch.cuda.empty_cache()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
+    """Return a run as one CUDA graph, whose memory is its own.
+
+    The current stream must not be the default one: autograd remembers the stream in which it first
+    saw an input, and the default stream cannot be captured.
+    """
+    for _ in range(3):
+        run()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         run()
     return graph.replay
 
 
 def in_graphs(clock: Clock, runs: Mapping[str, Run]) -> Iterator[Record]:
-    """Yield the times of runs as CUDA graphs, and which of them cannot be one."""
+    """Yield the times of runs as CUDA graphs, up to the first that cannot be one."""
+    if clock.device.type != "cuda" or not clock.graphs or clock.rounds == 1:
+        return
     graphs: dict[str, Run] = {}
-    for name, run in runs.items() if clock.device.type == "cuda" else ():
+    for name, run in runs.items():
         try:
             graphs[f"{name}, CUDA graph"] = captured(run)
         except Exception as error:
+            clock.graphs = False
             yield {"variant": f"{name}, CUDA graph", "skipped": reason(error)}
+            break
     yield from with_ratios(clock.measure(graphs), "snncc, CUDA graph")
 
 

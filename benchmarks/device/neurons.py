@@ -288,7 +288,7 @@ def host(clock: Clock) -> Iterator[Case]:
         chosen["eager"] = partial(_eager, name)
         for what in ("inference", "training"):
             run = partial(_small_calls, makers=chosen, training=what == "training")
-            yield Case(f"{name}, {what}, {list(SMALL)}", 3.0, run)
+            yield Case(f"{name}, {what}, {list(SMALL)}", 1.0, run)
 
 
 def _eager(name: str, device: torch.device) -> layers.Layer:

@@ -68,7 +68,7 @@ class Worker:
         command = [*self._command, "--part", share.part, "--file", str(self._file)]
         command += ["--share", str(share.number), str(share.workers)]
         command += ["--prepare"] if prepare else []
-        with self._log.open("w") as log:
+        with self._log.open("a") as log:
             self._child = subprocess.Popen(
                 command,
                 env=dict(self._environment),
@@ -90,39 +90,41 @@ class Worker:
     def measure(self, seconds: float) -> tuple[list[tuple[int, Record]], str]:
         """Let it measure for so long; return its records, with numbers, and its last words.
 
-        A process that ends, as after an error on the device, is replaced for the cases that it did
-        not reach.
+        A process that ends is replaced for the cases that it did not reach: after an error on the
+        device, or a capture that failed.
         """
-        until, reached = time.monotonic() + seconds, -1
+        until, reached, graphs = time.monotonic() + seconds, -1, 1
         errors: list[str] = []
         while True:
             if self._child is None or self._child.poll() is not None:
                 self.start(prepare=False)
-            self._tell(f"{until - time.monotonic()} {reached}\n")
+            self._tell(f"{until - time.monotonic()} {reached} {graphs}\n")
             status = self._wait(until + GRACE)
             self.end()
             records = list(read(self._file))
             last, record = records[-1] if records else (-1, {})
             if record.get("complete"):
-                return _measured(records), "\n".join(errors)
+                return _results(records), "\n".join(errors)
             said = "stopped: its time was over"
             if status:
                 errors.append(self.said.strip()[-2000:] or f"it ended with status {status}")
                 said = errors[-1].splitlines()[-1][:200]
-            record = {"case": "the rest", "variant": "", "skipped": said}
-            if not status or last == reached or until - time.monotonic() < RESTART:
-                return _measured([*records, (last, record)]), "\n".join(errors)
-            with self._file.open("a") as file:
-                file.write(json.dumps([last, record | {"case": "the rest of a case"}]) + "\n")
-            reached = last
+            rest = (last, {"case": "the rest", "variant": "", "skipped": said})
+            if status is None or last == reached or until - time.monotonic() < RESTART:
+                return _results([*records, rest]), "\n".join(errors)
+            if status:
+                rest[1]["case"] = "the rest of a case"
+                with self._file.open("a") as file:
+                    file.write(json.dumps(rest) + "\n")
+            reached, graphs = last, int(graphs and bool(status))
 
-    def _wait(self, until: float) -> int:
-        """Wait for the end of the process and return its status, 0 if time was over first."""
+    def _wait(self, until: float) -> int | None:
+        """Wait for the end of the process and return its status, or None if time was over first."""
         assert self._child is not None
         try:
             return self._child.wait(max(until - time.monotonic(), 1.0))
         except subprocess.TimeoutExpired:
-            return 0
+            return None
 
     def end(self) -> None:
         """End it and what it has started, which would slow down the next."""
@@ -155,7 +157,7 @@ def read(file: Path) -> Iterator[tuple[int, Record]]:
             yield number, record
 
 
-def _measured(records: Sequence[tuple[int, Record]]) -> list[tuple[int, Record]]:
+def _results(records: Sequence[tuple[int, Record]]) -> list[tuple[int, Record]]:
     return [(number, r) for number, r in records if "complete" not in r and "begun" not in r]
 
 
@@ -169,6 +171,8 @@ def work(
 ) -> None:
     """Do a share in this process: prepare, wait, measure, and write each record at once."""
     device = torch.device("cpu" if rehearse else "cuda")
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
     every = list(enumerate(cases(Clock(device, 0.0, tiny=rehearse))))
     mine = every[share.number :: share.workers]
     if prepare:
@@ -179,18 +183,27 @@ def work(
         line = sys.stdin.readline()
     if not line:
         return
-    seconds, reached = line.split()
-    clock = Clock(device, float(seconds), 3 if rehearse else 15, tiny=rehearse)
+    seconds, reached, graphs = line.split()
+    clock = Clock(device, float(seconds), 3 if rehearse else 15, rehearse, graphs == "1")
+    left = [(number, case) for number, case in mine if number > int(reached)]
     with file.open("a") as out:
-        for number, case in mine:
-            if number <= int(reached):
-                continue
-            out.write(json.dumps([number, {"begun": True}]) + "\n")
-            for record in _records(case, clock):
-                out.write(json.dumps([number, {"case": case.name} | record]) + "\n")
-                out.flush()
-            _free(device)
-        out.write(json.dumps([len(every), {"complete": True}]) + "\n")
+        for number, record in _measure(left, clock):
+            out.write(json.dumps([number, record]) + "\n")
+            out.flush()
+
+
+def _measure(cases: Sequence[tuple[int, Case]], clock: Clock) -> Iterator[tuple[int, Record]]:
+    """Yield the records of cases; end the process, for another one, if a capture has failed."""
+    graphs, number = clock.graphs, 0
+    for number, case in cases:
+        if graphs and not clock.graphs:
+            os._exit(0)  # at once: torch cannot clean up
+        yield number, {"begun": True}
+        for record in _records(case, clock):
+            yield number, {"case": case.name} | record
+        if graphs == clock.graphs:
+            _free(clock.device)
+    yield number, {"complete": True}
 
 
 def _prepare(cases: Sequence[Case], device: torch.device, queue: Path, *, tiny: bool) -> None:
