@@ -23,8 +23,8 @@ class Feedforward(nn.Module):
         self.spike = ATan()
 
     def forward(self, x: Tensor) -> Tensor:
-        v1 = v2 = torch.zeros(x.shape[1], self.layer1.out_features, dtype=x.dtype)
-        total = torch.zeros(x.shape[1], self.readout.out_features, dtype=x.dtype)
+        v1 = v2 = torch.zeros(x.shape[1], self.layer1.out_features, dtype=x.dtype, device=x.device)
+        total = torch.zeros(x.shape[1], self.readout.out_features, dtype=x.dtype, device=x.device)
         for t in range(x.shape[0]):
             h1 = 0.9 * v1 + self.layer1(x[t])
             s1 = self.spike(h1 - 1.0)

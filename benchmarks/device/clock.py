@@ -218,7 +218,8 @@ def in_graphs(clock: Clock, runs: Mapping[str, Run]) -> Iterator[Record]:
     if clock.device.type != "cuda" or not clock.graphs or clock.rounds == 1:
         return
     graphs: dict[str, Run] = {}
-    for name, run in runs.items():
+    ours_first = sorted(runs.items(), key=lambda item: not item[0].startswith("snncc"))
+    for name, run in ours_first:
         try:
             graphs[f"{name}, CUDA graph"] = captured(run)
         except Exception as error:
