@@ -55,8 +55,7 @@ class Worker:
     def __init__(
         self, share: Share, command: Sequence[str], environment: Mapping[str, str], scratch: Path
     ) -> None:
-        self.share = share
-        self._command, self._environment = command, environment
+        self.share, self.environment, self._command = share, environment, command
         name = f"{share.part}-{share.number}"
         self._file, self._log = scratch / f"{name}.jsonl", scratch / f"{name}.log"
         self._child: subprocess.Popen[str] | None = None
@@ -71,7 +70,7 @@ class Worker:
         with self._log.open("a") as log:
             self._child = subprocess.Popen(
                 command,
-                env=dict(self._environment),
+                env=dict(self.environment),
                 stdin=subprocess.PIPE,
                 stderr=log,
                 text=True,
