@@ -41,7 +41,7 @@ class Folds:
     width: int = 0
     across: int = 1
 
-    def counts(self, lanes: int, block: int) -> dict[str, int]:
+    def numbers(self, lanes: int, block: int) -> dict[str, int]:
         """Return how many numbers the programs write of each result."""
         programs = self.across * -(-lanes // (self.across * block))
         return {name: programs * (self.width or block) // run for name, run in self.runs.items()}
@@ -115,6 +115,9 @@ class Sums:
         owners: For each of these results the input that it is a gradient of.
         layout: The sizes of the lanes.
         block: Lanes of one program.
+
+    Attributes:
+        names: The results in order.
     """
 
     def __init__(
@@ -123,51 +126,80 @@ class Sums:
         alike: dict[Owner, list[str]] = {}
         for name in folds.runs:
             alike.setdefault(owners[name], []).append(name)
-        counts = folds.counts(math.prod(extents(layout)), block)
-        self._names = list(alike.values())
-        self.names = tuple(itertools.chain.from_iterable(self._names))
-        self._sizes = [(len(names), counts[names[0]]) for names in self._names]
-        self._add = [_Sum(owner, layout, folds.runs[names[0]]) for owner, names in alike.items()]
+        self.names = tuple(itertools.chain.from_iterable(alike.values()))
+        self._numbers = folds.numbers(math.prod(extents(layout)), block)
+        self._parts = [
+            _Sum(owner, layout, folds.runs[names[0]], (len(names), self._numbers[names[0]]))
+            for owner, names in alike.items()
+        ]
 
     def allocate(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-        """Return arrays [results, numbers] for the results of alike inputs."""
-        return [torch.empty(sizes, dtype=dtype, device=device) for sizes in self._sizes]
+        """Return an array for all results of alike inputs: [results, numbers], or [numbers]."""
+        return [torch.empty(part.sizes, dtype=dtype, device=device) for part in self._parts]
+
+    def rows(self, written: Sequence[Tensor]) -> list[Tensor]:
+        """Return the array of each result."""
+        return [
+            row
+            for part, array in zip(self._parts, written, strict=True)
+            for row in (array.unbind() if part.together else (array,))
+        ]
 
     def add_up(self, written: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the gradients by name of the result, each a tensor that may be written to."""
-        return {
-            name: gradient.detach()
-            for names, add, array in zip(self._names, self._add, written, strict=True)
-            for name, gradient in zip(names, add(array).unbind(), strict=True)
-        }
+        gradients: list[Tensor] = []
+        for part, array in zip(self._parts, written, strict=True):
+            gradients += part(array)
+        return dict(zip(self.names, gradients, strict=True))
 
 
 class _Sum:
-    """Adds up [results, numbers] to [results, *sizes].
+    """Adds up the numbers of each result.
 
     Args:
         owner: The inputs.
         layout: The sizes of the lanes.
         run: How many neighbouring lanes the kernel has added up.
+        sizes: How many results there are, and numbers of each.
+
+    Attributes:
+        together: Whether there are several results.
+        sizes: Sizes of the array that the kernel writes.
     """
 
-    def __init__(self, owner: Owner, layout: Layout, run: int) -> None:
-        self._sizes, start = owner.sizes, _shared(owner.seen)
+    def __init__(self, owner: Owner, layout: Layout, run: int, sizes: tuple[int, int]) -> None:
+        self.together = sizes[0] > 1
+        self.sizes = sizes if self.together else sizes[1:]
+        results, start = self.sizes[:-1], _shared(owner.seen)
         inner, strides = [*extents(layout)[start:]], owner.seen.strides[start:]
         # The last program may have written zeros behind the last row; they are in no one's way
         # where the sum is of all numbers.
-        self._most = math.prod(extents(layout)) // run if inner else None
+        most = math.prod(extents(layout)) // run if inner else sizes[1]
+        self._most = most if most < sizes[1] else None
         if inner:
             inner[-1] //= run
-        self._inner = inner
-        self._shared = [1, *(dim for dim, stride in enumerate(strides, 2) if stride == 0)]
+        self._view = (*results, -1, *inner)
+        first = len(results)
+        self._dims = [first, *(i for i, stride in enumerate(strides, first + 1) if stride == 0)]
         own = [g for g, stride in zip(layout.groups[start:], strides, strict=True) if stride]
         dims = [dim for group in own for dim in group]
-        self._own = [layout.lanes[dim] for dim in dims]
-        self._order = [0, *(1 + i for i in sorted(range(len(dims)), key=dims.__getitem__))]
+        order = sorted(range(len(dims)), key=dims.__getitem__)
+        self._order = [*range(first), *(first + i for i in order)]
+        self._found = (*results, *(layout.lanes[dim] for dim in dims))
+        self._permutes = order != sorted(order)
+        summed = (*results, *(math.prod(layout.lanes[dim] for dim in group) for group in own))
+        self._wanted = (*results, *owner.sizes)
+        self._reshapes = self._permutes or summed != self._wanted
 
-    def __call__(self, written: Tensor) -> Tensor:
-        count = len(written)
-        total = written[:, : self._most].view(count, -1, *self._inner).sum(self._shared)
-        total = total.view(count, *self._own).permute(self._order)
-        return total.reshape(count, *self._sizes)
+    def __call__(self, written: Tensor) -> tuple[Tensor, ...]:
+        if self._most is not None:
+            written = written[..., : self._most]
+        total = written.view(self._view).sum(self._dims)
+        if self._permutes:
+            total = total.view(self._found).permute(self._order)
+        if self._reshapes:
+            total = total.reshape(self._wanted)
+        if self.together:
+            # Torch refuses to change a view that was made where it records no gradients.
+            return tuple(gradient.detach() for gradient in total.unbind())
+        return (total.detach() if self._reshapes else total,)

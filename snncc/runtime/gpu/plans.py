@@ -184,7 +184,7 @@ class GpuBackwardPlan:
         written = self.call.allocate()
         sums = self.sums.allocate(self._forward.types.working, self._forward.device)
         given = self._inputs.fit([*tensors, *self._cotangents.given(cotangents)])
-        self.call.run([*given, *written, *(row for array in sums for row in array), *saved])
+        self.call.run([*given, *written, *self.sums.rows(sums), *saved])
         found = dict(zip(self._written, written, strict=True))
         added = self.sums.add_up(sums)
         return [
