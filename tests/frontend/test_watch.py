@@ -65,7 +65,15 @@ class Net(nn.Module):
         return torch.stack(out)
 
 
+def buffer_to_module(inner: Inner) -> None:
+    """Make a module of the last buffer, before the others: no name is new, and none moves."""
+    del inner.offset
+    inner.offset = nn.Linear(3, 3)
+    inner._modules["linear"] = inner._modules.pop("linear")
+
+
 CHANGES: dict[str, Callable[[Inner], object]] = {
+    "a module for a buffer": buffer_to_module,
     "number": lambda m: setattr(m, "scale", 3.0),
     "sign of zero": lambda m: setattr(m, "scale", -0.0),
     "number in an object": lambda m: setattr(m.settings, "gain", 3.0),

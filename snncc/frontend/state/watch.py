@@ -14,7 +14,6 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping, Sequence
-from itertools import chain
 from operator import attrgetter, getitem, is_
 from typing import Any
 
@@ -102,7 +101,7 @@ class _Watch:
         self._types = [type(owner) for owner in self._owners]
         self._namespaces = [holder.entries for holder in holders]
         self._variables = [x for x in self._namespaces if isinstance(x, Variables)]
-        self._names = list(chain.from_iterable(self._namespaces))
+        self._names = list(map(list, self._namespaces))
         ways = _ways(holders)
         self._same = _Entries([*ways["identical"], *ways["parameter"]])
         self._objects = list(self._same.now())
@@ -133,7 +132,7 @@ class _Watch:
             return True
         if not all(variables.are_known for variables in self._variables):
             return True
-        if list(chain.from_iterable(self._namespaces)) != self._names:
+        if list(map(list, self._namespaces)) != self._names:
             return True
         empty = list(self._empty.now())
         return not (
