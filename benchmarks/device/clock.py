@@ -37,15 +37,17 @@ class Clock:
         seconds: How long a part may take, from now on.
         rounds: How often each variant runs.
         tiny: Whether sizes are those of a rehearsal.
-        graphs: Whether runs are captured in CUDA graphs.  Where one fails, torch goes on as if it
-            still captured, so that the process is of no use after that case.
+        graphs: Whether runs are measured as CUDA graphs, and not as they are.
+        spoiled: Whether a capture failed: torch goes on as if it still captured, and the process is
+            of no use from then on.
     """
 
     device: torch.device
     seconds: float
     rounds: int = 15
     tiny: bool = False
-    graphs: bool = True
+    graphs: bool = False
+    spoiled: bool = False
     _start: float = field(default_factory=time.monotonic)
     _other: Tensor | None = None
 
@@ -172,12 +174,14 @@ class Case:
         seconds: What it takes, about: with less left it does not start.
         run: Yields its records.
         large: Whether it takes a good part of the memory of a device.
+        graphs: Whether its variants are measured as CUDA graphs, too.
     """
 
     name: str
     seconds: float
     run: Callable[[Clock], Iterator[Record]]
     large: bool = False
+    graphs: bool = False
 
 
 def with_ratios(times: Mapping[str, Record], own: str = "snncc") -> Iterator[Record]:
@@ -215,15 +219,13 @@ def captured(run: Run) -> Run:
 
 def in_graphs(clock: Clock, runs: Mapping[str, Run]) -> Iterator[Record]:
     """Yield the times of runs as CUDA graphs, up to the first that cannot be one."""
-    if clock.device.type != "cuda" or not clock.graphs or clock.rounds == 1:
-        return
     graphs: dict[str, Run] = {}
     ours_first = sorted(runs.items(), key=lambda item: not item[0].startswith("snncc"))
     for name, run in ours_first:
         try:
             graphs[f"{name}, CUDA graph"] = captured(run)
         except Exception as error:
-            clock.graphs = False
+            clock.spoiled = True
             yield {"variant": f"{name}, CUDA graph", "skipped": reason(error)}
             break
     yield from with_ratios(clock.measure(graphs), "snncc, CUDA graph")

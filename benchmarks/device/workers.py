@@ -89,15 +89,15 @@ class Worker:
     def measure(self, seconds: float) -> tuple[list[tuple[int, Record]], str]:
         """Let it measure for so long; return its records, with numbers, and its last words.
 
-        A process that ends is replaced for the cases that it did not reach: after an error on the
-        device, or a capture that failed.
+        A process that ends, as after an error on the device, is replaced for the cases that it did
+        not reach.
         """
-        until, reached, graphs = time.monotonic() + seconds, -1, 1
+        until, reached = time.monotonic() + seconds, -1
         errors: list[str] = []
         while True:
             if self._child is None or self._child.poll() is not None:
                 self.start(prepare=False)
-            self._tell(f"{until - time.monotonic()} {reached} {graphs}\n")
+            self._tell(f"{until - time.monotonic()} {reached}\n")
             status = self._wait(until + GRACE)
             self.end()
             records = list(read(self._file))
@@ -109,21 +109,21 @@ class Worker:
                 errors.append(self.said.strip()[-2000:] or f"it ended with status {status}")
                 said = errors[-1].splitlines()[-1][:200]
             rest = (last, {"case": "the rest", "variant": "", "skipped": said})
-            if status is None or last == reached or until - time.monotonic() < RESTART:
+            useless = last == reached or any("measured" in record for _, record in records)
+            if not status or useless or until - time.monotonic() < RESTART:
                 return _results([*records, rest]), "\n".join(errors)
-            if status:
-                rest[1]["case"] = "the rest of a case"
-                with self._file.open("a") as file:
-                    file.write(json.dumps(rest) + "\n")
-            reached, graphs = last, int(graphs and bool(status))
+            rest[1]["case"] = "the rest of a case"
+            with self._file.open("a") as file:
+                file.write(json.dumps(rest) + "\n")
+            reached = last
 
-    def _wait(self, until: float) -> int | None:
-        """Wait for the end of the process and return its status, or None if time was over first."""
+    def _wait(self, until: float) -> int:
+        """Wait for the end of the process and return its status, 0 if time was over first."""
         assert self._child is not None
         try:
             return self._child.wait(max(until - time.monotonic(), 1.0))
         except subprocess.TimeoutExpired:
-            return None
+            return 0
 
     def end(self) -> None:
         """End it and what it has started, which would slow down the next."""
@@ -157,7 +157,10 @@ def read(file: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _results(records: Sequence[tuple[int, Record]]) -> list[tuple[int, Record]]:
-    return [(number, r) for number, r in records if "complete" not in r and "begun" not in r]
+    return [(number, record) for number, record in records if not _MARKS & record.keys()]
+
+
+_MARKS = {"begun", "measured", "complete"}
 
 
 def work(
@@ -182,27 +185,38 @@ def work(
         line = sys.stdin.readline()
     if not line:
         return
-    seconds, reached, graphs = line.split()
-    clock = Clock(device, float(seconds), 3 if rehearse else 15, rehearse, graphs == "1")
+    seconds, reached = line.split()
+    clock = Clock(device, float(seconds), 3 if rehearse else 15, tiny=rehearse)
     left = [(number, case) for number, case in mine if number > int(reached)]
     with file.open("a") as out:
-        for number, record in _measure(left, clock):
+        for number, record in measure(left, clock):
             out.write(json.dumps([number, record]) + "\n")
             out.flush()
 
 
-def _measure(cases: Sequence[tuple[int, Case]], clock: Clock) -> Iterator[tuple[int, Record]]:
-    """Yield the records of cases; end the process, for another one, if a capture has failed."""
-    graphs, number = clock.graphs, 0
+def measure(cases: Sequence[tuple[int, Case]], clock: Clock) -> Iterator[tuple[int, Record]]:
+    """Yield the records of cases, and then those of them as CUDA graphs, which may fail."""
     for number, case in cases:
-        if graphs and not clock.graphs:
-            os._exit(0)  # at once: torch cannot clean up
         yield number, {"begun": True}
         for record in _records(case, clock):
             yield number, {"case": case.name} | record
-        if graphs == clock.graphs:
+        _free(clock.device)
+    yield len(cases), {"measured": True}
+    clock.graphs = True
+    for number, case in cases:
+        if clock.tiny or not case.graphs:
+            continue
+        if clock.spoiled:
+            said = "a capture in the same process failed"
+            yield number, {"case": case.name, "variant": "CUDA graph", "skipped": said}
+            continue
+        for record in _records(case, clock):
+            variant = record["variant"] or "CUDA graph"
+            if "CUDA graph" in variant:  # what else is left out has been said
+                yield number, {"case": case.name} | record | {"variant": variant}
+        if not clock.spoiled:
             _free(clock.device)
-    yield number, {"complete": True}
+    yield len(cases), {"complete": True}
 
 
 def _prepare(cases: Sequence[Case], device: torch.device, queue: Path, *, tiny: bool) -> None:
