@@ -66,8 +66,7 @@ def returned(
         kwargs: The keyword arguments.
     """
     names = _Names(model, args, kwargs or {})
-    leaves = [_value(leaf, outputs, names) for leaf in tape.output_leaves]
-    return leaves[0] if tape.out_spec.is_leaf() else pytree.tree_unflatten(leaves, tape.out_spec)
+    return _assembled(tape.output_leaves, tape.out_spec, outputs, names)
 
 
 def write_back(
@@ -100,10 +99,7 @@ def write_back(
 
 def _bind(tape: Tape, outputs: Sequence[Any], names: _Names) -> None:
     """Bind and delete attributes.  Names are those before the run: look up all of them first."""
-    values = [
-        pytree.tree_unflatten([_value(x, outputs, names) for x in binding.leaves], binding.spec)
-        for binding in tape.bindings
-    ]
+    values = [_assembled(b.leaves, b.spec, outputs, names) for b in tape.bindings]
     places = [(names[b.name], None) if b.in_place else names.place(b.name) for b in tape.bindings]
     gone = [names.place(name) for name in tape.deleted]
     for (holder, step), value in zip(places, values, strict=True):
@@ -140,6 +136,15 @@ class _Names:
         if name.startswith(ARGUMENTS):
             return follow(self._call[1:], steps[1:-1]), steps[-1]
         return follow(self.root, steps[:-1]), steps[-1]
+
+
+def _assembled(
+    leaves: Sequence[Any], spec: pytree.TreeSpec, outputs: Sequence[Any], names: _Names
+) -> Any:
+    """Return a value of a model: mostly a single tensor, which torch takes long to unflatten."""
+    if spec.is_leaf():
+        return _value(leaves[0], outputs, names)
+    return pytree.tree_unflatten([_value(leaf, outputs, names) for leaf in leaves], spec)
 
 
 def _value(leaf: Any, outputs: Sequence[Any], names: _Names) -> Any:
