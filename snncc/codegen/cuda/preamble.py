@@ -140,19 +140,26 @@ _PIECE = """
 /* Lanes of one block are one piece. */
 #define WIDTH BLOCK
 #define LANE_OF(i) ((LANE)blockIdx.x * BLOCK + (i))
+#define FIRST_SUM(count) ((LANE)blockIdx.x * (count))
+#define NEXT_SUM 1
 """
 
 _ROWS = """
 /* Lanes of one block are pieces of several rows; `across` blocks share a row. */
 #define ROW_OF(i) ((LANE)blockIdx.x / across * (BLOCK / WIDTH) + (i) / WIDTH)
 #define LANE_OF(i) ((ROW_OF(i) * across + (LANE)blockIdx.x % across) * WIDTH + (i) % WIDTH)
+/* Sums of one column lie side by side, in the order of the rows. */
+#define NEXT_SUM ((LANE)gridDim.x / across)
+#define FIRST_SUM(count) \\
+  ((LANE)blockIdx.x % across * (count) * NEXT_SUM + (LANE)blockIdx.x / across)
 """
 
 _FOLD = """
 /* Write the sums over the rows of a block, and then of every FOLD neighbouring lanes.  Halves are
    added to halves in a fixed order, so that equal calls give equal bits. */
 template <int FOLD, typename T>
-INLINE void snncc_fold(T *sums, const REAL (&value)[VECTOR], const bool (&live)[VECTOR])
+INLINE void snncc_fold(
+    T *sums, const REAL (&value)[VECTOR], const bool (&live)[VECTOR], LANE first, LANE next)
 {
   __shared__ REAL part[BLOCK];
   __syncthreads();
@@ -175,8 +182,8 @@ INLINE void snncc_fold(T *sums, const REAL (&value)[VECTOR], const bool (&live)[
     EACH_LANE {
       const int i = threadIdx.x + k * THREADS;
       if (i < WIDTH / FOLD * width) {
-        const int first = i / width * FOLD + i % width;
-        part[first] += part[first + width];
+        const int at = i / width * FOLD + i % width;
+        part[at] += part[at + width];
       }
     }
   }
@@ -184,7 +191,7 @@ INLINE void snncc_fold(T *sums, const REAL (&value)[VECTOR], const bool (&live)[
   EACH_LANE {
     const int i = threadIdx.x + k * THREADS;
     if (i < WIDTH / FOLD) {
-      snncc_set(sums[(LANE)blockIdx.x * (WIDTH / FOLD) + i], part[i * FOLD]);
+      snncc_set(sums[first + i * next], part[i * FOLD]);
     }
   }
 }

@@ -23,6 +23,7 @@ WORDS = """
     typeid typename using virtual wchar_t char8_t char16_t char32_t xor xor_eq
     threadIdx blockIdx blockDim gridDim warpSize __global__ __device__ __shared__
     LANE THREADS VECTOR ALIGNED VARIANT HALVES FIRST SPREAD WIDTH ROW_OF LANE_OF EACH_LANE INLINE
+    FIRST_SUM NEXT_SUM
     snncc_read snncc_write snncc_fold snncc_set snncc_real snncc_pack snncc_round
     n t j k first group lane live sweeps open most counts
 """

@@ -371,7 +371,8 @@ class Writer:
             assert argument is not None
             if argument.folded:
                 *_, fold = macros(argument, self.kernel)
-                lines.append(f"snncc_fold<{fold}>({argument.name}, {carry}, live);")
+                place = f"FIRST_SUM(WIDTH / {fold}), NEXT_SUM"
+                lines.append(f"snncc_fold<{fold}>({argument.name}, {carry}, live, {place});")
             else:
                 lines.append(self.write(argument, argument.name, carry, "true"))
         return lines

@@ -333,12 +333,18 @@ class Writer:
         width = "WIDTH" if self.kernel.tiled else "BLOCK"
         count = f"{width} // {fold}"
         rows = [f"{name} = halve({name}, 1, WIDTH)"] if self.kernel.tiled else []
+        places = [f"sums = tl.program_id(0).to(lanes.dtype) * ({count}) + tl.arange(0, {count})"]
+        if self.kernel.tiled:  # sums of one column lie side by side, in the order of the rows
+            places = [
+                f"sums = tl.program_id(0) % across * ({count}) + tl.arange(0, {count})",
+                "sums = sums * (tl.num_programs(0) // across) + tl.program_id(0) // across",
+            ]
         return [
             f"{name} = tl.where(live, {name}, {zero})",
             *rows,
             f"{name} = halve({name}, {count}, {count})",
-            f"sums = {argument.name} + tl.program_id(0).to(lanes.dtype) * ({count})",
-            f"tl.store(sums + tl.arange(0, {count}), {name})",
+            *places,
+            f"tl.store({argument.name} + sums, {name})",
         ]
 
 

@@ -41,10 +41,13 @@ class Folds:
     width: int = 0
     across: int = 1
 
-    def numbers(self, lanes: int, block: int) -> dict[str, int]:
-        """Return how many numbers the programs write of each result."""
-        programs = self.across * -(-lanes // (self.across * block))
-        return {name: programs * (self.width or block) // run for name, run in self.runs.items()}
+    def shape(self, lanes: int, block: int) -> tuple[int, int]:
+        """Return of how many columns the programs write sums, and how many of each.
+
+        Where a program has rows, sums of one column lie side by side, as torch adds up fastest.
+        """
+        down = -(-lanes // (self.across * block))
+        return (self.across * self.width, down) if self.width else (down * block, 1)
 
 
 NO_FOLDS = Folds({})
@@ -127,9 +130,9 @@ class Sums:
         for name in folds.runs:
             alike.setdefault(owners[name], []).append(name)
         self.names = tuple(itertools.chain.from_iterable(alike.values()))
-        self._numbers = folds.numbers(math.prod(extents(layout)), block)
+        columns, down = folds.shape(math.prod(extents(layout)), block)
         self._parts = [
-            _Sum(owner, layout, folds.runs[names[0]], (len(names), self._numbers[names[0]]))
+            _Sum(owner, layout, folds.runs[names[0]], (len(names), columns, down))
             for owner, names in alike.items()
         ]
 
@@ -160,27 +163,29 @@ class _Sum:
         owner: The inputs.
         layout: The sizes of the lanes.
         run: How many neighbouring lanes the kernel has added up.
-        sizes: How many results there are, and numbers of each.
+        shape: How many results there are, columns of each, and sums of each column.
 
     Attributes:
         together: Whether there are several results.
         sizes: Sizes of the array that the kernel writes.
     """
 
-    def __init__(self, owner: Owner, layout: Layout, run: int, sizes: tuple[int, int]) -> None:
-        self.together = sizes[0] > 1
-        self.sizes = sizes if self.together else sizes[1:]
-        results, start = self.sizes[:-1], _shared(owner.seen)
+    def __init__(self, owner: Owner, layout: Layout, run: int, shape: tuple[int, int, int]) -> None:
+        count, columns, down = shape
+        self.together = count > 1
+        results, numbers = (count,) if self.together else (), columns // run * down
+        self.sizes = (*results, numbers)
+        start = _shared(owner.seen)
         inner, strides = [*extents(layout)[start:]], owner.seen.strides[start:]
         # The last program may have written zeros behind the last row; they are in no one's way
         # where the sum is of all numbers.
-        most = math.prod(extents(layout)) // run if inner else sizes[1]
-        self._most = most if most < sizes[1] else None
+        most = math.prod(extents(layout)) // run if inner else numbers
+        self._most = most if most < numbers else None
         if inner:
             inner[-1] //= run
-        self._view = (*results, -1, *inner)
+        self._view = (*results, -1, *inner, down)
         first = len(results)
-        self._dims = [first, *(i for i, stride in enumerate(strides, first + 1) if stride == 0)]
+        self._dims = [first, *(i for i, stride in enumerate(strides, first + 1) if stride == 0), -1]
         own = [g for g, stride in zip(layout.groups[start:], strides, strict=True) if stride]
         dims = [dim for group in own for dim in group]
         order = sorted(range(len(dims)), key=dims.__getitem__)

@@ -78,6 +78,8 @@ template <typename T, typename V> INLINE void snncc_set(T &element, V value)
 /* Lanes of one block are one piece. */
 #define WIDTH BLOCK
 #define LANE_OF(i) ((LANE)blockIdx.x * BLOCK + (i))
+#define FIRST_SUM(count) ((LANE)blockIdx.x * (count))
+#define NEXT_SUM 1
 
 #ifdef HALVES
 INLINE float snncc_real(const __half &element)
@@ -155,7 +157,8 @@ INLINE void snncc_write(
 /* Write the sums over the rows of a block, and then of every FOLD neighbouring lanes.  Halves are
    added to halves in a fixed order, so that equal calls give equal bits. */
 template <int FOLD, typename T>
-INLINE void snncc_fold(T *sums, const float (&value)[VECTOR], const bool (&live)[VECTOR])
+INLINE void snncc_fold(
+    T *sums, const float (&value)[VECTOR], const bool (&live)[VECTOR], LANE first, LANE next)
 {
   __shared__ float part[BLOCK];
   __syncthreads();
@@ -178,8 +181,8 @@ INLINE void snncc_fold(T *sums, const float (&value)[VECTOR], const bool (&live)
     EACH_LANE {
       const int i = threadIdx.x + k * THREADS;
       if (i < WIDTH / FOLD * width) {
-        const int first = i / width * FOLD + i % width;
-        part[first] += part[first + width];
+        const int at = i / width * FOLD + i % width;
+        part[at] += part[at + width];
       }
     }
   }
@@ -187,7 +190,7 @@ INLINE void snncc_fold(T *sums, const float (&value)[VECTOR], const bool (&live)
   EACH_LANE {
     const int i = threadIdx.x + k * THREADS;
     if (i < WIDTH / FOLD) {
-      snncc_set(sums[(LANE)blockIdx.x * (WIDTH / FOLD) + i], part[i * FOLD]);
+      snncc_set(sums[first + i * next], part[i * FOLD]);
     }
   }
 }
@@ -296,5 +299,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lif_backward(
       }
     }
   }
-  snncc_fold<FOLD_5>(v_next_bar_final, v_next_bar_carry, live);
+  snncc_fold<FOLD_5>(v_next_bar_final, v_next_bar_carry, live, FIRST_SUM(WIDTH / FOLD_5), NEXT_SUM);
 }

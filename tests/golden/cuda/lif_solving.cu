@@ -71,6 +71,8 @@ template <typename T, typename V> INLINE void snncc_set(T &element, V value)
 /* Lanes of one block are one piece. */
 #define WIDTH BLOCK
 #define LANE_OF(i) ((LANE)blockIdx.x * BLOCK + (i))
+#define FIRST_SUM(count) ((LANE)blockIdx.x * (count))
+#define NEXT_SUM 1
 
 #ifdef HALVES
 INLINE float snncc_real(const __half &element)

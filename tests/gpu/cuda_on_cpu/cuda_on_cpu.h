@@ -20,7 +20,7 @@ struct Index
   unsigned x;
 };
 
-Index threadIdx, blockIdx;
+Index threadIdx, blockIdx, gridDim;
 
 namespace emulation
 {
@@ -79,6 +79,7 @@ template <typename... P> static void call(void (*kernel)(P...))
 static void run_grid(void (*body)(), unsigned blocks, unsigned threads, void **parameters)
 {
   given = parameters;
+  gridDim.x = blocks;
   thread_body = body;
   char *stacks = static_cast<char *>(malloc(threads * STACK));
   for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
