@@ -20,6 +20,7 @@ from snncc.runtime.schedule import Schedule
 
 DTYPES = (torch.float32, torch.float64)
 _SCRATCH = 10  # where the address of the scratch is among the sizes
+_FEW_PAGES = 1 << 16  # bytes that the C library does not ask the system for
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,7 @@ class Binding:
             kept[index] = copy_to_fit(kept[index], placed, self._layout)
         values = self._values.copy()
         if self._scratch:
-            # At least what the pool serves: small buffers would fault in their pages each time.
-            size = max(self._scratch * self._dtype.itemsize, memory.SMALLEST)
-            scratch = memory.POOL.buffer(size, self._dtype)
+            scratch = self._allocate_scratch()
             values[_SCRATCH] = scratch.data_ptr()
         for slot, tensor in zip(self._slots, kept, strict=True):
             values[slot] = tensor.data_ptr()
@@ -116,6 +115,13 @@ class Binding:
         note = _NOTE.get()
         if note is not None:
             note(Launch(self.bound(tensors), tensors))
+
+    def _allocate_scratch(self) -> Tensor:
+        size = self._scratch * self._dtype.itemsize
+        if size <= _FEW_PAGES:
+            return torch.empty(self._scratch, dtype=self._dtype, device="cpu")
+        # At least what the pool serves: buffers in between would fault in their pages each time.
+        return memory.POOL.buffer(max(size, memory.SMALLEST), self._dtype)
 
 
 def pack_sizes(
