@@ -21,10 +21,13 @@ def operations(kernel: Kernel) -> Iterator[Op]:
 
 def describe(kernel: Kernel) -> list[str]:
     """Return the lines that say what a kernel computes and how it rounds."""
-    inexact = sorted({op.value for op in operations(kernel) if op in TRANSCENDENTAL})
+    used = set(operations(kernel))
+    inexact = sorted(op.value for op in used & TRANSCENDENTAL)
     numerics = "each operation is rounded once, as eager torch does"
     if inexact:
         numerics = f"{', '.join(inexact)}: units in the last place from torch; otherwise {numerics}"
+    if Op.QUOTIENT in used:
+        numerics = f"quotients of gradients are within two such units; {numerics}"
     return [
         f"Kernel {kernel.name}, {kernel.dtype.value}, emitted by snncc.",
         "",

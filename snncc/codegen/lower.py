@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from snncc.codegen.base import Access, Argument, GpuSpec, Job, KernelSpec, Role
+from snncc.codegen.base import Access, Argument, FloatType, GpuSpec, Job, KernelSpec, Role
 from snncc.codegen.kernel_ir import Carry, Checkpoint, Kernel, Load, Solve, Step, Store, Sweep
 from snncc.codegen.prepare import (
     find_bools,
@@ -22,6 +22,7 @@ from snncc.codegen.prepare import (
     prepare,
     rename,
 )
+from snncc.codegen.quotients import divide_fast
 from snncc.errors import InternalError
 from snncc.ir.chunks import followers
 from snncc.ir.names import Names
@@ -183,6 +184,8 @@ def _reverse_sweep(
     known = forward_bools & {*storage.saved, *storage.recomputed}
     parts = _Parts(lets, carries, values, known, after)
     step = parts.live_step(stores, [final.name for final in finals])
+    if arguments.spec.gpu is not None and arguments.spec.dtype is FloatType.FLOAT32:
+        step = divide_fast(step)
     return Sweep("main", step, tuple(finals), backwards=True)
 
 

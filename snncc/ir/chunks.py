@@ -8,17 +8,21 @@ more a chunk keeps, the fewer lanes a thread can serve.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from snncc.ir.nodes import Recurrence
 from snncc.ir.program import Adjoint, Storage
 from snncc.ir.walk import names_read
 
 # More steps would be compiled slowly: a chunk is straight code.
 MOST_STEPS = 16
-# Registers that a chunk of one lane may fill, of the 255 of a thread.
-_MOST_REGISTERS = 96
-# Registers that a chunk of one lane may fill where a thread serves this many lanes.  Compiled for
-# sm_80 or sm_90, no neuron of the tests spills a register under these.
-_THREAD_LANES = {4: 16, 2: 32, 1: _MOST_REGISTERS}
+# Registers that a chunk of one lane may fill, of the 128 of a thread.
+_MOST_REGISTERS = 48
+# Registers that a chunk of one lane may take where a thread serves so many lanes.  A kernel that
+# recomputes chunks leaves room for sixteen warps on a multiprocessor, of 128 registers a thread;
+# one that solves them takes what it gets.
+RECOMPUTED = {4: 4, 2: 24}
+SOLVED = {4: 16, 2: 32}
 
 
 def chunk_steps(registers: int) -> int:
@@ -33,13 +37,14 @@ def chunk_steps(registers: int) -> int:
     return steps
 
 
-def thread_lanes(registers: int) -> int:
+def thread_lanes(registers: int, most: Mapping[int, int]) -> int:
     """Return how many lanes a thread serves.
 
     Args:
         registers: Registers that a chunk of one lane takes.
+        most: How many they may be, by lanes; a thread always serves one.
     """
-    return next((lanes for lanes, most in _THREAD_LANES.items() if registers <= most), 1)
+    return next((lanes for lanes, limit in most.items() if registers <= limit), 1)
 
 
 def followers(forward: Recurrence, storage: Storage) -> dict[str, str]:

@@ -46,6 +46,7 @@ class Op(Enum):
     SUB = "sub"
     MUL = "mul"
     DIV = "div"
+    QUOTIENT = "quotient"  # within two units in the last place: of gradients, in GPU kernels
     POW = "pow"
     MIN = "min"  # propagates NaN, as torch.minimum
     MAX = "max"  # propagates NaN, as torch.maximum

@@ -23,9 +23,8 @@ from tests.neuron_programs import lif
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on this machine")
 
 LANES = (64, C, 16, 16)
-# Bytes that a backward kernel of a chunk of 16 steps moves at a time.
-NARROW = {"adaptive": 4, "dynamic decay": 4}
-WIDTHS = {"soft": 16, "rectangle": 16, "if": 16, "integrator": 16, **NARROW}
+# Backward kernels that move 8 bytes at a time; the others keep more of a step, or sum gradients.
+WIDE = {"soft", "rectangle", "if"}
 
 
 def calls(neuron: nn.Module, T: int) -> Calls:
@@ -58,17 +57,18 @@ def machine_code(binary: Binary, folder: Path) -> str:
 def test_kernels_stay_in_registers(arch, tmp_path):
     """No kernel of a neuron spills a register or touches local memory, and none contracts.
 
-    Each moves what the plan says, 16 bytes at a time, on every architecture; T is long.
+    Each moves what the plan says, 16 bytes at a time forward and 8 backward, on every
+    architecture; T is long.
     """
     found = calls(LIF(), 64)
     launched = (found.inference, found.training, found.backward)
     binaries = found.compile(arch)
-    for binary in binaries:
+    for binary, width in zip(binaries, (16, 16, 8), strict=True):
         assert binary.registers <= 255
         assert binary.spilled == 0
         assert binary.shared == 0
         assert binary.accesses.local == 0
-        assert set(binary.accesses.loads) == set(binary.accesses.stores) == {16}
+        assert set(binary.accesses.loads) == set(binary.accesses.stores) == {width}
         assert "fma" not in binary.stages["ptx"]
     assert [moved(b, call) for b, call in zip(binaries, launched, strict=True)] == [8, 8.25, 12.25]
     code = machine_code(binaries[0], tmp_path)
@@ -82,15 +82,15 @@ def test_kernels_stay_in_registers(arch, tmp_path):
 def test_neurons_fit(name):
     """Nor does any other, whether or not it sums gradients of parameters; T is long.
 
-    Backward kernels are those that keep much: one value a step leaves room for 16 bytes at a time,
-    two for 8, six for 4.
+    Backward kernels are those that keep much: one value a step leaves room for 8 bytes at a time,
+    more for 4.
     """
     call = calls(NEURONS[name], 64).backward
     binary = compile_offline(call.kernel.source, call.variant, "sm_80")
 
     assert binary.spilled == 0
     assert binary.accesses.local == 0
-    assert set(binary.accesses.loads) == set(binary.accesses.stores) == {WIDTHS.get(name, 8)}
+    assert set(binary.accesses.loads) == set(binary.accesses.stores) == {8 if name in WIDE else 4}
     assert not re.search(r"\batom|\bred\.", binary.stages["ptx"])
     # Only within the exponentials of CUDA's library is a sum fused with a product.
     assert name == "dynamic decay" or "fma." not in binary.stages["ptx"]

@@ -83,6 +83,20 @@ template <typename T> INLINE REAL snncc_round(REAL value)
 }
 """
 
+_QUOTIENT = """
+/* Divide, within two units in the last place. */
+INLINE float snncc_quotient(float x, float y)
+{
+#ifdef __CUDA_ARCH__
+  float quotient;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(quotient) : "f"(x), "f"(y));
+  return quotient;
+#else
+  return x / y;
+#endif
+}
+"""
+
 _MOVE = """
 /* Elements that a thread moves at once, 16 bytes at a time. */
 template <typename T> struct alignas(sizeof(T) * VECTOR < 16 ? sizeof(T) * VECTOR : 16) snncc_pack
@@ -225,6 +239,8 @@ def preamble(kernel: Kernel, slots: Iterable[Slot], operations: Iterable[Op]) ->
     parts = [_LANES, _ROWS if kernel.tiled else _PIECE, _HALVES, _MOVE]
     if not used.isdisjoint(HALF_ROUNDINGS):
         parts.append(_ROUND)
+    if Op.QUOTIENT in used:
+        parts.append(_QUOTIENT)
     if any(argument.folded for argument in kernel.arguments):
         parts.append(_FOLD)
     text = "".join(parts).replace("REAL", real)

@@ -103,7 +103,7 @@ class Variables:
     def spell(self, expr: Expr) -> str:
         """Return the text of an expression."""
         spelling = dialect(self._kernel.dtype, self.names)
-        operations = {**spelling.operations, **_ROUNDINGS}
+        operations = {**spelling.operations, **_ROUNDINGS, Op.QUOTIENT: call("snncc_quotient")}
         return spell(expr, replace(spelling, operations=operations))
 
     def as_float(self, name: str, step: Step) -> str:

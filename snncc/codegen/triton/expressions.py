@@ -69,6 +69,7 @@ def dialect(dtype: FloatType, names: dict[str, str]) -> Dialect:
             Op.SUB: infix("-", 40),
             Op.MUL: infix("*", 50),
             Op.DIV: divide,
+            Op.QUOTIENT: infix("/", 50),
             Op.MIN: Spelling(f"tl.minimum({{args}}, {nan})"),
             Op.MAX: Spelling(f"tl.maximum({{args}}, {nan})"),
             Op.LT: _comparison("<"),

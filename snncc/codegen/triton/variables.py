@@ -36,6 +36,7 @@ RESERVED = frozenset(
         "group",
         "live",
         "now",
+        "whole",
         "begins",
         "changed",
     ]

@@ -98,7 +98,23 @@ class Writer:
         return [head, *_indent(body)]
 
     def recomputing_loop(self, main: Sweep, recompute: Sweep) -> list[str]:
-        """Return the loop over chunks, each run forward and then backwards.
+        """Return the loops over chunks, each run forward and then backwards.
+
+        The last chunk may be a part of one, whose steps are masked; of all others no step is.
+        """
+        part = self.chunk(main, recompute, whole=False)
+        whole = self.chunk(main, recompute, whole=True)
+        return [
+            "whole = steps // CHUNK * CHUNK",
+            "for first in range(whole, steps, CHUNK):",
+            *_indent(part),
+            "now = live",
+            "for first in range(whole - CHUNK, -1, -CHUNK):",
+            *_indent(whole),
+        ]
+
+    def chunk(self, main: Sweep, recompute: Sweep, *, whole: bool) -> list[str]:
+        """Return the lines that run a chunk forward and then backwards.
 
         The reverse steps of a group are under a condition: a group after the last step is skipped,
         and values that a compiler could compute early do not fill registers.
@@ -111,14 +127,13 @@ class Writer:
         index = {load.name: "group + j" for load in main.step.loads}
         index |= dict.fromkeys((load.name for load in own), "j")
         reverse = [
-            *self.ahead(own, "GROUP", "first + group"),
-            *self.steps(main, "first + group", index),
+            *self.ahead(own, "GROUP", "first + group", whole=whole),
+            *self.steps(main, "first + group", index, whole=whole),
         ]
-        kept = [f"{self.vars.tuple_of(store.name, 'kept')} = ()" for store in recompute.step.stores]
-        body = [
-            *self.ahead(first, "CHUNK", "first"),
+        return [
+            *self.ahead(first, "CHUNK", "first", whole=whole),
             *self.restore(recompute.step.carries),
-            *kept,
+            *(f"{self.vars.tuple_of(s.name, 'kept')} = ()" for s in recompute.step.stores),
             "for j in tl.static_range(CHUNK):",
             *_indent([*inside, *self.advance(recompute.step.carries, still=())]),
             *self.keep(Store(name, None) for name in followed(self.kernel)),
@@ -126,7 +141,6 @@ class Writer:
             "    if first + group < steps:",
             *_indent(_indent(reverse)),
         ]
-        return [_from_the_end("CHUNK"), *_indent(body)]
 
     def solving_loop(self, main: Sweep, solve: Solve) -> list[str]:
         """Return the loop over chunks, each swept until its spikes are those it was given."""
@@ -151,8 +165,10 @@ class Writer:
             *solving.counts(),
         ]
 
-    def ahead(self, loads: Sequence[Load], count: str, base: str) -> list[str]:
-        """Return the lines that issue the loads of several steps."""
+    def ahead(
+        self, loads: Sequence[Load], count: str, base: str, *, whole: bool = False
+    ) -> list[str]:
+        """Return the lines that issue the loads of several steps, of which all or some exist."""
         lines, inside = [], []
         for load in loads:
             argument = load.argument
@@ -165,19 +181,24 @@ class Writer:
                 lines.append(f"{word} = tl.load({row}, mask=live).to(tl.int32)")
                 continue
             row, ahead = self.vars.row(argument), self.vars.tuple_of(load.name, "ahead")
-            mask = "t < steps" if argument.access is Access.UNIFORM else "now"
+            mask = ", mask=now"
+            if argument.access is Access.UNIFORM:
+                mask = "" if whole else ", mask=t < steps"
             lines.append(f"{ahead} = ()")
             lines.append(
                 f"{row} = {self.vars.place(argument)} + {_times(base)} * {argument.name}_t"
             )
-            inside.append(f"{ahead} += (tl.load({row}, mask={mask}),)")
+            inside.append(f"{ahead} += (tl.load({row}{mask}),)")
             inside.append(f"{row} += {argument.name}_t")
         if inside:
-            inside = [f"t = {base} + j", "now = live & (t < steps)", *inside]
+            exists = [] if whole else [f"t = {base} + j", "now = live & (t < steps)"]
+            inside = [*exists, *inside]
             lines += [f"for j in tl.static_range({count}):", *_indent(inside)]
         return lines
 
-    def steps(self, sweep: Sweep, base: str, index: dict[str, str]) -> list[str]:
+    def steps(
+        self, sweep: Sweep, base: str, index: dict[str, str], *, whole: bool = False
+    ) -> list[str]:
         """Return the lines of the steps of a group that starts at ``base``."""
         stored = [s.argument for s in sweep.step.stores if s.argument and not s.argument.packed]
         start, order = base, "tl.static_range(GROUP)"
@@ -187,18 +208,20 @@ class Writer:
             f"{self.vars.row(a)} = {self.vars.place(a)} + {_times(start)} * {a.name}_t"
             for a in stored
         ]
-        inside = self.step(sweep, f"{base} + j", index)
+        inside = self.step(sweep, f"{base} + j", index, whole=whole)
         return [*lines, f"for j in {order}:", *_indent(inside)]
 
-    def step(self, sweep: Sweep, t: str, index: dict[str, str]) -> list[str]:
+    def step(
+        self, sweep: Sweep, t: str, index: dict[str, str], *, whole: bool = False
+    ) -> list[str]:
         """Return the lines of one step, up to the carries of a sweep that recomputes."""
         step = sweep.step
         stores = [store for store in step.stores if store.argument is not None]
-        held = guarded(self.kernel, sweep)
+        held = frozenset() if whole else guarded(self.kernel, sweep)
         lines = []
-        if stores or (held and step.carries):
+        if not whole and (stores or (held and step.carries)):
             lines.append(f"t = {t}")
-        if any(_is_written(store.argument) for store in stores):
+        if not whole and any(_is_written(store.argument) for store in stores):
             lines.append("now = live & (t < steps)")
         for load in step.loads:
             lines += self.read(load, index.get(load.name, "j"))

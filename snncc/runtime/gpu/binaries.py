@@ -74,8 +74,8 @@ class Accesses:
     """Memory accesses of one thread, in bytes.
 
     Attributes:
-        loads: The size of each load in a loop.
-        stores: The size of each store in a loop.
+        loads: The size of each load in the loop over time.
+        stores: The size of each store in it.
         local: Accesses to local memory, anywhere.
     """
 
@@ -177,19 +177,27 @@ def _compile_cuda(source: KernelSource, variant: Variant, arch: str) -> Binary:
 
 
 def read_accesses(assembly: str, language: Assembly) -> Accesses:
-    """Return the accesses to memory in the instructions of a kernel."""
+    """Return the accesses to memory in the instructions of a kernel.
+
+    Of several loops, the one over time is that which accesses most, and of equal ones the last:
+    one before it takes the rest of a sequence.
+    """
     lines = assembly.splitlines()
-    inside = _loop_lines(lines, language)
-    loads: list[int] = []
-    stores: list[int] = []
+    loops = _loops(lines, language)
+    inside: dict[range, list[re.Match[str]]] = {loop: [] for loop in loops}
     local = 0
     for number, line in enumerate(lines):
         for access in language.access.finditer(line):
             if access["space"] in _LOCAL:
                 local += 1
-            elif number in inside:
-                (loads if access["kind"] in _LOADS else stores).append(_size(access))
-    return Accesses(tuple(loads), tuple(stores), local)
+                continue
+            for loop in loops:
+                if number in loop:
+                    inside[loop].append(access)
+    most = max(reversed(inside.values()), key=len, default=[])
+    loads = tuple(_size(access) for access in most if access["kind"] in _LOADS)
+    stores = tuple(_size(access) for access in most if access["kind"] not in _LOADS)
+    return Accesses(loads, stores, local)
 
 
 def _size(access: re.Match[str]) -> int:
@@ -201,18 +209,21 @@ def _size(access: re.Match[str]) -> int:
     return _WORDS.get(word, 2 if "short" in word else 1)
 
 
-def _loop_lines(lines: Sequence[str], language: Assembly) -> set[int]:
-    """Return the numbers of the lines between a label and a later branch back to it."""
+def _loops(lines: Sequence[str], language: Assembly) -> list[range]:
+    """Return the lines of each outermost loop, between a label and a later branch back to it."""
     labels: dict[str, int] = {}
-    inside: set[int] = set()
+    loops: list[range] = []
     for number, line in enumerate(lines):
         label = language.label.match(line)
         if label:
             labels[label[1]] = number
         branch = language.branch.search(line)
         if branch and branch[1] in labels:
-            inside |= set(range(labels[branch[1]], number + 1))
-    return inside
+            first = labels[branch[1]]
+            while loops and loops[-1].stop > first:
+                first = min(first, loops.pop().start)
+            loops.append(range(first, number + 1))
+    return loops
 
 
 def bytes_of_a_step(binary: Binary, call: Call) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snncc.codegen.base import WORD_STEPS, Job, KernelSpec, Role
-from snncc.ir.chunks import thread_lanes
+from snncc.ir.chunks import RECOMPUTED, SOLVED, thread_lanes
 from snncc.ir.program import Adjoint
 from snncc.runtime.backward import BackwardCall, Cotangents, input_ranks, sum_lanes
 from snncc.runtime.gpu.calls import Arrays, Call, Inputs
@@ -19,9 +19,11 @@ from snncc.runtime.gpu.results import GpuResources, plan_gpu_results, types_of
 from snncc.runtime.gpu.variants import Blocks
 from snncc.runtime.plans import Shape
 
-# Elements of one array that a thread asks for before it uses the first: enough to hide the latency
-# of memory, in few registers.
-_AHEAD = 16
+# Elements that a thread asks for before it uses the first, and bytes of one array that it asks for
+# between steps that it runs backwards: enough to hide the latency of memory, in few registers.
+_AHEAD, _AHEAD_BACKWARDS = 32, 64
+# Registers of a thread of which sixteen warps fit into a multiprocessor; doubles take more.
+_REGISTERS = 128
 
 
 class GpuForwardPlan:
@@ -72,11 +74,12 @@ class GpuForwardPlan:
         )
         lanes, chunk = math.prod(extents(layout)), self.types.period
         packed = job is Job.TRAINING and not resources.bools.isdisjoint(resources.saved)
-        group = _group(vector, packed=packed)
+        inputs = len(resources.program.forward.step_inputs)
+        group = _group(vector, inputs + self._counted, packed=packed)
         group = min(group, chunk) if checkpoints else group
         if self._counted:  # the chunk that is solved stays in registers
             chunk = max(chunk, group)
-            vector = min(vector, thread_lanes(chunk * len(resources.program.forward.step_inputs)))
+            vector = min(vector, thread_lanes(chunk * inputs, SOLVED))
         block, warps = resources.machine_for(self.device).blocks(lanes, vector)
         blocks = Blocks(block, warps, group, chunk, (), vector)
         return Call(resources.kernels(spec), self._inputs, arrays, blocks, self.device)
@@ -124,7 +127,7 @@ class GpuBackwardPlan:
         chunk = chunk_of(forward.layout.steps, types.period)
         vector = types.vector
         if recomputes:
-            vector = min(vector, thread_lanes(chunk * types.kept))
+            vector = min(vector, thread_lanes(chunk * (types.kept + types.summed), RECOMPUTED))
         lanes = math.prod(extents(layout))
         block, warps = resources.machine_for(forward.device).blocks(lanes, vector)
         folds, self.sums = self._fold(adjoint, block)
@@ -137,10 +140,13 @@ class GpuBackwardPlan:
         gpu = self._inputs.spec(folds, checkpoints=checkpoints)
         spec = KernelSpec(Job.BACKWARD, types.float_type, wanted=frozenset(owned), gpu=gpu)
         packed = not resources.bools.isdisjoint(resources.saved)
-        group = _group(vector, packed=packed)
-        group = min(group, chunk) if recomputes else group
+        group = _group(vector, 2, packed=packed)  # what was kept, and the cotangents
+        registers = None
+        if recomputes:
+            group = min(_AHEAD_BACKWARDS // (vector * types.result.itemsize), chunk)
+            registers = None if types.working is torch.float64 else _REGISTERS
         runs = tuple(sorted(folds.runs.items()))
-        blocks = Blocks(block, warps, group, chunk, runs, vector, folds.width)
+        blocks = Blocks(block, warps, group, chunk, runs, vector, folds.width, registers)
         arrays = Arrays(
             written={Role.OUTPUT: outputs, Role.FINAL: finals},
             kept=dict(zip(resources.kept, forward.results.saved, strict=False)),
@@ -218,9 +224,9 @@ def _is_expanded(tensor: Tensor) -> bool:
     )
 
 
-def _group(vector: int, *, packed: bool) -> int:
+def _group(vector: int, arrays: int, *, packed: bool) -> int:
     """Return the steps whose loads are issued together."""
-    return WORD_STEPS if packed else min(max(_AHEAD // vector, 4), 8)
+    return WORD_STEPS if packed else min(max(_AHEAD // (vector * arrays), 4), 8)
 
 
 def chunk_of(steps: int, period: int) -> int:

@@ -67,12 +67,14 @@ class Types:
         result: The type of the outputs and finals.
         vector: Lanes whose elements of each step fill 16 bytes.
         kept: Registers that a backward kernel which recomputes fills for each step of a lane.
+        summed: Whether it also sums the gradients of parameters.
     """
 
     working: torch.dtype
     result: torch.dtype
     vector: int
     kept: int
+    summed: bool
 
     @property
     def period(self) -> int:
@@ -93,13 +95,14 @@ def types_of(resources: GpuResources, tensors: Sequence[Tensor], *, training: bo
     result = program.result or promoted
     working = torch.float64 if torch.float64 in (result, promoted) else torch.float32
     sizes = [result.itemsize, *(tensor.dtype.itemsize for tensor in tensors[:steps])]
-    if training and resources.kept:
+    if training and resources.saved:
         sizes.append(working.itemsize)
     vector = ALIGNMENT // max(sizes)
-    kept = 1
+    kept, summed = 1, False
     if program.adjoint is not None and program.storage is not None:
         kept = max(kept_values(program.forward, program.adjoint, program.storage), 1)
-    return Types(working, result, vector, kept * working.itemsize // 4)
+        summed = len(program.adjoint.recurrence.states) > len(program.forward.states)
+    return Types(working, result, vector, kept * working.itemsize // 4, summed)
 
 
 def plan_gpu_results(

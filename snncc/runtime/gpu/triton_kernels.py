@@ -199,6 +199,8 @@ def compile_kernel(source: KernelSource, function: Any, variant: Variant, target
     signature = dict(zip(function.arg_names, types, strict=True))
     hints = alignment_hints(slots, variant)
     options = {"num_warps": variant.blocks.warps, "enable_fp_fusion": False}
+    if variant.blocks.registers and target.backend == "cuda":
+        options["maxnreg"] = variant.blocks.registers
     try:
         return compile(ASTSource(function, signature, constants, hints), target, options)
     except Exception as error:

@@ -38,6 +38,7 @@ class Blocks:
         folds: For each folded argument how many neighbouring lanes it holds the sum of.
         vector: Lanes that a thread moves at once where arrays are aligned.
         width: Lanes of one program that lie in one row; 0 where all of them are one piece.
+        registers: The most that a thread may take, or None.
     """
 
     lanes: int
@@ -47,6 +48,7 @@ class Blocks:
     folds: tuple[tuple[str, int], ...]
     vector: int
     width: int = 0
+    registers: int | None = None
 
     def programs(self, values: Sequence[int]) -> int:
         """Return how many programs there are.
