@@ -56,6 +56,39 @@ def plif() -> nn.Module:
 NEURONS: dict[str, Callable[[], nn.Module]] = {"lif": lif, "plif": plif, "two states": TwoStates}
 
 
+class SpikingJelly(nn.Module):
+    """A layer of SpikingJelly's, from one state zero to the next.
+
+    Its kernels take inputs of a half type only beside a state in float32, which its modules have no
+    way to ask for but an option that tunes kernels for each size; its functions take one.
+    """
+
+    def __init__(self, node: nn.Module) -> None:
+        super().__init__()
+        self.node = node
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the spikes of ``x`` [T, B, *]."""
+        from spikingjelly.activation_based import functional, neuron
+
+        node = self.node
+        spikes: Tensor
+        if x.dtype is torch.float32:
+            functional.reset_net(node)
+            spikes = node(x)
+            return spikes
+        v = torch.zeros_like(x[0], dtype=torch.float32)
+        options = (
+            node.decay_input, node.v_threshold, node.v_reset, node.surrogate_function,
+            node.detach_reset,
+        )  # fmt: skip
+        if isinstance(node, neuron.ParametricLIFNode):
+            spikes = functional.plif_multi_step(x, v, node.w, *options)[0]
+        else:
+            spikes = functional.lif_multi_step(x, v, node.tau, *options)[0]
+        return spikes.to(x.dtype)
+
+
 def spikingjelly(name: str, device: torch.device) -> tuple[Layer, str]:
     """Return SpikingJelly's neuron of the same maths, and what it runs.
 
@@ -80,13 +113,7 @@ def spikingjelly(name: str, device: torch.device) -> tuple[Layer, str]:
     runs = "torch"
     if device.type == "cuda":
         runs = functional.neuron.neuron_implementation(name, device)["implementation"]
-
-    def run(x: Tensor) -> Tensor:
-        functional.reset_net(node)
-        spikes: Tensor = node(x)
-        return spikes
-
-    return run, str(runs)
+    return SpikingJelly(node), str(runs)
 
 
 def _fire(h: Tensor, threshold: Tensor) -> Tensor:

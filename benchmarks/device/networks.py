@@ -147,10 +147,8 @@ def _jelly_neuron() -> nn.Module:
         from spikingjelly.activation_based import neuron, surrogate
     except ImportError as error:
         raise layers.Missing(f"SpikingJelly is not importable: {error}") from error
-    node: nn.Module = neuron.LIFNode(
-        2.0, False, 1.0, 0.0, surrogate.ATan(layers.ALPHA), step_mode="m"
-    )
-    return node
+    node = neuron.LIFNode(2.0, False, 1.0, 0.0, surrogate.ATan(layers.ALPHA), step_mode="m")
+    return layers.SpikingJelly(node)
 
 
 Network = Callable[[Neuron], nn.Module]
