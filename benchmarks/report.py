@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.device.claims import CLAIMS, Claim
+from benchmarks import report_gpu
+from benchmarks.tables import table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -108,140 +109,6 @@ LIBRARIES = """One training step of networks of library neurons and layers, with
 "Over products" is the time over that of the convolutions and linear layers as torch does them,
 "share of products" that of the same products as compiled code does them over the time of a step.
 """
-GPU = """Variants take turns, and before each the cache of the device is filled with other bytes.
-"Median" is the time on the device, "host" what a caller waits for, Python and launches included.
-"Of copy" is as above, with 8 bytes per neuron-step forward and 12 backward.
-"Other / snncc" compares medians on the device, and times of the host.
-"Kernels" is the time of all kernels of a step together, without the gaps between them.
-A prepared call is the first one of a new layer whose kernels are in the caches of disks.
-"""
-NOT_MEASURED = """## Not yet measured
-
-These wait for a GPU; nothing is known of them but what [gpu.md](gpu.md) says.
-One command measures all of them: `python3 -m benchmarks.gpu`.
-
-| claim | measured by |
-|---|---|
-"""
-
-
-_SHARE = "wrong_at_decay_0.5"
-
-
-def main() -> None:
-    """Write the page."""
-    # What came of the cases of compatibility.md is no measurement.
-    folders = sorted(p for p in RESULTS.iterdir() if p.is_dir() and p.name != "compatibility")
-    parts = [HEAD, contents(folders)]
-    for folder in folders:
-        for name, text in (
-            ("neuron", NEURON),
-            ("network", NETWORK),
-            ("libraries", LIBRARIES),
-            ("recurrent", RECURRENT),
-            ("compile_time", COMPILE),
-            ("latency", LATENCY),
-            ("online", ONLINE),
-            ("whole_numbers", WHOLE_NUMBERS),
-            ("parallel", PARALLEL),
-            ("forms", FORMS),
-            ("hard_reset", HARD_RESET),
-            ("hard_reset_training", HARD_RESET_TRAINING),
-            ("sweeps", SWEEPS),
-            ("devices", DEVICES),
-            ("asynchronous", ASYNCHRONOUS),
-        ):
-            file = folder / f"{name}.json"
-            if file.exists():
-                result = json.loads(file.read_text(encoding="utf-8"))
-                parts += [f"## {name.replace('_', ' ')}, {folder.name}\n", text]
-                parts += [machine(result["machine"]), *tables(result["records"])]
-        parts += list(gpu_sections(folder))
-    parts += [not_measured(RESULTS)]
-    PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
-
-
-def contents(folders: list[Path]) -> str:
-    """Return which question is answered where."""
-    lines = ["| question | section |", "|---|---|"]
-    for name, question in QUESTIONS.items():
-        found = [folder.name for folder in folders if (folder / f"{name}.json").exists()]
-        links = [f"[{where}](#{name.replace('_', '-')}-{where})" for where in found]
-        lines += [f"| {question} | {', '.join(links)} |"] if found else []
-    return "\n".join(lines) + "\n"
-
-
-def gpu_sections(folder: Path) -> Iterator[str]:
-    """Yield the sections of the results of a GPU."""
-    files = sorted(folder.glob("gpu_*.json"))
-    results = {f.stem.removeprefix("gpu_"): json.loads(f.read_text("utf-8")) for f in files}
-    results = {k: r for k, r in results.items() if not r["machine"]["rehearsal"]}
-    if not results:
-        return
-    yield f"## GPU, {folder.name}\n"
-    yield GPU
-    for claim in CLAIMS:
-        figure = _figure(claim, results)
-        yield f"- {claim.text}: {figure}\n" if figure else ""
-    for name, result in results.items():
-        yield f"### {name.replace('_', ' ')}, {folder.name}\n"
-        yield device(result["machine"])
-        yield table(result["records"], GPU_COLUMNS)
-
-
-def _figure(claim: Claim, results: dict[str, Any]) -> str | None:
-    """Return what the results of a device say of a claim."""
-    result = results.get(claim.part)
-    if result is None or result["machine"]["rehearsal"]:
-        return None
-    return claim.figure([r for r in result["records"] if "skipped" not in r])
-
-
-def not_measured(folder: Path) -> str:
-    """Return the section of the claims for which no device has results."""
-    found: list[dict[str, Any]] = []
-    for device_folder in (p for p in folder.iterdir() if p.is_dir()):
-        files = device_folder.glob("gpu_*.json")
-        found.append({f.stem.removeprefix("gpu_"): json.loads(f.read_text("utf-8")) for f in files})
-    missing = [c for c in CLAIMS if not any(_figure(c, results) for results in found)]
-    rows = [f"| {claim.text} | `{claim.command}` |" for claim in missing]
-    return NOT_MEASURED + "\n".join(rows) + "\n" if rows else ""
-
-
-def device(facts: dict[str, Any]) -> str:
-    """Return one paragraph on the device on which the figures were measured."""
-    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if v)
-    text = f"{facts['device']}, {facts['processors']} processors, {facts['memory_gib']} GiB, "
-    return (
-        text
-        + f"CUDA {facts['cuda']}, Python {facts['python']}, {versions}; {facts['date'][:10]}.\n"
-    )
-
-
-def machine(facts: dict[str, Any]) -> str:
-    """Return one paragraph on where and when the figures were measured."""
-    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
-    text = f"{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, {versions}; "
-    text += f"{facts['date'][:10]}, load before the run {facts['load_average_at_start']}.\n"
-    return text
-
-
-def tables(records: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a table for each kind of records that follow one another: of times, counts, shares."""
-    for _, group in groupby(records, key=lambda r: ("sweeps_of_all_steps" in r, _SHARE in r)):
-        yield table(list(group))
-
-
-def table(records: list[dict[str, Any]], known: dict[str, str] | None = None) -> str:
-    """Return the records as a Markdown table with the columns that any record has."""
-    known = COLUMNS if known is None else known
-    columns = [c for c in known if any(c in r for r in records)]
-    lines = ["| " + " | ".join(known[c] for c in columns) + " |"]
-    lines.append("|" + "---|" * len(columns))
-    lines += ["| " + " | ".join(cell(r, c) for c in columns) + " |" for r in records]
-    return "\n".join(lines) + "\n"
-
-
 COLUMNS = {
     "case": "case",
     "variant": "variant",
@@ -291,49 +158,68 @@ COLUMNS = {
     "spikes_differ": "spikes that differ",
     "skipped": "note",
 }
-# Columns of the results of a GPU alone.
-GPU_COLUMNS = {
-    "case": "case",
-    "variant": "variant",
-    "median_ms": "median ms",
-    "host_ms": "host ms",
-    "gigabytes_per_second": "GB/s",
-    "of_copy": "of copy",
-    "peak_mib": "peak MiB",
-    "device_over_snncc": "other / snncc, device",
-    "host_over_snncc": "other / snncc, host",
-    "kernels_ms": "kernels ms",
-    "kernels_over_snncc": "other / snncc, kernels",
-    "host_us": "host us",
-    "prepared_call_ms": "prepared call ms",
-    "first_call_ms": "first call ms",
-    "compiled": "kernels compiled",
-    "passed": "passed",
-    "failed": "failed",
-    "differ_from_cpu": "differ from CPU",
-    "gradient_difference": "gradient difference",
-    "deterministic": "equal again",
-    "spikes_differ": "spikes that differ",
-    "skipped": "note",
-}
+_SHARE = "wrong_at_decay_0.5"
 
 
-def cell(record: dict[str, Any], column: str) -> str:
-    """Return one cell."""
-    value = record.get(column)
-    if value is None:
-        return ""
-    if column in ("of_copy", "products_share", "spike_rate"):
-        return f"{100 * value:.0f} %"
-    if column.startswith("wrong"):
-        return f"{100 * value:.1f} %"
-    if column == "gradient_difference":
-        return f"{value:.1e}"
-    if column == "events_per_second":
-        return f"{value:.2g}"
-    if isinstance(value, float):
-        return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
+def main() -> None:
+    """Write the page."""
+    # What came of the cases of compatibility.md is no measurement.
+    folders = sorted(p for p in RESULTS.iterdir() if p.is_dir() and p.name != "compatibility")
+    parts = [HEAD, contents(folders)]
+    for folder in folders:
+        for name, text in (
+            ("neuron", NEURON),
+            ("network", NETWORK),
+            ("libraries", LIBRARIES),
+            ("recurrent", RECURRENT),
+            ("compile_time", COMPILE),
+            ("latency", LATENCY),
+            ("online", ONLINE),
+            ("whole_numbers", WHOLE_NUMBERS),
+            ("parallel", PARALLEL),
+            ("forms", FORMS),
+            ("hard_reset", HARD_RESET),
+            ("hard_reset_training", HARD_RESET_TRAINING),
+            ("sweeps", SWEEPS),
+            ("devices", DEVICES),
+            ("asynchronous", ASYNCHRONOUS),
+        ):
+            file = folder / f"{name}.json"
+            if file.exists():
+                result = json.loads(file.read_text(encoding="utf-8"))
+                parts += [f"## {name.replace('_', ' ')}, {folder.name}\n", text]
+                parts += [machine(result["machine"]), *tables(result["records"])]
+        parts += report_gpu.sections(folder)
+    parts += [report_gpu.not_measured(RESULTS)]
+    PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def contents(folders: list[Path]) -> str:
+    """Return which question is answered where."""
+    lines = ["| question | section |", "|---|---|"]
+    for name, question in QUESTIONS.items():
+        found = [folder.name for folder in folders if (folder / f"{name}.json").exists()]
+        links = [f"[{where}](#{name.replace('_', '-')}-{where})" for where in found]
+        lines += [f"| {question} | {', '.join(links)} |"] if found else []
+    links = [
+        f"[{folder.name}](#gpu-{folder.name})" for folder in folders if report_gpu.found(folder)
+    ]
+    lines += [f"| What was measured on a GPU? | {', '.join(links)} |"] if links else []
+    return "\n".join(lines) + "\n"
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """Return one paragraph on where and when the figures were measured."""
+    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
+    text = f"{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, {versions}; "
+    text += f"{facts['date'][:10]}, load before the run {facts['load_average_at_start']}.\n"
+    return text
+
+
+def tables(records: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table for each kind of records that follow one another: of times, counts, shares."""
+    for _, group in groupby(records, key=lambda r: ("sweeps_of_all_steps" in r, _SHARE in r)):
+        yield table(list(group), COLUMNS)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 pytest.importorskip("spikingjelly")
 
-from benchmarks import gpu, report
+from benchmarks import gpu, report_gpu
 from benchmarks.device import suite, workers
 from benchmarks.device.claims import CLAIMS
 from benchmarks.device.clock import Case, Clock
@@ -56,7 +56,7 @@ def test_the_whole_in_processes_of_its_own(tmp_path, capfd):
     code = gpu.main([*arguments, "--results", str(tmp_path), "--seconds", "600"])
     folder = tmp_path / "rehearsal"
     result = json.loads((folder / "gpu_recurrent.json").read_text())
-    missing = report.not_measured(tmp_path)
+    missing = report_gpu.not_measured(tmp_path)
 
     assert code == 0
     assert all(claim.text in missing and claim.command in missing for claim in CLAIMS)
@@ -227,6 +227,37 @@ def test_tests_that_fail_run_again_alone(tmp_path, monkeypatch):
     assert failure["skipped"].startswith("AssertionError: not yet")
     assert [result["failed"] for result in results] == [True, False]
     assert "1 failed, 2 passed" in (tmp_path / "output.txt").read_text()
+
+
+def test_the_page_says_what_was_left_out(tmp_path):
+    """Bandwidth has a row a case; what was not reached is counted and named in one line."""
+    machine = {
+        "rehearsal": False,
+        "device": "a GPU",
+        "processors": 1,
+        "memory_gib": 1,
+        "cuda": "13",
+        "python": "3",
+        "versions": {},
+        "date": "2026-01-01T00:00",
+        "commit": "0123456789",
+    }
+    times = {"copy": {"gigabytes_per_second": 9.0}, "forward": {"median_ms": 2.0, "of_copy": 0.5}}
+    records = [{"case": "lif", "variant": name} | record for name, record in times.items()]
+    skipped = [
+        {"case": "lif", "variant": "CUDA graph", "skipped": "no time: 0 s left, 1 s needed"},
+        {"case": "plif", "variant": "", "skipped": "no time: 1 s left, 2 s needed"},
+        {"case": "the rest", "variant": "", "skipped": "stopped: its time was over"},
+        {"case": "wrong", "variant": "peer", "skipped": "RuntimeError: no such thing."},
+    ]
+    result = {"machine": machine, "records": records + skipped}
+    (tmp_path / "gpu_bandwidth.json").write_text(json.dumps(result))
+    text = "".join(report_gpu.sections(tmp_path))
+
+    assert "| lif | 9 |  |  | 2 | 50 % |  |  |\n" in text
+    assert "no time was left: CUDA graphs: 1; processes stopped: 1; cases: 1 (plif).\n" in text
+    assert "Not measured, RuntimeError: no such thing: cases: 1 (wrong, peer).\n" in text
+    assert "commit 0123456" in text
 
 
 def test_no_gpu_is_said(capsys):
