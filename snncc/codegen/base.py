@@ -82,6 +82,7 @@ class GpuSpec:
         tiled: Whether the lanes of a program are pieces of several rows, rather than one piece.
         checkpoints: Whether states are kept at the start of each chunk of time, rather than values
             of each step.
+        short: Whether a sequence is shorter than a chunk, of those that are recomputed.
     """
 
     groups: int = 1
@@ -90,6 +91,7 @@ class GpuSpec:
     folded: frozenset[str] = frozenset()
     tiled: bool = False
     checkpoints: bool = False
+    short: bool = False
 
 
 @dataclass(frozen=True, slots=True)

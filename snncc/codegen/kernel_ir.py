@@ -123,6 +123,7 @@ class Kernel:
         checkpoints: Carries that a forward kernel keeps for the ``recompute`` of a backward kernel.
         groups: Groups of lane dimensions that some argument tells apart.
         tiled: Whether the lanes of a program are pieces of several rows, rather than one piece.
+        short: Whether a sequence is shorter than a chunk, of those that are recomputed.
         solve: What finds the guesses that ``main`` reads, in kernels that have them.
     """
 
@@ -137,4 +138,5 @@ class Kernel:
     checkpoints: tuple[Checkpoint, ...] = ()
     groups: int = 1
     tiled: bool = False
+    short: bool = False
     solve: Solve | None = None

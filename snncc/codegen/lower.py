@@ -140,6 +140,7 @@ def _lower_backward(program: NeuronProgram, spec: KernelSpec) -> Kernel:
         checkpoints=checkpoints,
         groups=arguments.gpu.groups,
         tiled=arguments.gpu.tiled,
+        short=arguments.gpu.short,
     )
 
 

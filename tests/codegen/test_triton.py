@@ -83,6 +83,7 @@ def test_lengths_and_sizes_are_no_constants():
         "BLOCK: tl.constexpr,",
         "GROUP: tl.constexpr,",
         "CHUNK: tl.constexpr,",
+        "REST: tl.constexpr = 4 if CHUNK > 4 else CHUNK",
     ]
 
 

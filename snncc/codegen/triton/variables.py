@@ -37,6 +37,9 @@ RESERVED = frozenset(
         "live",
         "now",
         "whole",
+        "left",
+        "early",
+        "REST",
         "begins",
         "changed",
     ]

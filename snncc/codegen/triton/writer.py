@@ -8,7 +8,6 @@ from snncc.codegen.base import Access, Argument, Role, SlotKind
 from snncc.codegen.gpu import (
     CONSTANTS,
     IMPLIED,
-    followed,
     guarded,
     lane_inputs,
     packed_stores,
@@ -16,8 +15,11 @@ from snncc.codegen.gpu import (
     solved_loads,
     step_loads,
 )
-from snncc.codegen.kernel_ir import Carry, Kernel, Load, Solve, Step, Store, Sweep
+from snncc.codegen.kernel_ir import Carry, Kernel, Load, Solve, Store, Sweep
+from snncc.codegen.triton.recomputing import recomputing_loop
 from snncc.codegen.triton.solving import Solving, keep_found
+from snncc.codegen.triton.span import CHUNK, GROUP, Span
+from snncc.codegen.triton.text import indent
 from snncc.codegen.triton.variables import Variables
 from snncc.ir.nodes import Const, Rank
 
@@ -41,7 +43,7 @@ class Writer:
             for slot in self.slots
         ]
         body = [*self.lane_index(), *self.pointers(), *constants, *start, *loop, *finals]
-        return ["@triton.jit", f"def {name}(", *parameters, "):", *_indent(body)]
+        return ["@triton.jit", f"def {name}(", *parameters, "):", *indent(body)]
 
     # Lanes and addresses
 
@@ -87,147 +89,95 @@ class Writer:
         """Return the loop over time."""
         main, recompute = self.kernel.main, self.kernel.recompute
         if recompute is not None:
-            return self.recomputing_loop(main, recompute)
+            return recomputing_loop(self, main, recompute)
         if self.kernel.solve is not None:
             return self.solving_loop(main, self.kernel.solve)
         own = step_loads(main.step)
         head = _from_the_end("GROUP") if main.backwards else "for first in range(0, steps, GROUP):"
         index = dict.fromkeys((load.name for load in own), "j")
-        body = [*self.keep_checkpoints(), *self.ahead(own, "GROUP", "first"), *self.words(main)]
-        body += [*self.steps(main, "first", index), *self.store_words(main)]
-        return [head, *_indent(body)]
-
-    def recomputing_loop(self, main: Sweep, recompute: Sweep) -> list[str]:
-        """Return the loops over chunks, each run forward and then backwards.
-
-        The last chunk may be a part of one, whose steps are masked; of all others no step is.
-        """
-        part = self.chunk(main, recompute, whole=False)
-        whole = self.chunk(main, recompute, whole=True)
-        return [
-            "whole = steps // CHUNK * CHUNK",
-            "for first in range(whole, steps, CHUNK):",
-            *_indent(part),
-            "now = live",
-            "for first in range(whole - CHUNK, -1, -CHUNK):",
-            *_indent(whole),
-        ]
-
-    def chunk(self, main: Sweep, recompute: Sweep, *, whole: bool) -> list[str]:
-        """Return the lines that run a chunk forward and then backwards.
-
-        The reverse steps of a group are under a condition: a group after the last step is skipped,
-        and values that a compiler could compute early do not fill registers.
-        """
-        first = step_loads(recompute.step)
-        read = {load.argument for load in first}
-        own = [load for load in step_loads(main.step) if load.argument not in read]
-        within = dict.fromkeys((load.name for load in first), "j")
-        inside = [*self.step(recompute, "first + j", within), *self.keep(recompute.step.stores)]
-        index = {load.name: "group + j" for load in main.step.loads}
-        index |= dict.fromkeys((load.name for load in own), "j")
-        reverse = [
-            *self.ahead(own, "GROUP", "first + group", whole=whole),
-            *self.steps(main, "first + group", index, whole=whole),
-        ]
-        return [
-            *self.ahead(first, "CHUNK", "first", whole=whole),
-            *self.restore(recompute.step.carries),
-            *(f"{self.vars.tuple_of(s.name, 'kept')} = ()" for s in recompute.step.stores),
-            "for j in tl.static_range(CHUNK):",
-            *_indent([*inside, *self.advance(recompute.step.carries, still=())]),
-            *self.keep(Store(name, None) for name in followed(self.kernel)),
-            "for group in tl.static_range(CHUNK - GROUP, -1, -GROUP):",
-            "    if first + group < steps:",
-            *_indent(_indent(reverse)),
-        ]
+        body = [*self.keep_checkpoints(), *self.ahead(own, GROUP), *self.words(main)]
+        body += [*self.steps(main, GROUP, index), *self.store_words(main)]
+        return [head, *indent(body)]
 
     def solving_loop(self, main: Sweep, solve: Solve) -> list[str]:
         """Return the loop over chunks, each swept until its spikes are those it was given."""
         loads = solved_loads(self.kernel, solve)
         solving = Solving(self.vars, solve)
         index = {load.name: "j" for load in solve.sweep.step.loads}
-        inside = [*self.step(solve.sweep, "first + j", index)]
+        inside = self.step(solve.sweep, Span("first + j", "1"), index)
         within = {load.name: "group + j" for load in main.step.loads}
         body = [
             *self.keep_checkpoints(),
-            *self.ahead(loads, "CHUNK", "first"),
+            *self.ahead(loads, CHUNK),
             *solving.chunk(inside),
             "for group in tl.static_range(0, CHUNK, GROUP):",
-            *_indent(self.words(main)),
-            *_indent(self.steps(main, "first + group", within)),
-            *_indent(self.store_words(main, "first + group")),
+            *indent(self.words(main)),
+            *indent(self.steps(main, Span("first + group", "GROUP"), within)),
+            *indent(self.store_words(main, "first + group")),
         ]
         return [
             f"{solving.most} = 0",
             "for first in range(0, steps, CHUNK):",
-            *_indent(body),
+            *indent(body),
             *solving.counts(),
         ]
 
-    def ahead(
-        self, loads: Sequence[Load], count: str, base: str, *, whole: bool = False
-    ) -> list[str]:
-        """Return the lines that issue the loads of several steps, of which all or some exist."""
+    def ahead(self, loads: Sequence[Load], span: Span) -> list[str]:
+        """Return the lines that issue the loads of several steps."""
         lines, inside = [], []
         for load in loads:
             argument = load.argument
             assert argument is not None
             if argument.packed:
-                row = (
-                    f"{self.vars.place(argument)} + {_times(base, ' // GROUP')} * {argument.name}_t"
-                )
+                group = _times(span.first, " // GROUP")
+                row = f"{self.vars.place(argument)} + {group} * {argument.name}_t"
                 word = self.vars.tuple_of(load.name, "word")
                 lines.append(f"{word} = tl.load({row}, mask=live).to(tl.int32)")
                 continue
             row, ahead = self.vars.row(argument), self.vars.tuple_of(load.name, "ahead")
-            mask = ", mask=now"
+            mask = f", mask={span.mask}"
             if argument.access is Access.UNIFORM:
-                mask = "" if whole else ", mask=t < steps"
+                mask = "" if span.whole else ", mask=t < steps"
             lines.append(f"{ahead} = ()")
             lines.append(
-                f"{row} = {self.vars.place(argument)} + {_times(base)} * {argument.name}_t"
+                f"{row} = {self.vars.place(argument)} + {_times(span.first)} * {argument.name}_t"
             )
             inside.append(f"{ahead} += (tl.load({row}{mask}),)")
             inside.append(f"{row} += {argument.name}_t")
         if inside:
-            exists = [] if whole else [f"t = {base} + j", "now = live & (t < steps)"]
-            inside = [*exists, *inside]
-            lines += [f"for j in tl.static_range({count}):", *_indent(inside)]
+            exists = [] if span.whole else [f"t = {span.first} + j", "now = live & (t < steps)"]
+            lines += [f"for j in tl.static_range({span.count}):", *indent([*exists, *inside])]
         return lines
 
-    def steps(
-        self, sweep: Sweep, base: str, index: dict[str, str], *, whole: bool = False
-    ) -> list[str]:
-        """Return the lines of the steps of a group that starts at ``base``."""
+    def steps(self, sweep: Sweep, span: Span, index: dict[str, str]) -> list[str]:
+        """Return the lines of several steps."""
         stored = [s.argument for s in sweep.step.stores if s.argument and not s.argument.packed]
-        start, order = base, "tl.static_range(GROUP)"
+        start, order = span.first, f"tl.static_range({span.count})"
         if sweep.backwards:
-            start, order = f"{base} + GROUP - 1", "tl.static_range(GROUP - 1, -1, -1)"
+            start = f"{span.first} + {span.count} - 1"
+            order = f"tl.static_range({span.count} - 1, -1, -1)"
         lines = [
             f"{self.vars.row(a)} = {self.vars.place(a)} + {_times(start)} * {a.name}_t"
             for a in stored
         ]
-        inside = self.step(sweep, f"{base} + j", index, whole=whole)
-        return [*lines, f"for j in {order}:", *_indent(inside)]
+        inside = self.step(sweep, Span(f"{span.first} + j", "1", span.whole), index)
+        return [*lines, f"for j in {order}:", *indent(inside)]
 
-    def step(
-        self, sweep: Sweep, t: str, index: dict[str, str], *, whole: bool = False
-    ) -> list[str]:
+    def step(self, sweep: Sweep, span: Span, index: dict[str, str]) -> list[str]:
         """Return the lines of one step, up to the carries of a sweep that recomputes."""
         step = sweep.step
         stores = [store for store in step.stores if store.argument is not None]
-        held = frozenset() if whole else guarded(self.kernel, sweep)
+        held = frozenset() if span.whole else guarded(self.kernel, sweep)
         lines = []
-        if not whole and (stores or (held and step.carries)):
-            lines.append(f"t = {t}")
-        if not whole and any(_is_written(store.argument) for store in stores):
+        if not span.whole and (stores or (held and step.carries)):
+            lines.append(f"t = {span.first}")
+        if not span.whole and any(_is_written(store.argument) for store in stores):
             lines.append("now = live & (t < steps)")
         for load in step.loads:
             lines += self.read(load, index.get(load.name, "j"))
         lines += [f"{self.vars.names[let.name]} = {self.vars.spell(let.expr)}" for let in step.lets]
         for store in stores:
-            lines += self.store(store, step, "-=" if sweep.backwards else "+=")
+            lines += self.store(store, sweep, span)
         if sweep is not self.kernel.recompute:
             lines += self.advance(step.carries, held)
         return lines
@@ -249,7 +199,7 @@ class Writer:
         value = f"{self.vars.tuple_of(load.name, 'ahead')}[{index}]"
         return [f"{name} = {self.vars.whole(argument, value)}"]
 
-    def store(self, store: Store, step: Step, advance: str) -> list[str]:
+    def store(self, store: Store, sweep: Sweep, span: Span) -> list[str]:
         """Return the lines that write a value of a step and move on to the row of the next."""
         argument = store.argument
         assert argument is not None
@@ -258,8 +208,12 @@ class Writer:
         if argument.packed:
             word = self.vars.tuple_of(store.name, "word")
             return [f"{word} |= {self.vars.names[store.name]}.to(tl.int32) << j"]
-        row, value = self.vars.row(argument), self.vars.as_float(store.name, step)
-        return [f"tl.store({row}, {value}, mask=now)", f"{row} {advance} {argument.name}_t"]
+        row, value = self.vars.row(argument), self.vars.as_float(store.name, sweep.step)
+        advance = "-=" if sweep.backwards else "+="
+        return [
+            f"tl.store({row}, {value}, mask={span.mask})",
+            f"{row} {advance} {argument.name}_t",
+        ]
 
     def keep(self, stores: Iterable[Store]) -> list[str]:
         """Return the lines that keep values of a step in registers."""
@@ -300,20 +254,20 @@ class Writer:
             lines.append(f"tl.store({row}, {self.vars.names[checkpoint.name]}, mask=begins)")
         return lines
 
-    def restore(self, carries: Iterable[Carry]) -> list[str]:
+    def restore(self, carries: Iterable[Carry], first: str) -> list[str]:
         """Return the lines that set carries to their values at the start of a chunk."""
         places = {checkpoint.name: checkpoint.argument for checkpoint in self.kernel.checkpoints}
         lines = []
         for carry in carries:
-            row = self.chunk_row(places[carry.name])
+            row = self.chunk_row(places[carry.name], first)
             name = self.vars.names[carry.name]
-            lines.append(f"{name} = tl.load({row}, mask=live & (first > 0))")
-            lines.append(f"{name} = tl.where(first > 0, {name}, {self.vars.initial(carry)})")
+            lines.append(f"{name} = tl.load({row}, mask=live & ({first} > 0))")
+            lines.append(f"{name} = tl.where({first} > 0, {name}, {self.vars.initial(carry)})")
         return lines
 
-    def chunk_row(self, argument: Argument) -> str:
-        """Return the addresses of the states at the start of this chunk."""
-        return f"{self.vars.place(argument)} + (first // CHUNK - 1) * {argument.name}_t"
+    def chunk_row(self, argument: Argument, first: str = "first") -> str:
+        """Return the addresses of the states at the start of a chunk."""
+        return f"{self.vars.place(argument)} + ({first} // CHUNK - 1) * {argument.name}_t"
 
     # Words and results
 
@@ -387,7 +341,3 @@ def _times(base: str, divided: str = "") -> str:
     """Return a step as a factor, in parentheses where it is a sum."""
     factor = f"({base})" if " " in base else base
     return f"{factor}{divided}"
-
-
-def _indent(lines: Iterable[str]) -> list[str]:
-    return [f"    {line}" for line in lines]

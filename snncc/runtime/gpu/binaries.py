@@ -179,8 +179,8 @@ def _compile_cuda(source: KernelSource, variant: Variant, arch: str) -> Binary:
 def read_accesses(assembly: str, language: Assembly) -> Accesses:
     """Return the accesses to memory in the instructions of a kernel.
 
-    Of several loops, the one over time is that which accesses most, and of equal ones the last:
-    one before it takes the rest of a sequence.
+    Of several loops, the one over time is the last that accesses much: one before it takes the
+    rest of a sequence, and one after it may write results.
     """
     lines = assembly.splitlines()
     loops = _loops(lines, language)
@@ -194,9 +194,10 @@ def read_accesses(assembly: str, language: Assembly) -> Accesses:
             for loop in loops:
                 if number in loop:
                     inside[loop].append(access)
-    most = max(reversed(inside.values()), key=len, default=[])
-    loads = tuple(_size(access) for access in most if access["kind"] in _LOADS)
-    stores = tuple(_size(access) for access in most if access["kind"] not in _LOADS)
+    most = max(map(len, inside.values()), default=0)
+    main = next((found for found in reversed(inside.values()) if 2 * len(found) >= most), [])
+    loads = tuple(_size(access) for access in main if access["kind"] in _LOADS)
+    stores = tuple(_size(access) for access in main if access["kind"] not in _LOADS)
     return Accesses(loads, stores, local)
 
 

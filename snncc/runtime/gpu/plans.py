@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -137,7 +138,8 @@ class GpuBackwardPlan:
         finals = {n: final for n in reverse.finals if n in owned and n not in folds.runs}
         self._written = (*outputs, *finals)
         checkpoints = bool(resources.checkpoints)
-        gpu = self._inputs.spec(folds, checkpoints=checkpoints)
+        short = recomputes and layout.steps < chunk
+        gpu = replace(self._inputs.spec(folds, checkpoints=checkpoints), short=short)
         spec = KernelSpec(Job.BACKWARD, types.float_type, wanted=frozenset(owned), gpu=gpu)
         packed = not resources.bools.isdisjoint(resources.saved)
         group = _group(vector, 2, packed=packed)  # what was kept, and the cotangents
