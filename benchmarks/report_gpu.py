@@ -53,6 +53,7 @@ COLUMNS = {
     "kernels_over_snncc": "other / snncc, kernels",
     "host_us": "host us",
     "prepared_call_ms": "prepared call ms",
+    "lanes": "neurons",
     "first_call_ms": "call ms",
     "compiled": "kernels compiled",
     "passed": "passed",

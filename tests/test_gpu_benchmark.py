@@ -35,8 +35,13 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name, part in gpu.PARTS.items() if part.cases])
-def test_parts(name, clock):
-    """Each part measures snncc in each of its cases, and the claims are read off it."""
+def test_parts(name, clock, monkeypatch):
+    """Each part measures snncc in each of its cases, and the claims are read off it.
+
+    Modules that move get new parameters, as between the CPU and a GPU.
+    """
+    if name not in ("kept", "published"):  # lazy modules cannot
+        monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     cases = list(gpu.PARTS[name].cases(clock))
     records = [{"case": case.name} | record for case in cases for record in case.run(clock)]
     left_out = [record for record in records if "skipped" in record]
@@ -123,6 +128,7 @@ def test_a_case_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr("sys.stdin", io.StringIO("\n60 -1\n"))
     monkeypatch.setattr("select.select", lambda *_: ([], [], []))
+    monkeypatch.setattr("gc.freeze", lambda: None)  # this process goes on
     file = tmp_path / "values.jsonl"
     workers.work(cases, workers.Share("values", 0, 2), file, prepare=True, rehearse=True)
     records = list(workers.read(file))
@@ -133,6 +139,20 @@ def test_a_case_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
     assert records[1][1]["skipped"] == "RuntimeError: out of memory"
     assert records[3][1]["median_ms"] == 1.0
     assert "no time" in records[5][1]["skipped"]
+
+
+def test_slow_variants_run_less_often(monkeypatch):
+    """Three rounds suffice for what takes long; others run in all rounds."""
+    clock = Clock(torch.device("cpu"), 60.0, 5)
+    monkeypatch.setattr(clock, "_launching", lambda run: run())
+    monkeypatch.setattr(clock, "_on_device", lambda run, _: run())
+    monkeypatch.setattr(clock, "once", lambda run: run())
+    ran = []
+    runs = {"slow": lambda: ran.append("slow") or 0.06, "fast": lambda: ran.append("fast") or 0.04}
+    times = clock.measure(runs)
+
+    assert {name: record["rounds"] for name, record in times.items()} == {"slow": 3, "fast": 5}
+    assert {name: ran.count(name) for name in runs} == {"slow": 2 + 2 * 3, "fast": 3 + 2 * 5}
 
 
 def test_graphs_are_measured_last():

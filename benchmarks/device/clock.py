@@ -25,7 +25,9 @@ Sizes = TypeVar("Sizes")
 _FLUSHED_BYTES = 1 << 28  # five times the last cache of the largest GPU of this writing
 _CYCLES = 2e9  # a second, for a GPU that runs as fast as any of this writing
 _HEAD_START = (0.002, 0.2)  # seconds, at least and at most
-_LONG = 5.0  # seconds of measuring after which three rounds suffice
+_FEW = 3  # rounds that suffice for what is slow, or once measuring has taken long
+_SLOW = 0.05  # seconds of a call
+_LONG = 5.0  # seconds of measuring
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Clock:
         return time.perf_counter() - start
 
     def measure(self, variants: Mapping[str, Run], warmup: int = 3) -> dict[str, Record]:
-        """Run variants in turn and return the times of each.
+        """Run variants in turn, slow ones less often, and return the times of each.
 
         Args:
             variants: What is timed, in this order.
@@ -84,15 +86,19 @@ class Clock:
         warmup = 0 if self.tiny else min(warmup, self.rounds)
         launching = dict.fromkeys(variants, 0.0)
         for name, run in variants.items():
-            for _ in range(warmup):
+            for done in range(warmup):
                 launching[name] = self._launching(run)
+                if done and launching[name] > _SLOW:
+                    break
         times: dict[str, list[float]] = {name: [] for name in variants}
         host: dict[str, list[float]] = {name: [] for name in variants}
         start = time.monotonic()
         for done in range(self.rounds):
-            if done >= 3 and (self.left < 0 or time.monotonic() - start > _LONG):
+            if done >= _FEW and (self.left < 0 or time.monotonic() - start > _LONG):
                 break
             for name, run in variants.items():
+                if done >= _FEW and min(host[name]) > _SLOW:
+                    continue
                 times[name].append(self._on_device(run, launching[name]))
                 host[name].append(times[name][-1] if self.tiny else self.once(run))
         return {name: _summary(times[name], host[name]) for name in variants}

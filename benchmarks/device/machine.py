@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -31,6 +32,7 @@ def describe_device(*, rehearsal: bool) -> Record:
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "commit": _commit(),
+        "sources": _sources(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: _version(name) for name in PACKAGES},
     }
@@ -50,6 +52,14 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _sources() -> str:
+    """Return a digest of the package's files: a copy of a tree may not be that of its commit."""
+    digest = hashlib.sha256()
+    for file in sorted((ROOT / "snncc").rglob("*.py")):
+        digest.update(f"{file.relative_to(ROOT).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _commit() -> str | None:

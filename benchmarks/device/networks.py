@@ -209,7 +209,7 @@ def resnet(clock: Clock) -> Iterator[Case]:
         make: Network = partial(SEWResNet18, width=1 if clock.tiny else 64)
         setup = Setup(make, sizes, half=True, profiled=True)
         run = partial(compare, setup=setup, ways=WAYS | CHANNELS_LAST)
-        yield Case(f"SEW-ResNet-18, T={steps}, B={batch}", 8.0, run, graphs=True)
+        yield Case(f"SEW-ResNet-18, T={steps}, B={batch}", 4.0, run, graphs=True)
 
 
 def kept(clock: Clock) -> Iterator[Case]:
@@ -221,9 +221,9 @@ def kept(clock: Clock) -> Iterator[Case]:
     sizes = (6, 2, 32) if clock.tiny else (64, 256, 2048)
     linear = Setup(partial(LinearNetwork, neurons=sizes[-1]), sizes, rate=0.1)
     run = partial(compare, setup=linear, ways=ways)
-    yield Case("3 linear layers of 2048 neurons, T=64, B=256", 4.0, run)
+    yield Case("3 linear layers of 2048 neurons, T=64, B=256", 2.0, run)
     run = partial(compare, setup=small_convolutional(clock), ways=ways)
-    yield Case("two convolutions, [16, 64, 3, 64, 64]", 4.0, run, large=True)
+    yield Case("two convolutions, [16, 64, 3, 64, 64]", 2.0, run, large=True)
 
 
 def small_convolutional(clock: Clock) -> Setup:

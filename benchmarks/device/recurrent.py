@@ -40,7 +40,7 @@ def recurrent(clock: Clock) -> Iterator[Case]:
     """Yield training steps of recurrent layers, serial and compiled, in graphs or not."""
     for sizes in clock.some(LAYERS):
         name = "T={}, batch {}, {} neurons".format(*sizes)
-        yield Case(name, 4.0, partial(_compare, sizes=sizes), graphs=True)
+        yield Case(name, 3.0, partial(_compare, sizes=sizes), graphs=True)
 
 
 def _compare(clock: Clock, sizes: tuple[int, int, int]) -> Iterator[Record]:

@@ -26,7 +26,7 @@ def sweeps(clock: Clock) -> Iterator[Case]:
     """Yield training steps of one layer, step by step in PyTorch and compiled."""
     for T, neurons in clock.some(CASES):
         name = f"T={T}, {neurons} neurons"
-        yield Case(name, 4.0, partial(_compare, sizes=(T, neurons)))
+        yield Case(name, 2.0 if T <= 512 else 8.0, partial(_compare, sizes=(T, neurons)))
 
 
 def _compare(clock: Clock, sizes: tuple[int, int]) -> Iterator[Record]:

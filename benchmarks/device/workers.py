@@ -179,6 +179,7 @@ def work(
     mine = every[share.number :: share.workers]
     if prepare:
         _prepare([case for _, case in mine], device, file.parent / "queue", tiny=rehearse)
+    gc.freeze()  # a collection after each case takes a part of a second otherwise
     file.with_suffix(".ready").touch()
     line = "\n"
     while line == "\n":  # an empty line ends the preparation
@@ -198,9 +199,10 @@ def measure(cases: Sequence[tuple[int, Case]], clock: Clock) -> Iterator[tuple[i
     """Yield the records of cases, and then those of them as CUDA graphs, which may fail."""
     for number, case in cases:
         yield number, {"begun": True}
-        for record in _records(case, clock):
-            yield number, {"case": case.name} | record
-        _free(clock.device)
+        with _told(f"measured {case.name}"):
+            for record in _records(case, clock):
+                yield number, {"case": case.name} | record
+            _free(clock.device)
     yield len(cases), {"measured": True}
     clock.graphs = True
     for number, case in cases:
@@ -210,12 +212,13 @@ def measure(cases: Sequence[tuple[int, Case]], clock: Clock) -> Iterator[tuple[i
             said = "a capture in the same process failed"
             yield number, {"case": case.name, "variant": "CUDA graph", "skipped": said}
             continue
-        for record in _records(case, clock):
-            variant = record["variant"] or "CUDA graph"
-            if "CUDA graph" in variant:  # what else is left out has been said
-                yield number, {"case": case.name} | record | {"variant": variant}
-        if not clock.spoiled:
-            _free(clock.device)
+        with _told(f"measured {case.name} as CUDA graphs"):
+            for record in _records(case, clock):
+                variant = record["variant"] or "CUDA graph"
+                if "CUDA graph" in variant:  # what else is left out has been said
+                    yield number, {"case": case.name} | record | {"variant": variant}
+            if not clock.spoiled:
+                _free(clock.device)
     yield len(cases), {"complete": True}
 
 
@@ -254,6 +257,14 @@ def _turn(queue: Path | None) -> Iterator[bool]:
             except BlockingIOError:
                 asked = bool(select.select([sys.stdin], [], [], 0.1)[0])
         yield not asked
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Write to the error output how long something took, preparing and cleaning included."""
+    start = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def _free(device: torch.device) -> None:
