@@ -46,12 +46,12 @@ class Machine:
     def blocks(self, lanes: int, vector: int) -> tuple[int, int]:
         """Return the lanes and the warps of one program.
 
-        Wide programs have threads of several lanes; they become narrower where there would be
-        fewer programs than processors.
+        Wide programs have several warps, and threads of several lanes; where there would be fewer
+        warps than processors, programs are as narrow as can be.  Each of the two is a binary of
+        its own, so that there is none in between.
         """
-        for warps in (_WARPS, 1):
-            if lanes >= warps * self.threads * vector * self.processors:
-                return warps * self.threads * vector, warps
+        if lanes >= self.threads * vector * self.processors:
+            return _WARPS * self.threads * vector, _WARPS
         return self.threads, 1
 
 
