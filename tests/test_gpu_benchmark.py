@@ -278,6 +278,7 @@ def test_the_page_says_what_was_left_out(tmp_path):
     assert "no time was left: CUDA graphs: 1; processes stopped: 1; cases: 1 (plif).\n" in text
     assert "Not measured, RuntimeError: no such thing: cases: 1 (wrong, peer).\n" in text
     assert "commit 0123456" in text
+    assert set(report_gpu.PARTS) == set(gpu.PARTS)
 
 
 def test_no_gpu_is_said(capsys):
