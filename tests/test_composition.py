@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -210,3 +212,26 @@ def test_export(x: Tensor) -> None:
 
     assert calls == ["snncc.neuron_forward.default"]
     assert torch.equal(program.module()(x), fast(x))
+
+
+def test_a_compiled_function_inside_of_a_model(x: Tensor) -> None:
+    """What it remembers of calls holds namespaces of Python's: recording leaves these alone."""
+    layer = nn.Linear(x.shape[-1], 4)
+
+    def spikes(x: Tensor) -> Tensor:
+        v, out = torch.zeros(x.shape[1], 4), []
+        for x_t in x:
+            v = 0.9 * v + layer(x_t)
+            s = ATan()(v - 1.0)
+            v = v * (1.0 - s)
+            out.append(s)
+        return torch.stack(out)
+
+    inner = snncc.compile(spikes)
+    expected, names = inner(x), dict(vars(builtins))
+    model = nn.Sequential(inner, LIF(0.9), nn.Linear(4, 2))
+    fast = snncc.compile(model)
+
+    assert snncc.verify(model, fast, x).ok
+    assert torch.equal(inner(x), expected)
+    assert vars(builtins) == names

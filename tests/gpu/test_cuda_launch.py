@@ -41,7 +41,7 @@ def sources(folder):
 
 @pytest.mark.parametrize(
     ("lanes", "blocks", "threads"),
-    [(1, 1, 32), (32, 1, 32), (128, 1, 32), (129, 2, 32), (512, 1, 128), (1300, 3, 128)],
+    [(1, 1, 32), (32, 1, 32), (33, 2, 32), (128, 1, 128), (512, 1, 128), (1300, 3, 128)],
 )
 def test_grid(emulated, lanes, blocks, threads):
     """Blocks are wide where there are lanes for them, and cover all lanes."""

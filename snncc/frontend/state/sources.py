@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
+from operator import is_
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -133,12 +134,17 @@ class _Walker:
             self.visit(path + step, item)
 
     def is_state(self, value: Any) -> bool:
-        """Tell whether an object of a class that is neither torch's nor Python's holds state."""
+        """Tell whether an object of a class that is neither torch's nor Python's holds state.
+
+        A compiled model may be a part of another; what it remembers of calls is no state of theirs.
+        """
         if isinstance(value, FunctionType | MethodType | tuple | list | dict):
             return False
         if not hasattr(value, "__dict__"):
             return False
         package = type(value).__module__.split(".")[0]
+        if package == "snncc":
+            return False
         known = isinstance(value, SimpleNamespace | argparse.Namespace) or is_dataclass(value)
         return known or package in self.packages
 
@@ -206,6 +212,8 @@ class Snapshot:
                 if holder.entries.get(key, _ABSENT) is not value:
                     holder.entries[key] = value
         for container, copy in self.contents:
+            if _is_same(container, copy):
+                continue
             container.clear()
             (container.extend if isinstance(container, list | deque) else container.update)(copy)
         for tensor, copy, is_leaf in self.values:
@@ -217,6 +225,14 @@ class Snapshot:
 
 
 _ABSENT = object()
+
+
+def _is_same(container: Any, copy: Any) -> bool:
+    """Tell whether a container holds the very objects of a copy, in the same order."""
+    if isinstance(container, dict):
+        values = _is_same(list(container.values()), list(copy.values()))
+        return values and _is_same(list(container), list(copy))
+    return len(container) == len(copy) and all(map(is_, container, copy))
 
 
 class PythonGenerators:
