@@ -82,7 +82,8 @@ class GpuSpec:
         tiled: Whether the lanes of a program are pieces of several rows, rather than one piece.
         checkpoints: Whether states are kept at the start of each chunk of time, rather than values
             of each step.
-        short: Whether a sequence is shorter than a chunk, of those that are recomputed.
+        short: Whether a sequence is shorter than a chunk, of those that are recomputed: then Triton
+            has a text without the loop over whole chunks.
     """
 
     groups: int = 1

@@ -3,7 +3,7 @@
 A GPU kernel counts all lanes through with one index and runs all steps of its lanes.  An array
 whose lanes lie in that order is addressed by the index; in another, the index is taken apart into
 groups of lane dimensions, which have strides.  All sizes and strides are parameters: a kernel
-serves every length, batch and shape.
+serves every length, batch and shape, but for sequences that are shorter than a chunk.
 """
 
 from __future__ import annotations

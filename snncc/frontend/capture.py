@@ -72,13 +72,7 @@ def capture(
         for source, tensor in named_tensors(before.holders):
             require_values(source.name, tensor)
             outside.add(source, tensor)
-        names = _leaf_names(model, args, kwargs)
-        leaves, in_spec = pytree.tree_flatten((args, kwargs))
-        for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
-            if isinstance(leaf, Tensor):
-                require_values(name, leaf)
-                leaves[index] = _distinct(leaf, outside)
-                outside.add(Source(SourceKind.INPUT, name, index), leaves[index])
+        leaves, in_spec = _inputs(model, args, kwargs, outside)
         args, kwargs = pytree.tree_unflatten(leaves, in_spec)
         around = may_read(user_code(model), before.holders)
         sites = CallSites(_run.__code__)
@@ -105,6 +99,20 @@ def capture(
         tape.asks_for_layouts = asks_for_layouts(code.code)
         recorder.close()
         return tape
+
+
+def _inputs(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], outside: Outside
+) -> tuple[list[Any], pytree.TreeSpec]:
+    """Return the leaves of the arguments, whose tensors become known, and how they are nested."""
+    names = _leaf_names(model, args, kwargs)
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+        if isinstance(leaf, Tensor):
+            require_values(name, leaf)
+            leaves[index] = _distinct(leaf, outside)
+            outside.add(Source(SourceKind.INPUT, name, index), leaves[index])
+    return leaves, spec
 
 
 def _code(session: Session) -> UserCode:

@@ -142,11 +142,11 @@ class GpuBackwardPlan:
         gpu = replace(self._inputs.spec(folds, checkpoints=checkpoints), short=short)
         spec = KernelSpec(Job.BACKWARD, types.float_type, wanted=frozenset(owned), gpu=gpu)
         packed = not resources.bools.isdisjoint(resources.saved)
-        group = _group(vector, 2, packed=packed)  # what was kept, and the cotangents
-        registers = None
         if recomputes:
             group = min(_AHEAD_BACKWARDS // (vector * types.result.itemsize), chunk)
             registers = None if types.working is torch.float64 else _REGISTERS
+        else:
+            group, registers = _group(vector, 2, packed=packed), None  # 2: kept, and cotangents
         runs = tuple(sorted(folds.runs.items()))
         blocks = Blocks(block, warps, group, chunk, runs, vector, folds.width, registers)
         arrays = Arrays(

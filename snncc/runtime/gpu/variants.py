@@ -2,7 +2,8 @@
 
 Each kernel has at most two variants for each choice of constants: one for arrays that lie at
 multiples of 16 bytes with sizes to match, so that a thread moves up to 16 bytes at a time, and one
-for any other.  Lengths and sizes are no part of the choice: a new one compiles nothing.
+for any other.  Lengths and sizes are no constants.  What they choose is coarse: programs are wide,
+or narrow where lanes are few, and chunks are as long as a sequence, up to the longest.
 """
 
 from __future__ import annotations
